@@ -1,0 +1,352 @@
+"""The knobs a person types, the point they resolve to, and the point's identity.
+
+Owns the Hydra schema, every check of a knob's value, and `Point`. Runs nothing and imports no torch; a config
+class holds no logic (checks stand in `resolve`).
+
+    point, model = resolve(cfg)        # raises ConfigError
+    reason = infeasible(point, model)  # None, or why this cell of the grid can not run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from xdit_bench.errors import ConfigError
+
+VAE_SCALE = 8  # pixels a latent, each way; FLUX.1's AutoencoderKL
+PATCH = 2  # latents a token, each way
+TOKEN_PIXELS = VAE_SCALE * PATCH
+
+
+class Execution(Enum):
+    """How the denoising loop runs: op by op, compiled blocks, or one CUDA graph."""
+
+    eager = "eager"
+    compile = "compile"
+    graph = "graph"
+
+
+class Attention(Enum):
+    """Attention kernel; `auto` times the ones this machine has, once a shape."""
+
+    auto = "auto"
+    cudnn = "cudnn"
+    flash = "flash"
+    flash_attn = "flash_attn"
+    fa3 = "fa3"
+    sdpa = "sdpa"
+
+
+class Source(Enum):
+    """Where a number may come from."""
+
+    auto = "auto"
+    measured = "measured"
+    predicted = "predicted"
+
+
+class Transport(Enum):
+    """How ranks reach each other: NVLink/PCIe peers, staged through host memory, or sockets."""
+
+    p2p = "p2p"
+    host = "host"
+    socket = "socket"
+
+
+class Dtype(Enum):
+    """Number format of weights and activations; `auto` is bf16 on GPUs and fp32 on CPUs."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+@dataclass
+class MeasureConfig:
+    """How a point is timed."""
+
+    warmup: int = 2  # iterations before the first timed one; more follow until the time is steady
+    repeats: int = 5  # timed iterations at least
+    max_repeats: int = 30  # and at most
+    precision: float = 0.01  # stop once the 95 % interval of the median is within this share of it
+    time_cap_s: float = 120.0  # no further iteration starts after this many seconds of timing
+    parity: bool = True  # compare latents and image with the single-GPU result
+    profile: bool = False  # one more step under the profiler, for the attribution by kernel
+
+
+@dataclass
+class RunConfig:
+    """What happens around the points of a plan."""
+
+    deadline_s: float | None = None  # seconds a point may take; null: derived from the baseline
+    resume: bool = True  # leave out points whose record exists
+    retry_failed: bool = False  # with resume: run failed points again
+    isolation: str = "pool"  # pool: ranks live for the whole plan; point: fresh ranks for each
+    recheck: float = 0.1  # share of points measured again in fresh ranks, to prove the pool equal
+    probe_all: bool = False  # run points that a smaller point's OOM says must fail too
+    shuffle: bool = True  # order points so that drift hits all configurations alike
+    report: bool = True  # write the report after the last point
+
+
+@dataclass
+class LaunchConfig:
+    """Where ranks run. One node needs nothing here."""
+
+    name: str = "local"
+    nnodes: int = 1  # machines that share a point
+    node_rank: int = 0  # this machine's number among them
+    rdzv_endpoint: str | None = None  # host:port where several machines meet
+    gpus: int | None = None  # ranks at most on this machine; null: all of its GPUs
+
+
+@dataclass
+class Config:
+    """Every knob of `python -m xdit_bench`, in the order a person meets them."""
+
+    ulysses: int = 1
+    ring: int = 1
+    res: int = 1024
+    height: int | None = None
+    width: int | None = None
+    model: Any = None
+    engine: Any = None
+    execution: Execution = Execution.eager
+    attention: Attention = Attention.auto
+    vae: Any = None
+    topology: Any = None
+    transport: Transport = Transport.p2p
+    source: Source = Source.auto
+    weights: str = "random"
+    dtype: Dtype = Dtype.auto
+    steps: int = 4
+    text_tokens: int = 512
+    prompt: str = ""
+    seed: int = 0
+    memory_cap_gb: float | None = None
+    save_outputs: bool = False
+    study: str = "study"
+    results_dir: str = "results"
+    reports_dir: str = "reports"
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's shape and defaults, read from `conf/model/<name>.yaml`; the component dicts are diffusers' and
+    transformers' own config keys."""
+
+    name: str
+    hub_id: str
+    steps: int
+    guidance: float | None
+    text_tokens: int
+    transformer: dict[str, Any]
+    text_encoder: dict[str, Any]
+    text_encoder_2: dict[str, Any]
+    vae: dict[str, Any]
+    scheduler: dict[str, Any]
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of the transformer."""
+        return int(self.transformer["num_attention_heads"])
+
+    @property
+    def hidden(self) -> int:
+        """Width of the transformer: heads times head size."""
+        return self.heads * int(self.transformer["attention_head_dim"])
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
+        """Raises ConfigError naming the missing key."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in data]
+        if missing:
+            raise ConfigError(f"a model file must hold {', '.join(missing)}; {data.get('name', 'this one')!r} does not")
+        return cls(**{name: data[name] for name in names})
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cell of the grid, fully resolved. Its dict is a record's `point`."""
+
+    model: str
+    height: int
+    width: int
+    steps: int
+    text_tokens: int
+    ulysses: int
+    ring: int
+    engine: str
+    execution: str
+    attention: str
+    vae: str
+    dtype: str
+    weights: str
+    seed: int
+    topology: str
+    transport: str
+    prompt: str = ""
+    memory_cap_gb: float | None = None
+
+    @property
+    def gpus(self) -> int:
+        """Ranks of the point."""
+        return self.ulysses * self.ring
+
+    @property
+    def res(self) -> int | None:
+        """Side of a square image in pixels, else None."""
+        return self.height if self.height == self.width else None
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of the image: one for 16 by 16 pixels."""
+        return (self.height // TOKEN_PIXELS) * (self.width // TOKEN_PIXELS)
+
+    @property
+    def label(self) -> str:
+        """Short name for a progress line: `1024px u2r1 usp/eager vae=parallel`."""
+        size = f"{self.res}px" if self.res else f"{self.width}x{self.height}px"
+        cap = f" cap={self.memory_cap_gb:g}GB" if self.memory_cap_gb else ""
+        link = "" if self.transport == "p2p" else f" {self.transport}"
+        return f"{self.model} {size} u{self.ulysses}r{self.ring} {self.engine}/{self.execution} vae={self.vae}{link}{cap}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types with the derived `res` and `gpus`."""
+        return {**dataclasses.asdict(self), "res": self.res, "gpus": self.gpus}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Point:
+        """Inverse of `to_dict`; keys of other versions are ignored."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in data.items() if key in names})
+
+
+def run_id(point: Point, fingerprint: str, code: str) -> str:
+    """Identity of a measurement: the point, the machine's kind and the code that made it. 16 hex digits."""
+    payload = json.dumps([point.to_dict(), fingerprint, code], sort_keys=True)
+    return hashlib.sha256(payload.encode()).hexdigest()[:16]
+
+
+def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]:
+    """The point a composed config stands for. Raises ConfigError with rule, value and remedy.
+
+    `size_typed` says that the person typed `res`, so that it may not be combined with height and width.
+    `dtype=auto` stays "auto" until the device is known.
+    """
+    model = ModelSpec.from_dict(cfg.model)
+    height, width = _size(cfg, size_typed)
+    for name in ("ulysses", "ring", "steps"):
+        _at_least(name, getattr(cfg, name), 1)
+    if not 1 <= cfg.text_tokens <= 512:
+        raise ConfigError(f"FLUX.1 takes 1 to 512 text tokens; text_tokens={cfg.text_tokens} is outside")
+    if cfg.memory_cap_gb is not None and cfg.memory_cap_gb <= 0:
+        raise ConfigError(f"memory_cap_gb must be above 0, or null for no cap; got {cfg.memory_cap_gb}")
+    _check_measure(cfg.measure)
+    _check_run(cfg.run)
+    if cfg.launch.nnodes > 1 and not cfg.launch.rdzv_endpoint:
+        raise ConfigError(f"launch.nnodes={cfg.launch.nnodes} machines need launch.rdzv_endpoint=<host:port> to meet")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.study):
+        raise ConfigError(f"a study is named in letters, digits, '.', '_' and '-'; study={cfg.study!r} is not")
+    executions = list(cfg.engine["executions"])
+    if cfg.execution.value not in executions:
+        raise ConfigError(
+            f"engine={cfg.engine['name']} runs execution={', '.join(executions)}; got {cfg.execution.value}"
+        )
+    return (
+        Point(
+            model=model.name,
+            height=height,
+            width=width,
+            steps=cfg.steps,
+            text_tokens=cfg.text_tokens,
+            ulysses=cfg.ulysses,
+            ring=cfg.ring,
+            engine=cfg.engine["name"],
+            execution=cfg.execution.value,
+            attention=cfg.attention.value,
+            vae=cfg.vae["name"],
+            dtype=cfg.dtype.value,
+            weights=cfg.weights,
+            seed=cfg.seed,
+            topology=cfg.topology["name"],
+            transport=cfg.transport.value,
+            prompt=" ".join(cfg.prompt.split()),
+            memory_cap_gb=cfg.memory_cap_gb,
+        ),
+        model,
+    )
+
+
+def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
+    """Why this cell of the grid can not run on `gpus` GPUs, or None. A sweep may hold such cells."""
+    if point.gpus > gpus:
+        return f"ulysses={point.ulysses} x ring={point.ring} needs {point.gpus} GPUs, and there are {gpus}"
+    if model.heads % point.ulysses:
+        divisors = [str(u) for u in range(1, model.heads + 1) if model.heads % u == 0]
+        options = f"{', '.join(divisors[:-1])} or {divisors[-1]}"
+        return f"{model.heads} heads cannot be split over ulysses={point.ulysses}; use {options}, or ring={point.ulysses}"
+    if point.engine == "stock" and point.gpus > 1:
+        return "engine=stock is plain diffusers on one GPU; use engine=usp for several"
+    rows = point.height // VAE_SCALE
+    if point.vae == "parallel" and point.gpus > rows:
+        return f"the parallel VAE gives every GPU a row of latents: {point.height}px has {rows}, and there are {point.gpus} GPUs"
+    tokens = min(point.image_tokens, point.text_tokens)
+    if point.gpus > tokens:
+        return f"every GPU needs a token of text and of image: {tokens} of them can not be split over {point.gpus} GPUs"
+    return None
+
+
+def _size(cfg: Config, size_typed: bool) -> tuple[int, int]:
+    if (cfg.height is None) != (cfg.width is None):
+        given = "height" if cfg.width is None else "width"
+        raise ConfigError(f"height and width go together; only {given}={getattr(cfg, given)} was given (or use res=)")
+    if cfg.height is None or cfg.width is None:
+        sides = {"res": cfg.res}
+    elif size_typed:
+        raise ConfigError(f"an image has one size: give res={cfg.res}, or height={cfg.height} width={cfg.width}, not both")
+    else:
+        sides = {"height": cfg.height, "width": cfg.width}
+    for name, side in sides.items():
+        if side < TOKEN_PIXELS or side % TOKEN_PIXELS:
+            below = max(TOKEN_PIXELS, side - side % TOKEN_PIXELS)
+            raise ConfigError(
+                f"an image side must be a positive multiple of {TOKEN_PIXELS} pixels; {name}={side} is not, "
+                f"use {below} or {below + TOKEN_PIXELS}"
+            )
+    values = list(sides.values())
+    return values[0], values[-1]
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if value < low:
+        raise ConfigError(f"{name} must be at least {low}; got {value}")
+
+
+def _check_measure(measure: MeasureConfig) -> None:
+    _at_least("measure.warmup", measure.warmup, 0)
+    _at_least("measure.repeats", measure.repeats, 1)
+    _at_least("measure.max_repeats", measure.max_repeats, measure.repeats)
+    if not 0 < measure.precision < 1:
+        raise ConfigError(f"measure.precision is a share between 0 and 1, such as 0.01; got {measure.precision}")
+    if measure.time_cap_s <= 0:
+        raise ConfigError(f"measure.time_cap_s must be above 0 seconds; got {measure.time_cap_s}")
+
+
+def _check_run(run: RunConfig) -> None:
+    if run.deadline_s is not None and run.deadline_s <= 0:
+        raise ConfigError(f"run.deadline_s must be above 0 seconds, or null; got {run.deadline_s}")
+    if run.isolation not in ("pool", "point"):
+        raise ConfigError(f"run.isolation is pool or point; got {run.isolation!r}")
+    if not 0 <= run.recheck <= 1:
+        raise ConfigError(f"run.recheck is a share between 0 and 1; got {run.recheck}")

@@ -1,0 +1,105 @@
+"""Every failure class of the package, and the exit code each one ends in.
+
+    XditBenchError
+    ├── UserError (ValueError)       what a person typed or gave; exit code 2, nothing has run
+    │   ├── ConfigError              a knob's value breaks a rule
+    │   ├── TopologyError            a topology file or name is unusable, or is not this machine
+    │   ├── WeightsError             a weights folder or hub id can not be loaded
+    │   ├── MissingExtraError        an optional package is not installed
+    │   └── ResultsError             a results folder or a records file can not be read or written
+    └── PointFailure                 one point failed; becomes a record, the plan goes on
+        ├── Infeasible               a rule forbids the point (24 heads over 5, more GPUs than there are)
+        ├── OutOfMemory              a device had not enough memory
+        ├── DeadlineExceeded         the point outlived its deadline
+        ├── RankCrashed              a rank raised or died
+        ├── Incorrect                the result is not the one-device result
+        ├── Unstable                 no trustworthy time could be taken
+        └── Skipped                  not run because a smaller point already failed
+
+The messages state the rule, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class XditBenchError(Exception):
+    """Root of everything this package raises on purpose."""
+
+
+class UserError(XditBenchError, ValueError):
+    """Something a person typed or gave can not be used; nothing has run yet (exit code 2)."""
+
+
+class ConfigError(UserError):
+    """A knob's value breaks a rule."""
+
+
+class TopologyError(UserError):
+    """A topology name or file is unusable, or does not describe this machine."""
+
+
+class WeightsError(UserError):
+    """A weights folder or hub id can not be loaded."""
+
+
+class MissingExtraError(UserError):
+    """An optional package is not installed; the message names the extra that holds it."""
+
+
+class ResultsError(UserError):
+    """A results folder or a records file can not be read or written."""
+
+
+class PointFailure(XditBenchError):
+    """A point failed; `status` is its outcome and `str(error)` the reason a person can act on.
+
+    `details` are facts for the record beyond the sentence (stage, rank, bytes asked and free).
+    """
+
+    status: str = "crashed"
+
+    def __init__(self, reason: str, **details: object) -> None:
+        super().__init__(reason)
+        self.details = details
+
+
+class Infeasible(PointFailure):
+    """A rule forbids the point; it was not run."""
+
+    status = "infeasible"
+
+
+class OutOfMemory(PointFailure):
+    """A device had not enough memory."""
+
+    status = "oom"
+
+
+class DeadlineExceeded(PointFailure):
+    """The point outlived its deadline and was ended."""
+
+    status = "timeout"
+
+
+class RankCrashed(PointFailure):
+    """A rank raised an exception or its process died."""
+
+    status = "crashed"
+
+
+class Incorrect(PointFailure):
+    """The result differs from the one-device result by more than the bound."""
+
+    status = "incorrect"
+
+
+class Unstable(PointFailure):
+    """The machine would not hold still long enough for a trustworthy time."""
+
+    status = "unstable"
+
+
+class Skipped(PointFailure):
+    """Not run, because a smaller point has already failed the way this one must."""
+
+    status = "skipped"

@@ -1,0 +1,162 @@
+"""The records of a study on disk: append-only, one JSON object a line, safe against a kill at any instant.
+
+Owns `results/<study>/records.jsonl` and its lock; knows nothing of how a record came about.
+
+    with Store.open(Path("results"), "h200x2") as store:
+        store.append(record)
+    records = read_records(Path("results/h200x2"))
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterable
+from io import RawIOBase
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from xdit_bench.errors import ResultsError
+from xdit_bench.results.schema import Record
+
+RECORDS = "records.jsonl"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite becomes its name, so that nothing reads it as a time."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def read_records(study_dir: Path, *, strict: bool = False) -> list[Record]:
+    """All records of a study in the order they were written.
+
+    A torn last line (a run was killed while writing) is left out with a warning on stderr; any other bad line
+    raises ResultsError naming file and line. `strict=True` raises on the torn line too.
+    """
+    path = study_dir / RECORDS if study_dir.is_dir() else study_dir
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ResultsError(f"no records at {path} ({error.strerror}); name a folder that holds {RECORDS}") from error
+    records: list[Record] = []
+    lines = raw.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(Record.from_dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            torn = number == len(lines) and not isinstance(error, ResultsError)
+            if torn and not strict:
+                print(f"warning: {path}: line {number} was torn by a killed run and is left out", file=sys.stderr)
+                continue
+            raise ResultsError(f"{path}, line {number}: {error}") from error
+    return records
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """The newest record of each run_id, in the order the ids first came."""
+    newest: dict[str, Record] = {}
+    for record in records:
+        newest[record.run_id] = record
+    return list(newest.values())
+
+
+class Store:
+    """A study's records open for appending, locked against a second sweep. Use as a context manager."""
+
+    def __init__(self, study_dir: Path, lock: IO[str], out: RawIOBase, done: list[Record]) -> None:
+        self.study_dir = study_dir
+        self._lock = lock
+        self._out = out
+        self.records = done
+
+    @classmethod
+    def open(cls, results_dir: Path, study: str) -> Store:
+        """Creates or opens `results_dir/study`, repairs a torn last line, takes the lock. Raises ResultsError."""
+        study_dir = results_dir / study
+        try:
+            study_dir.mkdir(parents=True, exist_ok=True)
+            lock = (study_dir / "records.lock").open("w")
+        except OSError as error:
+            raise ResultsError(
+                f"results go to {study_dir}, which can not be written ({error.strerror}); "
+                f"set results_dir to a folder that can"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise ResultsError(
+                f"one sweep at a time writes a study, and another is writing {study_dir}; "
+                f"wait for it, or give this one its own study=<name>"
+            ) from error
+        try:
+            path = study_dir / RECORDS
+            _repair(path)
+            done = read_records(study_dir) if path.exists() else []
+            out = path.open("ab", buffering=0)  # a buffer would keep the bytes of a failed write
+        except ResultsError:
+            lock.close()
+            raise
+        except OSError as error:
+            lock.close()
+            raise ResultsError(f"{study_dir / RECORDS} can not be written ({error.strerror})") from error
+        return cls(study_dir, lock, out, done)
+
+    def append(self, record: Record) -> None:
+        """Writes one line and waits until the disk has it. Raises ResultsError when the disk is full."""
+        line = json.dumps(_finite(record.to_dict()), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        end = self._out.seek(0, os.SEEK_END)
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._out.write(rest) :]
+            os.fsync(self._out.fileno())
+        except OSError as error:
+            # half a line would hide the next record: cut back to the last whole one
+            os.ftruncate(self._out.fileno(), end)
+            raise ResultsError(
+                f"{self.study_dir / RECORDS} can not take another record ({error.strerror}); earlier records are "
+                f"intact: make room and run the same command again, it goes on from here"
+            ) from error
+        self.records.append(record)
+
+    def find(self, run_id: str) -> Record | None:
+        """The newest record of this identity, or None."""
+        return next((r for r in reversed(self.records) if r.run_id == run_id), None)
+
+    def close(self) -> None:
+        """Closes the file and gives the lock back."""
+        self._out.close()
+        self._lock.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _repair(path: Path) -> None:
+    """Cuts a last line without its newline: the process that wrote it was killed."""
+    if not path.exists():
+        return
+    raw = path.read_bytes()
+    if raw and not raw.endswith(b"\n"):
+        keep = raw.rfind(b"\n") + 1
+        print(f"warning: {path}: its last line was torn by a killed run; {len(raw) - keep} bytes cut", file=sys.stderr)
+        with path.open("r+b") as file:
+            file.truncate(keep)
+            os.fsync(file.fileno())
