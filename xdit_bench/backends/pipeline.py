@@ -1,0 +1,45 @@
+"""What every engine does the same way: the text stage, latents to pixels, pixels to uint8.
+
+    embeddings = encode_text(modules, inputs)
+    pixels = decode_whole(modules.vae, latents, point)   # uint8 height width 3
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import FluxPipeline
+
+from xdit_bench.backends.base import Embeddings, Inputs, Modules
+from xdit_bench.config import VAE_SCALE, Point
+
+
+def encode_text(modules: Modules, inputs: Inputs) -> Embeddings:
+    """T5 token embeddings B T C and CLIP's pooled vector B C', as FLUX.1's pipeline computes them."""
+    prompt = modules.text_encoder_2(inputs.t5_ids, output_hidden_states=False)[0]
+    pooled = modules.text_encoder(inputs.clip_ids, output_hidden_states=False).pooler_output
+    return Embeddings(prompt=prompt, pooled=pooled.to(prompt.dtype))
+
+
+def unpack(latents: torch.Tensor, height: int, width: int, vae: torch.nn.Module) -> torch.Tensor:
+    """Packed latents B I 64 to the decoder's input B 16 height/8 width/8, unscaled and unshifted."""
+    whole = FluxPipeline._unpack_latents(latents, height, width, VAE_SCALE)
+    return whole / vae.config.scaling_factor + vae.config.shift_factor
+
+
+def decode_whole(vae: torch.nn.Module, latents: torch.Tensor, point: Point) -> torch.Tensor:
+    """Plain diffusers decode of packed latents B I 64 on one device; with its tiling when `vae=tiled`.
+
+    Returns uint8 height width 3 of the first image.
+    """
+    vae.use_tiling = point.vae == "tiled"
+    try:
+        image = vae.decode(unpack(latents, point.height, point.width, vae), return_dict=False)[0]
+    finally:
+        vae.use_tiling = False
+    return to_uint8(image)
+
+
+def to_uint8(image: torch.Tensor) -> torch.Tensor:
+    """B 3 H W in about -1..1 to uint8 H W 3 of the first image, as diffusers' image processor rounds it."""
+    unit = (image[0].float() / 2 + 0.5).clamp(0, 1)
+    return (unit * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()

@@ -1,0 +1,86 @@
+"""The baseline: diffusers' own FluxPipeline on one GPU, nothing of ours inside the denoising loop.
+
+    backend = StockBackend(); backend.prepare(mesh, modules, point, model, inputs)
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import FluxPipeline
+
+from xdit_bench.backends.base import Embeddings, Inputs, Modules
+from xdit_bench.backends.modules import make_scheduler
+from xdit_bench.backends.pipeline import decode_whole, encode_text
+from xdit_bench.config import ModelSpec, Point
+from xdit_bench.engine.mesh import Mesh
+from xdit_bench.errors import Infeasible
+
+# our names for attention kernels -> diffusers' attention backends
+DIFFUSERS_ATTENTION = {
+    "cudnn": "_native_cudnn",
+    "flash": "_native_flash",
+    "flash_attn": "flash",
+    "fa3": "_flash_3",
+    "sdpa": "native",
+}
+
+
+class StockBackend:
+    """Plain diffusers on one GPU, eager or with its blocks compiled."""
+
+    def prepare(self, mesh: Mesh, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
+        """Raises Infeasible for more than one GPU and for a VAE mode that needs our engine."""
+        if mesh.size > 1:
+            raise Infeasible(f"engine=stock runs on one GPU, not {mesh.size}; use engine=usp")
+        if point.vae == "parallel":
+            raise Infeasible("engine=stock decodes with plain diffusers; use vae=single, tiled or none")
+        self.modules, self.point, self.inputs = modules, point, inputs
+        self.pipe = FluxPipeline(
+            scheduler=make_scheduler(model),
+            vae=modules.vae,
+            text_encoder=None,
+            tokenizer=None,
+            text_encoder_2=None,
+            tokenizer_2=None,
+            transformer=modules.transformer,
+        )
+        self.pipe.set_progress_bar_config(disable=True)
+        kernel = point.attention
+        if kernel == "auto":  # cuDNN is the fastest that torch ships on GPUs that have it
+            kernel = "cudnn" if mesh.device.type == "cuda" else "sdpa"
+        modules.transformer.set_attention_backend(DIFFUSERS_ATTENTION[kernel])
+        if point.execution == "compile":
+            modules.transformer.compile_repeated_blocks(fullgraph=True)
+
+    def encode(self) -> Embeddings:
+        """See Backend.encode."""
+        return encode_text(self.modules, self.inputs)
+
+    def denoise(self, embeddings: Embeddings) -> torch.Tensor:
+        """Final packed latents B I 64."""
+        guidance = self.inputs.guidance
+        return self.pipe(
+            prompt_embeds=embeddings.prompt,
+            pooled_prompt_embeds=embeddings.pooled,
+            latents=self.inputs.noise,
+            height=self.point.height,
+            width=self.point.width,
+            num_inference_steps=self.point.steps,
+            guidance_scale=0.0 if guidance is None else guidance,
+            output_type="latent",
+        ).images
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """uint8 height width 3, or None with vae=none."""
+        return None if self.point.vae == "none" else decode_whole(self.modules.vae, latents, self.point)
+
+    def gather(self, latents: torch.Tensor) -> torch.Tensor:
+        """One GPU holds everything already."""
+        return latents
+
+    def close(self) -> None:
+        """Gives the transformer back uncompiled, with its default attention."""
+        transformer = self.modules.transformer
+        transformer.reset_attention_backend()
+        for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]:
+            block._compiled_call_impl = None

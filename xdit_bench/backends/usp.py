@@ -1,0 +1,66 @@
+"""Our engine: sequence-parallel denoising and the row-band VAE over the same ranks.
+
+    backend = UspBackend(); backend.prepare(mesh, modules, point, model, inputs)
+"""
+
+from __future__ import annotations
+
+import torch
+
+from xdit_bench.backends.base import Embeddings, Inputs, Modules
+from xdit_bench.backends.pipeline import decode_whole, encode_text, unpack
+from xdit_bench.config import ModelSpec, Point
+from xdit_bench.engine.flux import UspFlux
+from xdit_bench.engine.mesh import Mesh
+from xdit_bench.engine.vae import BandVae
+
+
+class UspBackend:
+    """Ulysses x Ring over the mesh; the VAE in row bands (`parallel`), or plain on rank 0 (`single`, `tiled`)."""
+
+    def prepare(self, mesh: Mesh, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
+        """May raise Infeasible: heads that do not divide, more ranks than rows, a VAE of unknown blocks."""
+        del model
+        self.mesh, self.modules, self.point, self.inputs = mesh, modules, point, inputs
+        self.flux = UspFlux(
+            modules.transformer,
+            mesh,
+            height=point.height,
+            width=point.width,
+            text_tokens=point.text_tokens,
+            attention=point.attention,
+            execution=point.execution,
+        )
+        self.bands = None
+        if point.vae == "parallel":
+            self.bands = BandVae(modules.vae, mesh, height=point.height, width=point.width)
+
+    def encode(self) -> Embeddings:
+        """See Backend.encode."""
+        return encode_text(self.modules, self.inputs)
+
+    def denoise(self, embeddings: Embeddings) -> torch.Tensor:
+        """This rank's share of the final packed latents, B i 64."""
+        i = self.inputs
+        return self.flux.denoise(i.noise, embeddings.prompt, embeddings.pooled, i.sigmas, i.guidance)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """uint8 height width 3 on rank 0, None elsewhere."""
+        if self.point.vae == "none":
+            return None
+        whole = self.flux.gather(latents)  # 128 bytes a token: 8 MB at 4096px, less than one exchange of a block
+        if self.bands is not None:
+            first, last = self.bands.band
+            image = unpack(whole, self.point.height, self.point.width, self.modules.vae)
+            return self.bands.decode(image[:, :, first:last])
+        return decode_whole(self.modules.vae, whole, self.point) if self.mesh.rank == 0 else None
+
+    def gather(self, latents: torch.Tensor) -> torch.Tensor:
+        """The whole packed latents on every rank."""
+        return self.flux.gather(latents)
+
+    def close(self) -> None:
+        """Frees graphs and buffers of the engine and the VAE."""
+        self.flux.close()
+        if self.bands is not None:
+            self.bands.close()
