@@ -16,13 +16,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from xdit_bench.errors import ConfigError
+from xdit_bench.errors import ConfigError, MissingExtraError, WeightsError
 
 VAE_SCALE = 8  # pixels a latent, each way; FLUX.1's AutoencoderKL
 PATCH = 2  # latents a token, each way
 TOKEN_PIXELS = VAE_SCALE * PATCH
+PIPELINE_PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
+ATTENTION_MODULES = {"flash_attn": "flash_attn", "fa3": "fa3_fwd_interface"}  # kernels of the extra `flash`
 
 
 class Execution(Enum):
@@ -305,6 +309,40 @@ def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
     if point.gpus > tokens:
         return f"every GPU needs a token of text and of image: {tokens} of them can not be split over {point.gpus} GPUs"
     return None
+
+
+def check_available(cfg: Config, point: Point) -> None:
+    """What a measured point needs from outside: its packages and its weights. Raises UserError; imports neither."""
+    modules = list(cfg.engine.get("modules") or [])
+    needed = [("engine=" + point.engine, module, cfg.engine.get("extra")) for module in modules]
+    if point.attention in ATTENTION_MODULES:
+        needed.append((f"attention={point.attention}", ATTENTION_MODULES[point.attention], "flash"))
+    for what, module, extra in needed:
+        if find_spec(module) is None:
+            raise MissingExtraError(
+                f"{what} needs the package {module}, which is not installed; pip install 'xdit_bench[{extra}]'"
+            )
+    check_weights(point.weights)
+
+
+def check_weights(weights: str) -> None:
+    """`random`, a hub id `owner/name`, or a folder with a whole diffusers pipeline in safetensors. Raises WeightsError."""
+    if weights == "random":
+        return
+    folder = Path(weights).expanduser()
+    if not folder.is_dir():
+        if weights.startswith(("/", ".", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", weights):
+            raise WeightsError(
+                f"weights is `random`, a hub id such as black-forest-labs/FLUX.1-schnell, or a folder; "
+                f"{weights!r} is none of them"
+            )
+        return
+    missing = [part for part in PIPELINE_PARTS if not list((folder / part).glob("*.safetensors"))]
+    if missing:
+        raise WeightsError(
+            f"a weights folder holds {', '.join(PIPELINE_PARTS)} with safetensors files; {weights} lacks "
+            f"{', '.join(missing)}; download the whole pipeline or use weights=random"
+        )
 
 
 def _size(cfg: Config, size_typed: bool) -> tuple[int, int]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,11 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
 from xdit_bench.backends.base import Inputs, Modules
-from xdit_bench.config import PATCH, VAE_SCALE, ModelSpec, Point
+from xdit_bench.config import PATCH, PIPELINE_PARTS, VAE_SCALE, ModelSpec, Point, check_weights
 from xdit_bench.errors import WeightsError
 
 CLIP_TOKENS = 77  # CLIP's whole context; FLUX.1's pipeline always pads to it
 QK_GAIN = 1.6  # spreads the logits to a standard deviation of 2.5: attention that picks, as a trained one does
-PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -34,7 +32,7 @@ def load_modules(point: Point, model: ModelSpec, device: torch.device, dtype: to
     """All four modules on `device`, in eval mode. Raises WeightsError for a folder or hub id that can not be used."""
     if point.weights == "random":
         return random_modules(model, device, dtype, point.seed)
-    return _pretrained(point.weights, model, device, dtype)
+    return _pretrained(point.weights, device, dtype)
 
 
 def random_modules(model: ModelSpec, device: torch.device, dtype: torch.dtype, seed: int) -> Modules:
@@ -45,9 +43,9 @@ def random_modules(model: ModelSpec, device: torch.device, dtype: torch.dtype, s
         text_encoder_2 = T5EncoderModel(T5Config(**model.text_encoder_2))
         vae = AutoencoderKL(**model.vae)
     modules = Modules(text_encoder, text_encoder_2, transformer, vae)
-    for i, name in enumerate(PARTS):
+    for i, name in enumerate(PIPELINE_PARTS):
         module = getattr(modules, name)
-        fill_random(module, torch.Generator(device).manual_seed(seed * len(PARTS) + i))
+        fill_random(module, torch.Generator(device).manual_seed(seed * len(PIPELINE_PARTS) + i))
         module.eval().requires_grad_(False)
     return modules
 
@@ -116,7 +114,7 @@ def image_shift(image_tokens: int, model: ModelSpec) -> float:
 
 def parameter_bytes(modules: Modules) -> int:
     """Bytes of all weights on this rank."""
-    tensors = {t.data_ptr(): t for name in PARTS for t in getattr(modules, name).parameters()}
+    tensors = {t.data_ptr(): t for name in PIPELINE_PARTS for t in getattr(modules, name).parameters()}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
@@ -145,15 +143,9 @@ def _tokenizer(kind: Any, weights: str, subfolder: str) -> Any:
         raise WeightsError(f"weights={weights}: its {subfolder} can not be loaded ({_first_line(error)})") from error
 
 
-def _pretrained(weights: str, model: ModelSpec, device: torch.device, dtype: torch.dtype) -> Modules:
+def _pretrained(weights: str, device: torch.device, dtype: torch.dtype) -> Modules:
     """The parts of a diffusers pipeline folder or hub id, from safetensors only: pickled weights can run code."""
-    if Path(weights).is_dir():
-        missing = [part for part in PARTS if not list(Path(weights, part).glob("*.safetensors"))]
-        if missing:
-            raise WeightsError(
-                f"a weights folder holds {', '.join(PARTS)} with safetensors files; {weights} lacks "
-                f"{', '.join(missing)}. Download the whole {model.hub_id or 'pipeline'} or use weights=random"
-            )
+    check_weights(weights)
     kinds = {
         "text_encoder": CLIPTextModel,
         "text_encoder_2": T5EncoderModel,

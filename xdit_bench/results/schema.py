@@ -56,7 +56,7 @@ class Record:
 
     `failure` holds the facts behind `reason`: stage, rank, bytes_asked, bytes_free, last_collective, log_tail.
     `attribution` splits a step by what the device did (measured) or by term of the model (predicted).
-    `warnings` are sentences for the report's first lines.
+    `command` is the line that was typed. `warnings` are sentences for the report's first lines.
     """
 
     run_id: str
@@ -77,6 +77,7 @@ class Record:
     warnings: list[str] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
     software: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
     schema: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
