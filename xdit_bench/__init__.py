@@ -1,6 +1,6 @@
 """Measures and predicts how FLUX.1 scales over GPUs: Ulysses x Ring sequence parallelism, parallel VAE.
 
-    python -m xdit_bench -m ulysses=1,2,4,8 ring=1,2 res=1024,2048,4096
+python -m xdit_bench -m ulysses=1,2,4,8 ring=1,2 res=1024,2048,4096
 """
 
 from __future__ import annotations

@@ -131,9 +131,7 @@ def run(plan: Plan, console: Console, command: str) -> int:
     return 0 if ok else NO_POINT_OK
 
 
-def run_study(
-    study: str, points: list[PlannedPoint], machine: dict[str, Any], console: Console, command: str
-) -> bool:
+def run_study(study: str, points: list[PlannedPoint], machine: dict[str, Any], console: Console, command: str) -> bool:
     """One study of a plan; True when a point of it is ok."""
     cfg = points[0].cfg
     with Store.open(Path(cfg.results_dir), study) as store:
@@ -184,10 +182,7 @@ def _measure(
     on_cpu = points[0].topology.name == "cpu"
     here = {**machine, "device": "cpu", "gpus": CPU_RANKS} if on_cpu else machine
     here = {**here, "fingerprint": fingerprint(here, packages)}
-    jobs = [
-        Job(p.point, p.model, p.cfg.measure, p.cfg.run, p.cfg.launch, p.cfg.save_outputs, command)
-        for p in points
-    ]
+    jobs = [Job(p.point, p.model, p.cfg.measure, p.cfg.run, p.cfg.launch, p.cfg.save_outputs, command) for p in points]
     run_plan(jobs, store, machine=here, software=packages, study=study, console=console)
 
 

@@ -223,7 +223,8 @@ class Point:
         size = f"{self.res}px" if self.res else f"{self.width}x{self.height}px"
         cap = f" cap={self.memory_cap_gb:g}GB" if self.memory_cap_gb else ""
         link = "" if self.transport == "p2p" else f" {self.transport}"
-        return f"{self.model} {size} u{self.ulysses}r{self.ring} {self.engine}/{self.execution} vae={self.vae}{link}{cap}"
+        split = f"u{self.ulysses}r{self.ring}"
+        return f"{self.model} {size} {split} {self.engine}/{self.execution} vae={self.vae}{link}{cap}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types with the derived `res` and `gpus`."""
@@ -299,12 +300,12 @@ def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
     if model.heads % point.ulysses:
         divisors = [str(u) for u in range(1, model.heads + 1) if model.heads % u == 0]
         options = f"{', '.join(divisors[:-1])} or {divisors[-1]}"
-        return f"{model.heads} heads cannot be split over ulysses={point.ulysses}; use {options}, or ring={point.ulysses}"
+        return f"{model.heads} heads cannot be split over ulysses={point.ulysses}; use {options}"
     if point.engine == "stock" and point.gpus > 1:
         return "engine=stock is plain diffusers on one GPU; use engine=usp for several"
     rows = point.height // VAE_SCALE
     if point.vae == "parallel" and point.gpus > rows:
-        return f"the parallel VAE gives every GPU a row of latents: {point.height}px has {rows}, and there are {point.gpus} GPUs"
+        return f"the parallel VAE needs a row of latents a GPU: {point.height}px has {rows}, for {point.gpus} GPUs"
     tokens = min(point.image_tokens, point.text_tokens)
     if point.gpus > tokens:
         return f"every GPU needs a token of text and of image: {tokens} of them can not be split over {point.gpus} GPUs"
@@ -326,7 +327,7 @@ def check_available(cfg: Config, point: Point) -> None:
 
 
 def check_weights(weights: str) -> None:
-    """`random`, a hub id `owner/name`, or a folder with a whole diffusers pipeline in safetensors. Raises WeightsError."""
+    """`random`, a hub id `owner/name`, or a folder with a diffusers pipeline in safetensors. Raises WeightsError."""
     if weights == "random":
         return
     folder = Path(weights).expanduser()
@@ -352,7 +353,9 @@ def _size(cfg: Config, size_typed: bool) -> tuple[int, int]:
     if cfg.height is None or cfg.width is None:
         sides = {"res": cfg.res}
     elif size_typed:
-        raise ConfigError(f"an image has one size: give res={cfg.res}, or height={cfg.height} width={cfg.width}, not both")
+        raise ConfigError(
+            f"an image has one size: give res={cfg.res}, or height={cfg.height} width={cfg.width}, not both"
+        )
     else:
         sides = {"height": cfg.height, "width": cfg.width}
     for name, side in sides.items():

@@ -16,8 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from safetensors import SafetensorError
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from xdit_bench.backends.base import Inputs, Modules
 from xdit_bench.config import PATCH, PIPELINE_PARTS, VAE_SCALE, ModelSpec, Point, check_weights
@@ -156,7 +164,7 @@ def _pretrained(weights: str, device: torch.device, dtype: torch.dtype) -> Modul
     for name, kind in kinds.items():
         try:
             module = kind.from_pretrained(weights, subfolder=name, torch_dtype=dtype, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise WeightsError(
                 f"weights={weights}: its {name} can not be loaded ({_first_line(error)}); give a hub id you have "
                 f"access to, a folder with a whole diffusers pipeline, or weights=random"

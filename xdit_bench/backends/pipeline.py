@@ -1,7 +1,7 @@
 """What every engine does the same way: the text stage, latents to pixels, pixels to uint8.
 
-    embeddings = encode_text(modules, inputs)
-    pixels = decode_whole(modules.vae, latents, point)   # uint8 height width 3
+embeddings = encode_text(modules, inputs)
+pixels = decode_whole(modules.vae, latents, point)   # uint8 height width 3
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The baseline: diffusers' own FluxPipeline on one GPU, nothing of ours inside the denoising loop.
 
-    backend = StockBackend(); backend.prepare(mesh, modules, point, model, inputs)
+backend = StockBackend(); backend.prepare(mesh, modules, point, model, inputs)
 """
 
 from __future__ import annotations

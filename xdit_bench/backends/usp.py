@@ -1,6 +1,6 @@
 """Our engine: sequence-parallel denoising and the row-band VAE over the same ranks.
 
-    backend = UspBackend(); backend.prepare(mesh, modules, point, model, inputs)
+backend = UspBackend(); backend.prepare(mesh, modules, point, model, inputs)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a record is: its keys, statuses, metrics and units. Owns nothing on disk (see `store`).
 
-    record = Record(run_id="…", study="quickstart", source="measured", status="ok", point=point.to_dict())
+record = Record(run_id="…", study="quickstart", source="measured", status="ok", point=point.to_dict())
 """
 
 from __future__ import annotations

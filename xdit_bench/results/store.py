@@ -57,7 +57,10 @@ def read_records(study_dir: Path, *, strict: bool = False) -> list[Record]:
         except (ValueError, TypeError) as error:
             torn = number == len(lines) and not isinstance(error, ResultsError)
             if torn and not strict:
-                print(f"warning: {path}: line {number} was torn by a killed run and is left out", file=sys.stderr)
+                print(
+                    f"warning: {path}: line {number} was torn by a killed run and is left out",
+                    file=sys.stderr,
+                )
                 continue
             raise ResultsError(f"{path}, line {number}: {error}") from error
     return records
@@ -156,7 +159,10 @@ def _repair(path: Path) -> None:
     raw = path.read_bytes()
     if raw and not raw.endswith(b"\n"):
         keep = raw.rfind(b"\n") + 1
-        print(f"warning: {path}: its last line was torn by a killed run; {len(raw) - keep} bytes cut", file=sys.stderr)
+        print(
+            f"warning: {path}: its last line was torn by a killed run; {len(raw) - keep} bytes cut",
+            file=sys.stderr,
+        )
         with path.open("r+b") as file:
             file.truncate(keep)
             os.fsync(file.fileno())

@@ -1,0 +1,125 @@
+"""Every rule of a knob: refused with rule, value and remedy; and the point's identity."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from omegaconf import OmegaConf
+
+from xdit_bench import data_dir
+from xdit_bench.config import Config, Execution, ModelSpec, Point, check_weights, infeasible, resolve, run_id
+from xdit_bench.errors import ConfigError, WeightsError
+
+
+def model_dict(name: str = "flux_schnell") -> dict:
+    return OmegaConf.to_container(OmegaConf.load(data_dir("conf") / "model" / f"{name}.yaml"))
+
+
+def config(**knobs: object) -> Config:
+    cfg = Config(
+        model=model_dict(),
+        engine={"name": "usp", "executions": ["eager", "compile", "graph"]},
+        vae={"name": "parallel"},
+        topology={"name": "cpu"},
+    )
+    return dataclasses.replace(cfg, **knobs)
+
+
+def point(**knobs: object) -> Point:
+    return dataclasses.replace(resolve(config())[0], **knobs)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"res": 1000}, ("multiple of 16", "res=1000", "992 or 1008")),
+        ({"res": 0}, ("multiple of 16", "res=0")),
+        ({"res": -16}, ("multiple of 16", "res=-16")),
+        ({"height": 720}, ("height and width go together", "height=720")),
+        ({"width": 1280}, ("height and width go together", "width=1280")),
+        ({"height": 720, "width": 1281}, ("multiple of 16", "width=1281", "1280 or 1296")),
+        ({"ulysses": 0}, ("ulysses must be at least 1", "got 0")),
+        ({"ring": -1}, ("ring must be at least 1", "got -1")),
+        ({"steps": 0}, ("steps must be at least 1",)),
+        ({"text_tokens": 513}, ("1 to 512", "text_tokens=513")),
+        ({"memory_cap_gb": 0.0}, ("memory_cap_gb must be above 0",)),
+        ({"study": "../elsewhere"}, ("study", "letters")),
+        ({"study": ""}, ("study", "letters")),
+    ],
+)
+def test_refuses_with_rule_and_value(knobs: dict, words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(config(**knobs))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_refuses_a_size_given_twice() -> None:
+    cfg = config(res=512, height=720, width=1280)
+    assert resolve(cfg)[0].height == 720
+    with pytest.raises(ConfigError, match="not both"):
+        resolve(cfg, size_typed=True)
+
+
+def test_refuses_an_execution_the_engine_lacks() -> None:
+    cfg = config(engine={"name": "stock", "executions": ["eager"]}, execution=Execution.graph)
+    with pytest.raises(ConfigError, match="engine=stock runs execution=eager; got graph"):
+        resolve(cfg)
+
+
+def test_a_picture_that_is_not_square_has_no_res() -> None:
+    wide, _ = resolve(config(height=720, width=1280))
+    assert (wide.res, wide.image_tokens) == (None, 45 * 80)
+    assert wide.to_dict()["res"] is None
+
+
+@pytest.mark.parametrize(
+    ("knobs", "reason"),
+    [
+        ({"ulysses": 5}, "24 heads cannot be split over ulysses=5; use 1, 2, 3, 4, 6, 8, 12 or 24"),
+        ({"ulysses": 8, "ring": 2}, "needs 16 GPUs, and there are 8"),
+        ({"engine": "stock", "ulysses": 2, "vae": "single"}, "engine=stock is plain diffusers on one GPU"),
+        ({"height": 16, "width": 1024, "ring": 3}, "parallel VAE needs a row"),
+    ],
+)
+def test_names_why_a_cell_can_not_run(knobs: dict, reason: str) -> None:
+    assert reason in str(infeasible(point(**knobs), ModelSpec.from_dict(model_dict()), gpus=8))
+
+
+def test_a_cell_that_can_run_has_no_reason() -> None:
+    assert infeasible(point(ulysses=3, ring=2), ModelSpec.from_dict(model_dict()), gpus=8) is None
+
+
+def test_identity_changes_with_every_field_and_with_machine_and_code() -> None:
+    base = point()
+    ids = {run_id(base, "m", "c"), run_id(base, "other", "c"), run_id(base, "m", "other")}
+    other = {
+        "height": 512,
+        "memory_cap_gb": 48.0,
+        "seed": 1,
+        "vae": "none",
+        "transport": "host",
+        "ulysses": 2,
+    }
+    ids |= {run_id(dataclasses.replace(base, **{key: value}), "m", "c") for key, value in other.items()}
+    assert len(ids) == 3 + len(other)
+    assert run_id(base, "m", "c") == run_id(Point.from_dict(base.to_dict()), "m", "c")
+
+
+def test_weights_that_can_not_be_used_are_named(tmp_path) -> None:
+    check_weights("random")
+    check_weights("black-forest-labs/FLUX.1-schnell")
+    with pytest.raises(WeightsError, match="none of them"):
+        check_weights(str(tmp_path / "missing"))
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(WeightsError, match="lacks transformer, text_encoder, text_encoder_2"):
+        check_weights(str(tmp_path))
+
+
+def test_a_model_file_without_a_key_is_refused() -> None:
+    broken = model_dict()
+    del broken["vae"]
+    with pytest.raises(ConfigError, match="vae"):
+        ModelSpec.from_dict(broken)
