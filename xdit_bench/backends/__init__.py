@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 BACKENDS = {
     "stock": "xdit_bench.backends.stock:StockBackend",
+    "diffusers": "xdit_bench.backends.diffusers_cp:DiffusersBackend",
     "usp": "xdit_bench.backends.usp:UspBackend",
+    "fake": "xdit_bench.backends.fake:FakeBackend",  # tests only: no file in conf/engine names it
 }
 
 

@@ -34,6 +34,10 @@ class StockBackend:
             raise Infeasible(f"engine=stock runs on one GPU, not {mesh.size}; use engine=usp")
         if point.vae == "parallel":
             raise Infeasible("engine=stock decodes with plain diffusers; use vae=single, tiled or none")
+        self.bind(mesh.device, modules, point, model, inputs)
+
+    def bind(self, device: torch.device, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
+        """The pipeline around the transformer, its attention kernel, and compiled blocks where asked for."""
         self.modules, self.point, self.inputs = modules, point, inputs
         self.pipe = FluxPipeline(
             scheduler=make_scheduler(model),
@@ -47,7 +51,7 @@ class StockBackend:
         self.pipe.set_progress_bar_config(disable=True)
         kernel = point.attention
         if kernel == "auto":  # cuDNN is the fastest that torch ships on GPUs that have it
-            kernel = "cudnn" if mesh.device.type == "cuda" else "sdpa"
+            kernel = "cudnn" if device.type == "cuda" else "sdpa"
         modules.transformer.set_attention_backend(DIFFUSERS_ATTENTION[kernel])
         if point.execution == "compile":
             modules.transformer.compile_repeated_blocks(fullgraph=True)
@@ -80,7 +84,11 @@ class StockBackend:
 
     def close(self) -> None:
         """Gives the transformer back uncompiled, with its default attention."""
-        transformer = self.modules.transformer
-        transformer.reset_attention_backend()
-        for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]:
+        self.modules.transformer.reset_attention_backend()
+        for block in self.blocks():
             block._compiled_call_impl = None
+
+    def blocks(self) -> list[torch.nn.Module]:
+        """The transformer's double-stream and single-stream blocks."""
+        transformer = self.modules.transformer
+        return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
