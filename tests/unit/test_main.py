@@ -1,0 +1,109 @@
+"""The command as typed: what it refuses in one clear line (exit code 2, nothing run), and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xdit_bench.__main__ import main
+from xdit_bench.results.store import read_records
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return tmp_path
+
+
+def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in captured.out + captured.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["res=1000"], ("multiple of 16", "res=1000", "992 or 1008")),
+        (["ulysses=0"], ("ulysses must be at least 1", "0")),
+        (["ulysses=x"], ("ulysses", "'x'", "Integer")),
+        (["-m", "ulysses=1,x"], ("ulysses", "'x'")),
+        (["ulysses=1,2"], ("ulysses=1,2", "multirun")),
+        (["topology=a100_nvlnk"], ("unknown topology 'a100_nvlnk'", "did you mean a100_nvlink?")),
+        (["engine=upsp"], ("unknown engine 'upsp'", "did you mean usp?")),
+        (["model=flux_schnel"], ("unknown model", "did you mean flux_schnell?")),
+        (["execution=egaer"], ("execution", "egaer")),
+        (["no_such_knob=1"], ("no_such_knob",)),
+        (["height=720"], ("height and width go together",)),
+        (["res=512", "height=720", "width=1280"], ("not both",)),
+        (["topology=cpu", "weights=./no/such/folder"], ("weights", "./no/such/folder")),
+        (["topology=a100_nvlink", "source=measured"], ("source=measured", "a100_nvlink", "source=predicted")),
+        (["engine=xdit_2024", "source=measured"], ("predictions alone", "source=predicted")),
+        (["engine=stock", "execution=graph"], ("engine=stock", "graph")),
+        (["topology=cpu", "attention=fa3"], ("fa3_fwd_interface", "pip install 'xdit_bench[flash]'")),
+        (["topology=missing.yaml"], ("missing.yaml",)),
+        (["study=../x"], ("study", "letters")),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_runs_nothing(
+    argv: list[str], words: tuple[str, ...], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = error_line(argv, capsys)
+    for word in words:
+        assert word in line
+    assert not list(here.rglob("records.jsonl"))
+
+
+def test_one_bad_point_of_a_sweep_stops_all_of_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error_line(["-m", "res=1024,1000"], capsys)
+    assert not list(here.rglob("records.jsonl"))
+
+
+def test_a_results_folder_that_can_not_be_written_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "taken").write_text("a file, not a folder")
+    assert "taken" in error_line(["results_dir=taken"], capsys)
+
+
+def test_the_cards_command_leaves_a_record_for_each_of_its_24_cells(here: Path) -> None:
+    argv = ["-m", "ulysses=1,2,4,8", "ring=1,2", "res=1024,2048,4096", "run.report=false"]
+    assert main(argv) == 0
+    records = read_records(here / "results" / "a100_nvlink-flux_schnell")
+    cells = {(r.point["ulysses"], r.point["ring"], r.point["res"]) for r in records}
+    assert cells == {(u, r, px) for u in (1, 2, 4, 8) for r in (1, 2) for px in (1024, 2048, 4096)}
+    assert {r.source for r in records} == {"predicted"}
+    assert all(r.status == "infeasible" and "16 GPUs" in r.reason for r in records if r.point["gpus"] == 16)
+
+
+def test_a_sweep_without_an_ok_point_exits_1(here: Path) -> None:
+    assert main(["ulysses=5", "run.report=false"]) == 1
+    (record,) = read_records(here / "results" / "a100_nvlink-flux_schnell")
+    assert record.status == "infeasible"
+    assert "24 heads cannot be split over ulysses=5" in record.reason
+
+
+def test_a_prediction_imports_no_torch(here: Path) -> None:
+    code = "import sys; from xdit_bench.__main__ import main; main(['res=1024']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PREDICTED" in done.stdout
+
+
+def test_shows_its_knobs_without_running(here: Path) -> None:
+    environment = {**os.environ, "COLUMNS": "200"}
+    for flag, words in ((["--cfg", "job"], ("ulysses: 1", "topology:")), (["--help"], ("ulysses", "xdit_bench"))):
+        done = subprocess.run(
+            [sys.executable, "-m", "xdit_bench", *flag], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        for word in words:
+            assert word in done.stdout
+    assert not list(here.iterdir())
