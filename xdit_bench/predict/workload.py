@@ -1,0 +1,204 @@
+"""FLOPs, bytes and shapes of every stage, from the model's own config and the shape of a point.
+
+Owns counting; turning counts into seconds is `roofline` and `network`. Pure arithmetic, no machine in it.
+
+    work = Shard.of(point, profile)
+    gemms = transformer_gemms(model, work.image, work.text, fused=False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from xdit_bench.config import VAE_SCALE, ModelSpec, Point
+from xdit_bench.predict.profiles import EngineProfile
+
+BF16 = 2  # bytes
+
+
+class Gemm(NamedTuple):
+    """`count` products of M x K by K x N."""
+
+    m: int
+    k: int
+    n: int
+    count: int = 1
+
+
+class Conv(NamedTuple):
+    """A k x k convolution at `scale` pixels a latent each way."""
+
+    cin: int
+    cout: int
+    kernel: int
+    scale: int
+
+    @property
+    def flops(self) -> float:
+        """FLOPs a latent pixel."""
+        return 2.0 * self.kernel**2 * self.cin * self.cout * self.scale**2
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the fullest rank holds: tokens of image and of text, and the whole lengths."""
+
+    image: int
+    text: int
+    whole_image: int
+    whole_text: int
+    ranks: int
+
+    @classmethod
+    def of(cls, point: Point, profile: EngineProfile) -> Shard:
+        """Static uneven splits: the fullest rank has the rounded-up share."""
+        ranks = point.gpus
+        text = -(-point.text_tokens // ranks) if profile.text_sharded else point.text_tokens
+        return cls(-(-point.image_tokens // ranks), text, point.image_tokens, point.text_tokens, ranks)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of this rank."""
+        return self.image + self.text
+
+    @property
+    def repeated(self) -> bool:
+        """Every rank holds all of the text, although there are several."""
+        return self.ranks > 1 and self.text == self.whole_text
+
+
+def blocks(model: ModelSpec) -> tuple[int, int]:
+    """Double-stream and single-stream blocks."""
+    return int(model.transformer["num_layers"]), int(model.transformer["num_single_layers"])
+
+
+def transformer_gemms(model: ModelSpec, image: int, text: int, *, fused: bool) -> list[Gemm]:
+    """Linear layers of one step on one rank, modulation left out (12 h² a block: FLUX.1's MLP ratio is 4)."""
+    h, (double, single) = model.hidden, blocks(model)
+    config = model.transformer
+    channels, joint = int(config["in_channels"]), int(config["joint_attention_dim"])
+    gemms = [Gemm(image, channels, h), Gemm(text, joint, h), Gemm(image, h, channels)]
+    for rows in (image, text):
+        gemms += [Gemm(rows, h, 3 * h, double)] if fused else [Gemm(rows, h, h, 3 * double)]
+        gemms += [Gemm(rows, h, h, double), Gemm(rows, h, 4 * h, double), Gemm(rows, 4 * h, h, double)]
+    tokens = image + text
+    gemms += (
+        [Gemm(tokens, h, 7 * h, single)] if fused else [Gemm(tokens, h, h, 3 * single), Gemm(tokens, h, 4 * h, single)]
+    )
+    return [*gemms, Gemm(tokens, 5 * h, h, single)]
+
+
+def modulation_bytes(model: ModelSpec) -> float:
+    """Weights of all adaLN modulations: 2 x 6 h² a double, 3 h² a single block, 2 h² at the end."""
+    double, single = blocks(model)
+    return float(BF16 * (12 * double + 3 * single + 2) * model.hidden**2)
+
+
+def transformer_bytes(model: ModelSpec) -> float:
+    """Weights of the transformer."""
+    double, single = blocks(model)
+    h, config = model.hidden, model.transformer
+    linears = (24 * double + 12 * single) * h**2
+    embeds = h * (
+        2 * int(config["in_channels"]) + int(config["joint_attention_dim"]) + int(config["pooled_projection_dim"])
+    )
+    embeds += h * (256 + h) * (2 if config["guidance_embeds"] else 1) + h * h  # timestep, guidance, pooled text
+    return float(BF16 * (linears + embeds)) + modulation_bytes(model)
+
+
+class Attention(NamedTuple):
+    """`count` attention calls of one rank: `heads` heads, `queries` by `keys` each, in `calls` ring steps."""
+
+    heads: float
+    queries: int
+    keys: int
+    count: int
+
+
+def attentions(model: ModelSpec, shard: Shard, ulysses: int) -> list[Attention]:
+    """Attention of one step on one rank, keys over all ring steps.
+
+    Repeated text (xdit_2024): a single block takes the text of every rank for tokens of their own; a double block holds
+    the text once, its heads split over Ulysses, its queries repeated on each ring rank.
+    """
+    double, single = blocks(model)
+    heads = model.heads / ulysses
+    if not shard.repeated:
+        whole = shard.whole_image + shard.whole_text
+        return [Attention(heads, shard.tokens * ulysses, whole, double + single)]
+    joint = shard.image * ulysses + shard.text
+    return [
+        Attention(heads, joint, shard.whole_image + shard.whole_text, double),
+        Attention(heads, shard.tokens * ulysses, shard.whole_image + shard.ranks * shard.whole_text, single),
+    ]
+
+
+class Text(NamedTuple):
+    """The T5 encoder: FLOPs a token in linear layers, bytes of its weights, and of both encoders'."""
+
+    flops_per_token: float
+    bytes: float
+    all_bytes: float
+
+
+def text_encoders(model: ModelSpec) -> Text:
+    """Counts of T5's encoder (gated MLP) and CLIP's text model."""
+    t5, clip = model.text_encoder_2, model.text_encoder
+    inner = int(t5["num_heads"]) * int(t5["d_kv"])
+    width, wide = int(t5["d_model"]), int(t5["d_ff"])
+    linears = int(t5["num_layers"]) * (4 * width * inner + 3 * width * wide)
+    table = int(t5["vocab_size"]) * width
+    c, f = int(clip["hidden_size"]), int(clip["intermediate_size"])
+    clip_weights = int(clip["num_hidden_layers"]) * (4 * c * c + 2 * c * f) + int(clip["vocab_size"]) * c
+    return Text(2.0 * linears, float(BF16 * (linears + table)), float(BF16 * (linears + table + clip_weights)))
+
+
+class Vae(NamedTuple):
+    """The decoder a latent pixel: FLOPs of convolutions, bytes of activations moved; the mid block's channels."""
+
+    conv_flops: float
+    traffic_bytes: float
+    mid_channels: int
+    wide_channels: int  # of the widest tensor at full resolution
+    weights_bytes: float
+
+
+ACTIVATION_PASSES = 17  # reads and writes a ResNet block: two norms (3), SiLU (2), convolutions (2), the residual (3)
+
+
+def vae_decoder(model: ModelSpec) -> Vae:
+    """Walks diffusers' `AutoencoderKL` decoder: conv_in, mid block, up blocks, conv_out."""
+    channels = [int(c) for c in model.vae["block_out_channels"]]
+    convs = list(_decoder_convs(model))
+    traffic = 0.0
+    for conv in convs:
+        passes = ACTIVATION_PASSES / 2 if conv.kernel == 3 and conv.cout > 3 else 2
+        traffic += passes * BF16 * (conv.cin + conv.cout) / 2 * conv.scale**2
+    weights = BF16 * sum(c.kernel**2 * c.cin * c.cout for c in convs)
+    wide = channels[1] if len(channels) > 1 else channels[0]
+    return Vae(sum(c.flops for c in convs), traffic, channels[-1], wide, 2.0 * weights)  # the encoder weighs as much
+
+
+def _decoder_convs(model: ModelSpec) -> Iterator[Conv]:
+    channels = [int(c) for c in reversed(model.vae["block_out_channels"])]
+    yield Conv(int(model.vae["latent_channels"]), channels[0], 3, 1)
+    yield from (Conv(channels[0], channels[0], 3, 1) for _ in range(4))  # the mid block's two ResNets
+    scale, previous = 1, channels[0]
+    for number, cout in enumerate(channels):
+        for _ in range(int(model.vae["layers_per_block"]) + 1):
+            yield Conv(previous, cout, 3, scale)
+            yield Conv(cout, cout, 3, scale)
+            if previous != cout:
+                yield Conv(previous, cout, 1, scale)
+            previous = cout
+        if number < len(channels) - 1:
+            scale *= 2
+            yield Conv(cout, cout, 3, scale)
+    yield Conv(previous, int(model.vae["in_channels"]), 3, scale)
+
+
+def latent_pixels(point: Point) -> int:
+    """Positions of the VAE's latent."""
+    return (point.height // VAE_SCALE) * (point.width // VAE_SCALE)
