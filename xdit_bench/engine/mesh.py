@@ -1,5 +1,7 @@
 """The ranks of one point and their groups. The only place where a process group is created.
 
+Leaves what is sent through them to `collectives`.
+
     connect(rank, world_size, store_file, device)      # once a process
     mesh = build_mesh(ulysses=2, ring=2, device=device)  # a point uses the first ulysses * ring ranks
 """

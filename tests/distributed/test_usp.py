@@ -1,0 +1,189 @@
+"""The engine `usp` on real processes over gloo against diffusers' own forward and scheduler in one process.
+
+All cases run in one set of four ranks (starting processes costs far more than the cases); tests read the results.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+RANKS = 4
+STEPS = 2
+PARITY = 1e-5
+FAULT = 1e-2
+
+
+@dataclass(frozen=True)
+class Case:
+    ulysses: int
+    ring: int
+    height: int
+    width: int
+    text: int
+    guidance: float | None = None
+    fault: str = ""
+    gather_keys: bool = False
+    ulysses_inner: bool = True
+    batch: int = 1
+    execution: str = "eager"
+
+    @property
+    def name(self) -> str:
+        extras = [
+            self.fault,
+            "gathered" * self.gather_keys,
+            "guided" * bool(self.guidance),
+            "outer" * (not self.ulysses_inner),
+        ]
+        extras += [f"batch{self.batch}" * (self.batch > 1), self.execution * (self.execution != "eager")]
+        return "-".join(
+            [f"u{self.ulysses}r{self.ring}", f"{self.height}x{self.width}", f"t{self.text}", *filter(None, extras)]
+        )
+
+
+EXACT = [
+    Case(1, 1, 112, 80, 33),
+    Case(2, 1, 128, 96, 77),
+    Case(1, 2, 112, 176, 33),
+    Case(2, 2, 144, 80, 77),
+    Case(2, 2, 80, 112, 33, ulysses_inner=False),
+    Case(1, 3, 80, 208, 33),
+    Case(1, 3, 112, 96, 77, gather_keys=True),
+    Case(4, 1, 128, 80, 77),
+    Case(1, 4, 48, 80, 5),
+    Case(2, 1, 96, 112, 33, guidance=3.5),
+    Case(1, 2, 80, 96, 77, guidance=3.5),
+    Case(2, 2, 96, 112, 9, batch=2),
+]
+FAULTY = [
+    Case(2, 1, 128, 96, 77, fault="rope_offset"),
+    Case(1, 2, 112, 176, 33, fault="rope_offset"),
+    Case(2, 1, 128, 96, 77, fault="dropped_text"),
+    Case(1, 3, 80, 208, 33, fault="dropped_text"),
+    Case(1, 2, 112, 176, 33, fault="no_merge"),
+    Case(2, 2, 144, 80, 77, fault="no_merge"),
+]
+
+
+def worker(rank: int, folder: str) -> None:
+    from omegaconf import OmegaConf
+
+    from xdit_bench.engine.mesh import build_mesh, connect
+
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    connect(rank, RANKS, f"{folder}/store", cpu)
+    spec: Any = OmegaConf.to_container(OmegaConf.load(Path("conf/model/flux_tiny.yaml")))["transformer"]  # type: ignore[index,call-overload]
+    results = {}
+    for case in EXACT + FAULTY:
+        mesh = build_mesh(case.ulysses, case.ring, cpu, ulysses_inner=case.ulysses_inner)
+        if mesh is not None:
+            distance = run_case(case, mesh, spec)
+            results[case.name] = distance
+    if rank == 0:
+        torch.save(results, f"{folder}/results")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def run_case(case: Case, mesh: Any, spec: dict[str, Any]) -> dict[str, float]:
+    from diffusers import FluxTransformer2DModel
+
+    from xdit_bench.backends.modules import fill_random
+    from xdit_bench.engine.flux import UspFlux
+
+    transformer = FluxTransformer2DModel(**{**spec, "guidance_embeds": case.guidance is not None})
+    fill_random(transformer, torch.Generator().manual_seed(1))
+    transformer.eval().requires_grad_(False)
+    draw = torch.Generator().manual_seed(2)
+    image = (case.height // 16) * (case.width // 16)
+    noise = torch.randn(case.batch, image, 64, generator=draw)
+    prompt = torch.randn(case.batch, case.text, spec["joint_attention_dim"], generator=draw)
+    pooled = torch.randn(case.batch, spec["pooled_projection_dim"], generator=draw)
+    flux = UspFlux(
+        transformer, mesh, height=case.height, width=case.width, text_tokens=case.text, execution=case.execution
+    )
+    flux.attention.gather_keys = case.gather_keys
+    if case.fault == "rope_offset" and mesh.rank == mesh.size - 1:
+        flux.rope = flux.rope._replace(cos=flux.rope.cos.roll(3, 0), sin=flux.rope.sin.roll(3, 0))
+    if case.fault == "no_merge":
+        flux.attention.merge = lambda out, lse, more, more_lse: (out + more, lse)
+    if case.fault == "dropped_text":
+        kernel = flux.attention.kernel
+        drop = 7 if mesh.rank == 0 else 0
+        flux.attention.kernel = lambda q, k, v: kernel(q, k[:, drop:], v[:, drop:])
+    sigmas = torch.tensor([1.0, 0.6, 0.0])
+    own = flux.denoise(noise, prompt, pooled, sigmas, case.guidance)
+    assert own.shape[1] == flux.image_range[1] - flux.image_range[0]
+    latents = flux.gather(own)
+    again = flux.gather(flux.denoise(noise.flip(1), prompt, pooled, torch.tensor([1.0, 0.9, 0.5, 0.0]), case.guidance))
+    flux.close()
+    reference = stock(transformer, noise, prompt, pooled, sigmas, case)
+    other = stock(transformer, noise.flip(1), prompt, pooled, torch.tensor([1.0, 0.9, 0.5, 0.0]), case)
+    assert (latents[:, slice(*flux.image_range)] == own).all()
+    return {"first": relative(latents, reference), "second": relative(again, other), "spread": reference.std().item()}
+
+
+@torch.no_grad()
+def stock(transformer: Any, noise: Tensor, prompt: Tensor, pooled: Tensor, sigmas: Tensor, case: Case) -> Tensor:
+    """diffusers' forward and scheduler, on the very modules the engine has fused."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=sigmas[:-1].tolist())
+    image_ids = FluxPipeline._prepare_latent_image_ids(
+        1, case.height // 16, case.width // 16, noise.device, noise.dtype
+    )
+    guidance = None if case.guidance is None else torch.full((case.batch,), case.guidance)
+    latents = noise
+    for t in scheduler.timesteps:
+        velocity = transformer(
+            hidden_states=latents, encoder_hidden_states=prompt, pooled_projections=pooled,
+            timestep=(t / 1000).expand(case.batch), guidance=guidance, img_ids=image_ids,
+            txt_ids=torch.zeros(case.text, 3), return_dict=False,
+        )[0]  # fmt: skip
+        latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+    return latents
+
+
+def relative(result: torch.Tensor, reference: torch.Tensor) -> float:
+    return ((result - reference).norm() / reference.norm()).item()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    folder = str(tmp_path_factory.mktemp("ranks"))
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the ranks
+    try:
+        torch.multiprocessing.start_processes(worker, (folder,), nprocs=RANKS, start_method="spawn")
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+    return torch.load(f"{folder}/results")
+
+
+@pytest.mark.parametrize("case", EXACT, ids=lambda case: case.name)
+def test_sharded_denoising_equals_one_process(case: Case, results: dict[str, dict[str, float]]) -> None:
+    result = results[case.name]
+    assert result["spread"] > 0.1  # the reference is alive
+    assert result["first"] <= PARITY
+
+
+@pytest.mark.parametrize("case", EXACT, ids=lambda case: case.name)
+def test_another_image_with_more_steps_needs_no_new_engine(case: Case, results: dict[str, dict[str, float]]) -> None:
+    assert results[case.name]["second"] <= PARITY
+
+
+@pytest.mark.parametrize("case", FAULTY, ids=lambda case: case.name)
+def test_planted_fault_moves_the_result(case: Case, results: dict[str, dict[str, float]]) -> None:
+    assert results[case.name]["first"] >= FAULT

@@ -1,0 +1,70 @@
+"""The kernels' table: the exact kernel, what is available, and refusals that name a remedy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from xdit_bench.engine import attention
+from xdit_bench.engine.attention import KERNELS, available, choose, exact
+from xdit_bench.engine.ring import merge
+from xdit_bench.errors import ConfigError, Infeasible
+
+CPU = torch.device("cpu")
+
+
+def tensors(queries: int = 37, keys: int = 53) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    q = torch.randn(2, queries, 3, 16)
+    return q, torch.randn(2, keys, 3, 16), torch.randn(2, keys, 3, 16)
+
+
+def test_exact_kernel_equals_torch_and_yields_the_log_sum_exp() -> None:
+    q, k, v = tensors()
+    out, lse = exact(q, k, v)
+    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    torch.testing.assert_close(out, expected)
+    scores = torch.einsum("bshd,bkhd->bhsk", q, k) / 4
+    torch.testing.assert_close(lse, scores.logsumexp(-1))
+
+
+def test_exact_kernel_in_small_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = exact(*tensors())
+    monkeypatch.setattr(attention, "SCORE_BYTES", 4 * 2 * 3 * 53 * 5)  # five queries a chunk
+    for part, expected in zip(exact(*tensors()), whole, strict=True):
+        torch.testing.assert_close(part, expected)
+
+
+def test_merging_two_blocks_of_keys_is_attention_to_both() -> None:
+    q, k, v = tensors()
+    merged, lse = merge(*exact(q, k[:, :11], v[:, :11]), *exact(q, k[:, 11:], v[:, 11:]))
+    whole, whole_lse = exact(q, k, v)
+    torch.testing.assert_close(merged, whole)
+    torch.testing.assert_close(lse, whole_lse)
+
+
+def test_cpu_has_the_exact_kernel_alone() -> None:
+    assert available(CPU, torch.float32) == ["sdpa"]
+    assert choose("auto", *tensors()) is KERNELS["sdpa"]
+
+
+def test_named_gpu_kernel_on_a_cpu_is_infeasible_and_names_one_that_runs() -> None:
+    with pytest.raises(Infeasible, match="use sdpa"):
+        choose("cudnn", *tensors())
+
+
+def test_unknown_kernel_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match="cudnn, flash"):
+        choose("warp", *tensors())
+
+
+def test_auto_leaves_out_a_kernel_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        raise RuntimeError("no engine")
+
+    monkeypatch.setattr(attention, "KERNELS", {"cudnn": broken, "flash": exact, "sdpa": exact})
+    monkeypatch.setattr(attention, "_obstacle", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    assert choose("auto", *tensors()) is exact
+    assert "cudnn does not run here (no engine)" in caplog.text

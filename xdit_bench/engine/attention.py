@@ -1,0 +1,151 @@
+"""Attention kernels behind one signature, and the choice among them.
+
+Every kernel takes q `B S H D`, k and v `B K H D` (any strides, the last dim dense) and returns the output `B S H D`
+and the log-sum-exp of the scaled scores, `B H S` float32, which merges partial results. Nothing here knows of ranks.
+
+    kernel = choose("auto", q, k, v)      # times what this device has on these very tensors
+    out, lse = kernel(q, k, v)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from xdit_bench.errors import ConfigError, Infeasible, MissingExtraError
+
+Kernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+SCORE_BYTES = 64 << 20  # float32 scores the exact kernel holds at a time
+
+log = logging.getLogger(__name__)
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Plain matrix products with a float32 softmax, by chunks of queries so that memory stays bounded."""
+    queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))  # B H S D
+    batch, heads, length, size = queries.shape
+    out = torch.empty(batch, length, heads, size, dtype=q.dtype, device=q.device)
+    lse = torch.empty(batch, heads, length, dtype=torch.float32, device=q.device)
+    chunk = max(1, SCORE_BYTES // (4 * batch * heads * max(1, keys.shape[2])))
+    for start in range(0, length, chunk):
+        part = slice(start, start + chunk)
+        scores = (queries[:, :, part] * size**-0.5 @ keys.mT).float()
+        lse[:, :, part] = scores.logsumexp(-1)
+        weights = (scores - lse[:, :, part, None]).exp_().to(v.dtype)
+        out[:, part] = (weights @ values).transpose(1, 2)
+    return out, lse
+
+
+def cudnn(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """cuDNN's fused attention through torch."""
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, True
+    )
+    return out.transpose(1, 2), lse.reshape(out.shape[:3])
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """FlashAttention-2 as torch holds it."""
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    )
+    return out.transpose(1, 2), lse[..., : q.shape[1]]
+
+
+def flash_attn(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """FlashAttention-2 of the package flash-attn."""
+    from flash_attn.flash_attn_interface import _flash_attn_forward
+
+    out, lse, *_ = _flash_attn_forward(
+        q, k, v, 0.0, q.shape[-1] ** -0.5, False, window_size_left=-1, window_size_right=-1, softcap=0.0,
+        alibi_slopes=None, return_softmax=False,
+    )  # fmt: skip
+    return out, lse[..., : q.shape[1]]
+
+
+def fa3(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """FlashAttention-3 (Hopper, bf16) of the package fa3-fwd.
+
+    The operator is called directly: the package's Python face imports a module it does not ship.
+    """
+    import fa3_fwd._C  # noqa: F401  # registers the operator
+
+    nothing = [None] * 20  # paged and appended keys, variable lengths, rotary, descaling
+    out, lse, *_ = torch.ops.fa3_fwd.fwd(
+        q, k, v, *nothing, q.shape[-1] ** -0.5, False, -1, -1, 0, 0.0, True, None, 1, None, 0
+    )
+    return out, lse
+
+
+KERNELS: dict[str, Kernel] = {"cudnn": cudnn, "flash": flash, "flash_attn": flash_attn, "fa3": fa3, "sdpa": exact}
+PACKAGES = {"flash_attn": "flash_attn", "fa3": "fa3_fwd"}
+
+
+def available(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Names of the kernels that can run on a device in a number format; `sdpa` always can."""
+    return [name for name in KERNELS if _obstacle(name, device, dtype) is None]
+
+
+def choose(name: str, q: Tensor, k: Tensor, v: Tensor) -> Kernel:
+    """The named kernel, or for `auto` the fastest on these tensors.
+
+    Raises MissingExtraError when a named kernel's package is not installed, Infeasible when the device or number
+    format rules it out, ConfigError for an unknown name.
+    """
+    if name != "auto":
+        if name not in KERNELS:
+            raise ConfigError(f"attention is auto, {', '.join(KERNELS)}; got {name!r}")
+        obstacle = _obstacle(name, q.device, q.dtype)
+        if obstacle is not None:
+            raise obstacle
+        return KERNELS[name]
+    fast = [kernel for kernel in available(q.device, q.dtype) if kernel != "sdpa"]
+    if len(fast) < 2:
+        return KERNELS[fast[0] if fast else "sdpa"]
+    seconds = {kernel: _time(kernel, q, k, v) for kernel in fast}
+    best = min(seconds, key=lambda kernel: seconds[kernel])
+    log.info("attention=auto took %s of %s", best, {kernel: f"{s * 1e3:.2f} ms" for kernel, s in seconds.items()})
+    return KERNELS[best]
+
+
+def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> Exception | None:
+    """Why a kernel can not run here, ready to raise, or None."""
+    if name == "sdpa":
+        return None
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return Infeasible(f"attention={name} needs a CUDA GPU and bf16; got {device.type} and {dtype}; use sdpa")
+    major = torch.cuda.get_device_capability(device)[0]
+    if name == "fa3" and (major != 9 or dtype != torch.bfloat16):
+        return Infeasible(f"attention=fa3 needs a Hopper GPU and bf16; this one has capability {major}; use cudnn")
+    if major < 8:
+        return Infeasible(f"attention={name} needs compute capability 8.0; this GPU has {major}; use sdpa")
+    if name in PACKAGES and find_spec(PACKAGES[name]) is None:
+        return MissingExtraError(
+            f"attention={name} needs the package {PACKAGES[name]}, which is not installed; "
+            "pip install 'xdit_bench[flash]'"
+        )
+    return None
+
+
+def _time(name: str, q: Tensor, k: Tensor, v: Tensor, repeats: int = 5) -> float:
+    """Median seconds of a kernel on these tensors; infinite, with one log line, when it fails."""
+    run = partial(KERNELS[name], q, k, v)
+    taken = []
+    try:
+        for _ in range(repeats + 2):
+            torch.cuda.synchronize(q.device)
+            start = time.perf_counter()
+            run()
+            torch.cuda.synchronize(q.device)
+            taken.append(time.perf_counter() - start)
+    except (RuntimeError, ImportError) as error:
+        log.warning("attention=%s does not run here (%s); taking the next best", name, str(error).splitlines()[0])
+        return float("inf")
+    return sorted(taken[2:])[repeats // 2]

@@ -1,0 +1,109 @@
+"""The forward of FLUX.1's two kinds of block over this rank's tokens, in parts that leave attention outside.
+
+Each part is a plain function of tensors, so that it can be compiled by itself; between parts runs what talks to
+other ranks. x is the residual stream `S B h`, n its modulated norm, computed by whoever wrote x last.
+
+    x, n = double_block(parts, attention, x, n, weights, site)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from xdit_bench.engine.modulation import Affine
+from xdit_bench.engine.ops import Ops
+from xdit_bench.engine.usp import Outgoing, UspAttention
+from xdit_bench.engine.weights import DoubleWeights, Linear, Pair, SingleWeights
+
+
+class Rope(NamedTuple):
+    """Angles of this rank's tokens, each `S D/2`, the first `text` of them text."""
+
+    text: int
+    cos: Tensor
+    sin: Tensor
+
+
+class Parts(NamedTuple):
+    """The parts of the blocks, bound to one implementation of the operations, perhaps compiled."""
+
+    project: Callable[[Tensor, int, Pair], Tensor]
+    rotate: Callable[..., None]
+    double_end: Callable[..., tuple[Tensor, Tensor]]
+    single_mlp: Callable[[Tensor, int, Linear], Tensor]
+    single_mlp_out: Callable[[Tensor, int, Linear], Tensor]
+    single_end: Callable[..., tuple[Tensor, Tensor]]
+
+
+def make_parts(ops: Ops, wrap: Callable[[Callable[..., object]], Callable[..., object]] = lambda f: f) -> Parts:
+    """Binds the parts to `ops`; `wrap` may compile each."""
+
+    def double_end(
+        x: Tensor, a: Tensor, text: int, w: DoubleWeights, gates: Sequence[Pair], norms: Sequence[Affine]
+    ) -> tuple[Tensor, Tensor]:
+        x, n = ops.gated_add_norm(x, ops.linear(a, text, w.out), text, gates[0], norms[0])
+        y = ops.linear(ops.linear_gelu(n, text, w.ff_in), text, w.ff_out)
+        return ops.gated_add_norm(x, y, text, gates[1], norms[1])
+
+    def single_mlp(n: Tensor, text: int, layer: Linear) -> Tensor:
+        return ops.linear_gelu(n, text, Pair(layer, layer))
+
+    def single_mlp_out(hidden: Tensor, text: int, layer: Linear) -> Tensor:
+        return ops.linear(hidden, text, Pair(layer, layer))
+
+    def single_end(
+        x: Tensor, a: Tensor, y: Tensor, text: int, out_attention: Tensor, gate: Pair, norm: Affine
+    ) -> tuple[Tensor, Tensor]:
+        y = torch.addmm(y.flatten(0, 1), a.flatten(0, 1), out_attention.t()).view_as(y)
+        return ops.gated_add_norm(x, y, text, gate, norm)
+
+    return Parts(*(wrap(f) for f in (ops.linear, ops.rotate, double_end, single_mlp, single_mlp_out, single_end)))  # type: ignore[arg-type]
+
+
+def double_block(
+    parts: Parts,
+    attention: UspAttention,
+    rope: Rope,
+    x: Tensor,
+    n: Tensor,
+    w: DoubleWeights,
+    gates: Sequence[Pair],
+    norms: Sequence[Affine],
+) -> tuple[Tensor, Tensor]:
+    """A `FluxTransformerBlock`. gates: after attention, after the MLP; norms: before the MLP, of the next block."""
+    out = _project(parts, attention, rope, n, w.qkv, w.norm_q, w.norm_k)
+    a = attention.finish(attention.attend(attention.start(out)))
+    return parts.double_end(x, a, rope.text, w, gates, norms)
+
+
+def single_block(
+    parts: Parts,
+    attention: UspAttention,
+    rope: Rope,
+    x: Tensor,
+    n: Tensor,
+    w: SingleWeights,
+    gate: Pair,
+    norm: Affine,
+) -> tuple[Tensor, Tensor]:
+    """A `FluxSingleTransformerBlock`. Each exchange runs beside a half of the MLP, which needs no attention."""
+    out = _project(parts, attention, rope, n, Pair(w.qkv, w.qkv), w.norm_q, w.norm_k)
+    sent = attention.start(out)
+    hidden = parts.single_mlp(n, rope.text, w.mlp)
+    back = attention.attend(sent)
+    y = parts.single_mlp_out(hidden, rope.text, w.out_mlp)
+    return parts.single_end(x, attention.finish(back), y, rope.text, w.out_attention, gate, norm)
+
+
+def _project(
+    parts: Parts, attention: UspAttention, rope: Rope, n: Tensor, qkv: Pair, norm_q: Pair, norm_k: Pair
+) -> Outgoing:
+    projected = parts.project(n, rope.text, qkv)
+    heads = projected.view(*projected.shape[:2], 3, -1, 2 * rope.cos.shape[1])
+    out = attention.outgoing(heads)
+    parts.rotate(heads, rope.text, norm_q, norm_k, rope.cos, rope.sin, out.q, out.k, out.v)
+    return out

@@ -1,0 +1,142 @@
+"""The engine `usp`: diffusers' FluxTransformer2DModel over a mesh of ranks, from noise to final latents.
+
+Uses the model's weights and none of its forward. Owns the denoising loop; leaves text encoding, the schedule of
+sigmas and the VAE to others.
+
+    flux = UspFlux(transformer, mesh, height=1024, width=1024, text_tokens=512)
+    latents = flux.gather(flux.denoise(noise, prompt, pooled, sigmas, guidance=None))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xdit_bench.engine.attention import choose
+from xdit_bench.engine.blocks import Rope, double_block, make_parts, single_block
+from xdit_bench.engine.collectives import all_gather_uneven
+from xdit_bench.engine.mesh import Mesh
+from xdit_bench.engine.modulation import Modulation, Table
+from xdit_bench.engine.ops import TORCH
+from xdit_bench.engine.shares import rope_angles, share_tokens
+from xdit_bench.engine.usp import UspAttention
+from xdit_bench.engine.weights import double_weights, single_weights
+from xdit_bench.errors import Infeasible
+
+EXECUTIONS = ("eager", "compile", "graph")
+
+
+class UspFlux:
+    """One model bound to one mesh, image size and text length. Prompt, noise, steps and guidance may change."""
+
+    def __init__(
+        self,
+        transformer: Any,
+        mesh: Mesh,
+        *,
+        height: int,
+        width: int,
+        text_tokens: int,
+        attention: str = "auto",
+        execution: str = "eager",
+    ) -> None:
+        """Fuses the model's q, k, v (they stay usable by diffusers), splits the tokens and builds the RoPE tables.
+
+        Raises Infeasible when heads, tokens or execution forbid it, MissingExtraError for a kernel not installed.
+        """
+        self.model, self.mesh = transformer, mesh
+        self.heads = int(transformer.config.num_attention_heads)
+        check_heads(self.heads, mesh.ulysses)
+        self.shares = share_tokens(height, width, text_tokens, mesh.size)
+        self.image_range = self.shares.image_range(mesh.rank)
+        self.text_range = self.shares.text_range(mesh.rank)
+        self.rope = Rope(
+            self.shares.text[mesh.rank],
+            *rope_angles(transformer.pos_embed, self.shares, mesh.rank, mesh.device),
+        )
+        with torch.no_grad():
+            self.double = [double_weights(block) for block in transformer.transformer_blocks]
+            self.single = [single_weights(block) for block in transformer.single_transformer_blocks]
+        self.modulation = Modulation(transformer)
+        self.attention = UspAttention(mesh, self.shares, self._kernel(attention))
+        self.parts = make_parts(TORCH)
+        self.ops = TORCH
+
+    @torch.no_grad()
+    def denoise(
+        self, noise: Tensor, prompt_embeds: Tensor, pooled: Tensor, sigmas: Tensor, guidance: float | None
+    ) -> Tensor:
+        """All steps of one image. noise `B I 64`, prompt_embeds `B T C`, pooled `B C'`, whole on every rank; sigmas
+        steps+1 float32, the last 0; guidance a scale for a model with guidance embeddings, else None.
+
+        Returns this rank's image tokens, `B i 64`: global tokens `image_range`.
+        """
+        latents = noise[:, slice(*self.image_range)].transpose(0, 1).contiguous()
+        prompt = prompt_embeds[:, slice(*self.text_range)].transpose(0, 1).contiguous()
+        scale = None if guidance is None else torch.tensor([guidance], dtype=torch.float32, device=noise.device)
+        sigmas = sigmas.to(noise.device, torch.float32)
+        return self._loop(latents, prompt, pooled, sigmas, scale).transpose(0, 1).contiguous()
+
+    def gather(self, latents: Tensor) -> Tensor:
+        """The whole latents `B I 64` on every rank, from each rank's `B i 64`."""
+        own = latents.transpose(0, 1).contiguous()
+        return all_gather_uneven(own, self.shares.image, self.mesh.group).transpose(0, 1).contiguous()
+
+    def close(self) -> None:
+        """Drops graphs and buffers; the model keeps its weights."""
+
+    def _loop(self, latents: Tensor, prompt: Tensor, pooled: Tensor, sigmas: Tensor, guidance: Tensor | None) -> Tensor:
+        """Euler steps of FlowMatchEulerDiscrete on latents `i B 64`, with its roundings."""
+        table = self.modulation.table(sigmas[:-1], pooled, guidance)
+        text = torch.nn.functional.linear(prompt, *_parameters(self.model.context_embedder))
+        for k, dt in enumerate(sigmas.diff().unbind()):
+            velocity = self._velocity(latents, text, table, k)
+            latents = (latents.float() + dt * velocity).to(velocity.dtype)
+        return latents
+
+    def _velocity(self, latents: Tensor, text: Tensor, table: Table, k: int) -> Tensor:
+        """The model's output for this rank's image tokens, `i B 64`, at step k. text is `t B h`."""
+        norms, gates = table.step(k)
+        image = torch.nn.functional.linear(latents, *_parameters(self.model.x_embedder))
+        x = torch.cat([text, image])
+        n = self.ops.modulated_norm(x, self.rope.text, norms[0])
+        site = 0
+        for double in self.double:
+            x, n = double_block(
+                self.parts, self.attention, self.rope, x, n, double,
+                gates[site : site + 2], norms[site + 1 : site + 3],
+            )  # fmt: skip
+            site += 2
+        for single in self.single:
+            x, n = single_block(
+                self.parts, self.attention, self.rope, x, n, single, gates[site], norms[site + 1]
+            )  # fmt: skip
+            site += 1
+        return torch.nn.functional.linear(n[self.rope.text :], *_parameters(self.model.proj_out))
+
+    def _kernel(self, name: str) -> Any:
+        """The attention kernel for the largest block of keys this rank attends to."""
+        ulysses_rows = [
+            [self.shares.tokens(self.mesh.rank_at(u, r)) for u in range(self.mesh.ulysses)]
+            for r in range(self.mesh.ring)
+        ]
+        keys = max(sum(rows) for rows in ulysses_rows)
+        weight = self.model.x_embedder.weight
+        shape = (1, keys, self.heads // self.mesh.ulysses, 2 * self.rope.cos.shape[1])
+        q, k, v = (torch.randn(shape, dtype=weight.dtype, device=weight.device) for _ in range(3))
+        return choose(name, q, k, v)
+
+
+def check_heads(heads: int, ulysses: int) -> None:
+    """Raises Infeasible when the heads can not be split evenly."""
+    if heads % ulysses:
+        divisors = [str(u) for u in range(1, heads + 1) if heads % u == 0]
+        raise Infeasible(
+            f"{heads} heads cannot be split over ulysses={ulysses}; use {', '.join(divisors[:-1])} or {divisors[-1]}"
+        )
+
+
+def _parameters(layer: torch.nn.Linear) -> tuple[Tensor, Tensor]:
+    return layer.weight, layer.bias

@@ -1,0 +1,98 @@
+"""The arithmetic between matrix products and attention, in plain torch: the truth the fused kernels are held to.
+
+Tokens lead, `S B h`; the first `text` tokens are text. A Pair holds what differs between text and image. Every
+function may write into its input `x` and returns the result. `TORCH` runs anywhere; `kernels.TRITON` on GPUs.
+
+    x, n = TORCH.gated_add_norm(x, y, text, gate, norm)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xdit_bench.engine.modulation import Affine
+from xdit_bench.engine.ring import Merge, merge
+from xdit_bench.engine.weights import Linear, Pair
+
+NORM_EPS = 1e-6  # of every norm in diffusers' FLUX.1
+
+
+class Ops(NamedTuple):
+    """One implementation of each operation."""
+
+    modulated_norm: Callable[[Tensor, int, Affine], Tensor]
+    gated_add_norm: Callable[[Tensor, Tensor, int, Pair, Affine], tuple[Tensor, Tensor]]
+    rotate: Callable[..., None]
+    linear: Callable[[Tensor, int, Pair], Tensor]
+    linear_gelu: Callable[[Tensor, int, Pair], Tensor]
+    merge: Merge
+
+
+def modulated_norm(x: Tensor, text: int, norm: Affine) -> Tensor:
+    """LayerNorm without weights, then `* (1 + scale) + shift`."""
+    normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+    return normed * (1 + by_token(norm.scale, text, x)) + by_token(norm.shift, text, x)
+
+
+def gated_add_norm(x: Tensor, y: Tensor, text: int, gate: Pair, norm: Affine) -> tuple[Tensor, Tensor]:
+    """`x + gate * y`, and the next block's modulated norm of it."""
+    x = x + by_token(gate, text, x) * y
+    return x, modulated_norm(x, text, norm)
+
+
+def rotate(
+    qkv: Tensor, text: int, norm_q: Pair, norm_k: Pair, cos: Tensor, sin: Tensor, q: Tensor, k: Tensor, v: Tensor | None
+) -> None:
+    """RMSNorm over the head and RoPE (adjacent pairs) of q and k in qkv `S B 3 H D`, written to q, k, v `U S B H/U D`.
+
+    cos and sin are `S D/2`. v is copied unless it is None.
+    """
+    ulysses = q.shape[0]
+    source = qkv.view(*qkv.shape[:3], ulysses, -1, qkv.shape[4]).permute(3, 0, 1, 2, 4, 5)  # U S B 3 H/U D
+    for row, weights, target in ((0, norm_q, q), (1, norm_k, k)):
+        part = source[:, :, :, row]
+        weight = torch.where(_is_text(text, qkv).view(-1, 1), weights.text, weights.image)  # S D
+        normed = F.rms_norm(part, part.shape[-1:], eps=NORM_EPS) * weight[:, None, None]
+        even, odd = normed[..., ::2].float(), normed[..., 1::2].float()
+        c, s = cos[:, None, None], sin[:, None, None]
+        target.copy_(torch.stack([even * c - odd * s, odd * c + even * s], dim=-1).flatten(-2))
+    if v is not None:
+        v.copy_(source[:, :, :, 2])
+
+
+def linear(x: Tensor, text: int, layer: Pair) -> Tensor:
+    """Text tokens through one layer, image tokens through another; all at once where they are the same."""
+    if layer.text is layer.image:
+        return F.linear(x, *layer.image)
+    return torch.cat([F.linear(x[:text], *layer.text), F.linear(x[text:], *layer.image)])
+
+
+def linear_gelu(x: Tensor, text: int, layer: Pair) -> Tensor:
+    """`linear`, then GELU in its tanh form."""
+    return F.gelu(linear(x, text, layer), approximate="tanh")
+
+
+def by_token(pair: Pair, text: int, x: Tensor) -> Tensor:
+    """The Pair's text part for text tokens and image part for image tokens: broadcasts with x `S B h`."""
+    image: Tensor = pair.image
+    if pair.text is image:
+        return image
+    chosen: Tensor = torch.where(_is_text(text, x).view(-1, 1, 1), pair.text, image)
+    return chosen
+
+
+def _is_text(text: int, x: Tensor) -> Tensor:
+    return torch.arange(x.shape[0], device=x.device) < text
+
+
+def same(layer: Linear) -> Pair:
+    """One layer for both kinds of token."""
+    return Pair(layer, layer)
+
+
+TORCH = Ops(modulated_norm, gated_add_norm, rotate, linear, linear_gelu, merge)

@@ -1,0 +1,60 @@
+"""Ring attention: queries stay, blocks of keys and values travel, partial results merge by their log-sum-exp.
+
+Blocks may differ in size. Two ways to move them: `ring_attention` overlaps each hop with the attention to the
+block at hand; `gathered_attention` collects all blocks first and attends once, which wins while they are small.
+
+    out = ring_attention(q, kv, rows, kernel, mesh)   # Ring Attention, arXiv:2310.01889
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from xdit_bench.engine.attention import Kernel
+from xdit_bench.engine.collectives import start_ring_gather, start_shift
+from xdit_bench.engine.mesh import Mesh
+
+Merge = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two sets of keys from the attention over each: outputs `B S H D`, log-sum-exps `B H S`.
+
+    Returns float32, whatever comes in: rounding after each hop would add up.
+    """
+    total = torch.logaddexp(lse, more_lse)
+    share, more_share = ((part - total).exp().transpose(1, 2).unsqueeze(-1) for part in (lse, more_lse))
+    return out.float() * share + more.float() * more_share, total
+
+
+def ring_attention(
+    q: Tensor, kv: Tensor, rows: Sequence[int], kernel: Kernel, mesh: Mesh, merge: Merge = merge
+) -> Tensor:
+    """Attention of q `B S H D` to the keys of all ring positions. kv is this one's block, `K B 2 H D` contiguous;
+    `rows[r]` is K of ring position r. Returns `B S H D` in q's number format."""
+    out: Tensor | None = None
+    lse = q.new_empty(0)
+    block = kv
+    for hop in range(mesh.ring):
+        source = (mesh.ring_rank - hop) % mesh.ring  # whose block is at hand
+        arriving = start_shift(block, rows[source - 1], mesh) if hop + 1 < mesh.ring else None
+        k, v = block.transpose(0, 1).unbind(2)
+        partial, partial_lse = kernel(q, k, v)
+        if out is None:
+            out, lse = partial, partial_lse
+        else:
+            out, lse = merge(out, lse, partial, partial_lse)
+        if arriving is not None:
+            block = arriving.wait()
+    assert out is not None
+    return out.to(q.dtype)
+
+
+def gathered_attention(q: Tensor, kv: Tensor, rows: Sequence[int], kernel: Kernel, mesh: Mesh) -> Tensor:
+    """As `ring_attention`, with all blocks gathered first and one attention call over them."""
+    gathered = start_ring_gather(kv, rows, mesh).wait()
+    k, v = gathered.transpose(0, 1).unbind(2)
+    return kernel(q, k, v)[0]

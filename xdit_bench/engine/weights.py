@@ -1,0 +1,106 @@
+"""The weights of diffusers' FLUX.1 blocks, as the engine's own forward wants them: q, k and v fused.
+
+Fusing copies nothing twice: the module's parameters become views of the fused tensor, so that diffusers' forward
+on the same module goes on working. Leaves the adaLN projections to `modulation`.
+
+    double, single = [double_weights(b) for b in transformer.transformer_blocks], ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Linear(NamedTuple):
+    """Weight `out in` and bias `out`."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Pair(NamedTuple):
+    """One thing for text tokens and one for image tokens."""
+
+    text: Any
+    image: Any
+
+
+class DoubleWeights(NamedTuple):
+    """A double-stream block; every field a Pair, the norms' weights `D`."""
+
+    qkv: Pair
+    norm_q: Pair
+    norm_k: Pair
+    out: Pair
+    ff_in: Pair
+    ff_out: Pair
+
+
+class SingleWeights(NamedTuple):
+    """A single-stream block. Its output projection comes in halves, so that the MLP's need not wait for attention."""
+
+    qkv: Linear
+    norm_q: Pair
+    norm_k: Pair
+    mlp: Linear
+    out_mlp: Linear
+    out_attention: Tensor
+
+
+def double_weights(block: Any) -> DoubleWeights:
+    """Of a `FluxTransformerBlock`; fuses its q, k, v in place."""
+    attn = block.attn
+    return DoubleWeights(
+        qkv=Pair(fuse([attn.add_q_proj, attn.add_k_proj, attn.add_v_proj]), fuse([attn.to_q, attn.to_k, attn.to_v])),
+        norm_q=Pair(attn.norm_added_q.weight, attn.norm_q.weight),
+        norm_k=Pair(attn.norm_added_k.weight, attn.norm_k.weight),
+        out=Pair(_linear(attn.to_add_out), _linear(attn.to_out[0])),
+        ff_in=Pair(_linear(block.ff_context.net[0].proj), _linear(block.ff.net[0].proj)),
+        ff_out=Pair(_linear(block.ff_context.net[2]), _linear(block.ff.net[2])),
+    )
+
+
+def single_weights(block: Any) -> SingleWeights:
+    """Of a `FluxSingleTransformerBlock`; fuses its q, k, v in place."""
+    attn, out = block.attn, _linear(block.proj_out)
+    width = out.weight.shape[0]
+    return SingleWeights(
+        qkv=fuse([attn.to_q, attn.to_k, attn.to_v]),
+        norm_q=Pair(attn.norm_q.weight, attn.norm_q.weight),
+        norm_k=Pair(attn.norm_k.weight, attn.norm_k.weight),
+        mlp=_linear(block.proj_mlp),
+        out_mlp=Linear(out.weight[:, width:], out.bias),
+        out_attention=out.weight[:, :width],
+    )
+
+
+def fuse(layers: Sequence[torch.nn.Linear]) -> Linear:
+    """The layers stacked by output, their parameters now views of the stack. A stack made before is found again."""
+    return Linear(
+        _stack([layer.weight for layer in layers]),
+        _stack([layer.bias for layer in layers]),
+    )
+
+
+def _linear(layer: Any) -> Linear:
+    return Linear(layer.weight, layer.bias)
+
+
+def _stack(parameters: Sequence[Tensor]) -> Tensor:
+    first, shape = parameters[0], list(parameters[0].shape)
+    shape[0] = sum(parameter.shape[0] for parameter in parameters)
+    end = first.data_ptr()
+    adjoining = len({parameter.untyped_storage().data_ptr() for parameter in parameters}) == 1
+    for parameter in parameters:
+        adjoining = adjoining and parameter.is_contiguous() and parameter.data_ptr() == end
+        end += parameter.numel() * parameter.element_size()
+    if adjoining:
+        return first.detach().as_strided(shape, first.stride())
+    stacked = torch.cat([parameter.detach() for parameter in parameters])
+    for parameter, part in zip(parameters, torch.split(stacked, [p.shape[0] for p in parameters]), strict=True):
+        parameter.data = part
+    return stacked
