@@ -1,0 +1,149 @@
+"""The head of a report: banners, the answer in three sentences, warnings.
+
+Owns what a reader acts on first: best configuration, speedup, limit of memory. Numbers come from `study`.
+
+    head = answer(groups)
+    print(*head.sentences)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from xdit_bench.reporting import words
+from xdit_bench.reporting.study import Entry, Group, Size
+from xdit_bench.results.schema import Record
+
+SHOWN = 3  # sizes a sentence names
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands above everything else. `banners` change how every number is read."""
+
+    banners: tuple[str, ...]
+    sentences: tuple[str, ...]
+    measured_on: str
+    warnings: tuple[str, ...]
+
+
+def answer(groups: Sequence[Group], records: Iterable[Record]) -> Head:
+    """The head of a report over all groups; the sentences speak of the first."""
+    main = groups[0]
+    return Head(_banners(groups), _sentences(main), words.title(main), _warnings(records))
+
+
+def _banners(groups: Sequence[Group]) -> tuple[str, ...]:
+    found = []
+    sources = {group.setting.source for group in groups}
+    if sources == {"predicted"}:
+        found.append(
+            "PREDICTED: every number here comes from the performance model; nothing was measured. "
+            "Calibrate or measure before you buy."
+        )
+    elif "predicted" in sources:
+        found.append(
+            "Some sections are PREDICTED by the performance model; they say so and share no curve with measurements."
+        )
+    if any(words.on_cpu(group) for group in groups):
+        found.append("Measured on CPU ranks: these times show that everything works and say nothing about a GPU.")
+    machines = {(g.setting.topology, g.setting.fingerprint) for g in groups if g.setting.source == "measured"}
+    if len(machines) > 1:
+        found.append(
+            f"Records of {len(machines)} unequal machines: each has its own sections, no curve or speedup is shared."
+        )
+    caps = sorted({g.setting.memory_cap_gb for g in groups if g.setting.memory_cap_gb is not None})
+    if caps:
+        found.append(
+            f"Sections marked capped were measured below a memory cap of {words.listing(f'{cap:g}' for cap in caps)} GB."
+        )
+    return tuple(found)
+
+
+def _sentences(group: Group) -> tuple[str, ...]:
+    if not any(entry.ok for entry in group.entries):
+        counts = Counter(entry.status for entry in group.entries)
+        said = words.listing(f"{count} {status}" for status, count in sorted(counts.items()))
+        return (f"No point succeeded: {said}. The table of failures says why and what to do.",)
+    sizes = [size for size in group.sizes if group.best(size)]
+    if len(sizes) > SHOWN:  # the smallest, the largest, and what lies between them
+        sizes = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
+    return tuple(filter(None, (_best(group, sizes), _speedup(group, sizes), _memory(group))))
+
+
+def _best(group: Group, sizes: Sequence[Size]) -> str:
+    said = []
+    for size in sizes:
+        entry = group.best(size)
+        if entry:
+            tie = group.tie(entry)
+            note = f", a tie with {tie.factors}" if tie else ""
+            said.append(f"{words.seconds(entry.total_s)} at {words.px(size)} on {words.ranks(group, entry.gpus)} "
+                        f"({entry.factors}, {entry.runner}{note})")  # fmt: skip
+    verb = "is predicted to take" if group.setting.source == "predicted" else "took"
+    held = " without the VAE decode" if group.decode == "none" else ""
+    return f"Best configuration: one {group.setting.model} image{held} {verb} {words.listing(said)}."
+
+
+def _speedup(group: Group, sizes: Sequence[Size]) -> str:
+    gains, scalings = [], []
+    for size in sizes:
+        entry = group.best(size)
+        if not entry:
+            continue
+        gain, scaling = group.gain(entry), group.scaling(entry)
+        if gain:
+            gains.append(f"{words.times(gain.value)} at {words.px(size)}")
+        if scaling and scaling.base is not entry:
+            scalings.append(f"{words.times(scaling.value)} at {words.px(size)}"
+                            + (f" (over {words.ranks(group, scaling.base.gpus)}, as fewer failed)" if scaling.rebased else ""))  # fmt: skip
+    parts = []
+    if gains:
+        parts.append(f"{words.listing(gains)} over plain diffusers on one {_one(group)}")
+    if scalings:
+        parts.append(f"{words.listing(scalings)} over {group.engine} itself on one {_one(group)}")
+    if not parts:
+        return "Speedup: none can be stated, because no one-GPU point of this group succeeded beside another."
+    return f"Speedup: {'; '.join(parts)}."
+
+
+def _one(group: Group) -> str:
+    return "rank" if words.on_cpu(group) else "GPU"
+
+
+def _memory(group: Group) -> str:
+    out = [e for e in group.entries if e.status == "oom"]
+    fullest = max((e for e in group.entries if e.ok and e.peak_bytes), key=lambda e: e.peak_bytes or 0.0, default=None)
+    if out:
+        first = min(out, key=lambda e: (e.size[0] * e.size[1], e.gpus))
+        fits = _largest_fit(group)
+        beyond = (
+            f"; the largest image that fits is {words.px(fits.size)}, on {words.ranks(group, fits.gpus)} with vae={fits.vae}"
+            if fits
+            else ""
+        )
+        return (
+            f"Memory: {first.runner} with vae={first.vae} runs out on {words.ranks(group, first.gpus)} at "
+            f"{words.px(first.size)}{beyond}."
+        )
+    if fullest is None:
+        return "Memory: nothing ran out of it; no peak was recorded."
+    limit = f" of {words.gigabytes(fullest.limit_bytes)}" if fullest.limit_bytes else ""
+    return (
+        f"Memory: nothing ran out of it; the fullest device held {words.gigabytes(fullest.peak_bytes)}{limit}, at "
+        f"{words.px(fullest.size)} on {words.ranks(group, fullest.gpus)}."
+    )
+
+
+def _largest_fit(group: Group) -> Entry | None:
+    fits = [entry for entry in group.entries if entry.ok]
+    return max(fits, key=lambda e: (e.size[0] * e.size[1], -e.gpus, -(e.total_s or 0.0)), default=None)
+
+
+def _warnings(records: Iterable[Record]) -> tuple[str, ...]:
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(dict.fromkeys((str(warning) for warning in record.warnings), 1))
+    return tuple(f"{said} ({count} points)" if count > 1 else said for said, count in counts.most_common())

@@ -1,0 +1,238 @@
+"""Which figures a report has: name, caption, text alternative, and why one is empty.
+
+Owns the list and its words; `draw_scaling` and `draw_parts` do the drawing.
+
+    for figure in group_figures(group, matches):
+        save(figure.draw(PAGE), folder / figure.name)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from matplotlib.figure import Figure as Canvas
+
+from xdit_bench.reporting import draw_parts, draw_scaling, words
+from xdit_bench.reporting.published import Match
+from xdit_bench.reporting.study import Group, Size
+from xdit_bench.reporting.style import Layout
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a report. `why_empty` stands in its place where there is nothing to draw."""
+
+    name: str
+    title: str
+    caption: str
+    alternative: str
+    draw: Callable[[Layout], Canvas]
+    why_empty: str = ""
+
+
+def group_figures(group: Group, matches: Sequence[Match]) -> list[Figure]:
+    """Every figure of a group, the headline first."""
+    some = _some(group)
+    cpu = words.on_cpu(group)
+    several = len(group.gpu_counts) > 1
+    one_count = f"needs more than one count of {words.unit(group)} for engine {group.engine}"
+    ok = any(entry.ok for entry in group.entries)
+    nothing = "" if ok else "no point of this group succeeded"
+
+    def figure(name: str, title: str, caption: str, alternative: str, draw: Callable[..., Canvas], why: str) -> Figure:
+        return Figure(name, title, caption + some, alternative, partial(draw, group), why)
+
+    energies = any(entry.energy_j for entry in group.entries)
+    peaks = any(entry.peak_bytes for entry in group.entries)
+    modes, _ = draw_parts.vae_modes(group)
+    runners = draw_parts.engine_runners(group)
+    return [
+        figure("headline", "Latency of one image", _headline_caption(group), headline_words(group),
+               draw_scaling.headline, ""),
+        figure("strategies", "Latency by strategy",
+               f"Engine {group.engine}: Ulysses alone, ring alone, and both. Dotted: linear scaling.",
+               _cells_words(group), draw_scaling.strategies, nothing or ("" if several else one_count)),
+        figure("heatmap", "Latency over (ulysses, ring)",
+               "Seconds an image; dark is slow, the frame marks the best. Hatched cells failed.",
+               _cells_words(group), draw_scaling.heat_map, nothing or ("" if several else one_count)),
+        figure("speedups", "Both speedups",
+               "Left over the same engine on one GPU: scaling. Right over plain diffusers on one GPU: what a user gains.",
+               _speedup_words(group), draw_scaling.speedups, nothing or ("" if several else one_count)),
+        figure("efficiency", "Scaling efficiency", f"Speedup over {group.engine} on one, divided by the {words.unit(group)}.",
+               _speedup_words(group), draw_scaling.efficiency, nothing or ("" if several else one_count)),
+        figure("stages", "Where an image's time goes",
+               "Text encoders, denoising and VAE decode of the best factorization, timed apart.",
+               _stage_words(group), draw_parts.stages, nothing),
+        figure("memory", "Peak memory of the fullest GPU",
+               "Weights, and activations with all the rest; the dashed line is the memory there was.",
+               _memory_words(group), draw_parts.memory,
+               nothing or ("" if peaks else "no record holds a peak: CPU ranks share one memory" if cpu else "no record holds a peak")),
+        figure("vae", "VAE effect",
+               "The whole image by VAE mode, its decode filled; and the peak memory. Tiled decode is approximate.",
+               _vae_words(group), draw_parts.vae_effect,
+               nothing or ("" if len(modes) > 1 else f"needs two VAE modes; this group has {words.listing(modes) or 'none'}")),
+        figure("engines", "One step, engine by engine",
+               "The best factorization of each engine and execution.", _engine_words(group), draw_parts.engines,
+               nothing or ("" if len(runners) > 1 else "needs two engines or executions with a step time")),
+        figure("attribution", "Where a step's time goes", "From one profiled step, or by term of the model.",
+               _attribution_words(group), draw_parts.attribution,
+               "" if draw_parts.attribution_terms(group) else "no point was profiled; set measure.profile=true"),
+        figure("energy", "Energy of one image", "All GPUs of the point together, from NVML.", _energy_words(group),
+               draw_parts.energy, "" if energies else "no record holds energy" + (": a CPU has no NVML" if cpu else "")),
+        figure("parity", "Distance to the one-GPU result",
+               "Relative L2 of the latents on the same seed. Right of the bound a point is incorrect, and no success.",
+               _parity_words(group), draw_parts.parity,
+               "" if any(e.parity_l2 is not None for e in group.entries) else "no record holds a parity check"),
+        Figure("published", "Published beside ours", "Outlined: published. The number is ours over published.",
+               _published_words(matches), lambda layout: draw_parts.published(group, matches, layout),
+               "" if matches else "no published point has this machine, model, size and split"),
+    ]  # fmt: skip
+
+
+def _some(group: Group) -> str:
+    shown = draw_scaling.shown_sizes(group)
+    left = len(group.sizes) - len(shown)
+    return f" {len(shown)} of {len(group.sizes)} sizes are drawn; the tables hold all." if left else ""
+
+
+def _headline_caption(group: Group) -> str:
+    held = {
+        "exact": "Times hold text encoders, denoising and VAE decode.",
+        "approximate": "Times hold a tiled, approximate VAE decode.",
+        "none": "Times leave out the VAE decode (vae=none).",
+    }[group.decode]
+    others = sorted({e.vae for e in group.entries if e.decode != group.decode})
+    apart = f" Points with vae={'|'.join(others)} do not compete here; see the VAE figure." if others else ""
+    return (
+        f"Engine {group.engine}, the best factorization of each count of {words.unit(group)} below its bar, seconds "
+        f"above; the dashed line is the baseline. {held}{apart}"
+    )
+
+
+def headline_words(group: Group) -> str:
+    """The headline figure in words: every bar, the baseline and the speedup of each panel."""
+    parts = []
+    for size in draw_scaling.shown_sizes(group):
+        bars = []
+        for gpus in group.gpu_counts:
+            entry = group.cell(size, gpus)
+            if entry:
+                what = words.seconds(entry.total_s) if entry.ok else words.outcome(entry)
+                bars.append(f"{words.ranks(group, gpus)} ({entry.factors}) {what}")
+        baseline, best = group.baseline(size), group.best(size)
+        line = f"; baseline ({baseline[1]}) {words.seconds(baseline[0].total_s)}" if baseline else "; no baseline"
+        gain = ""
+        if baseline and best and best is not baseline[0] and baseline[0].total_s and best.total_s:
+            gain = f"; best is {words.times(baseline[0].total_s / best.total_s)} the baseline's speed"
+        parts.append(f"{words.px(size)}: {', '.join(bars) or 'not run'}{line}{gain}")
+    return ". ".join(parts) + "."
+
+
+def _each(group: Group, say: Callable[[Size], str]) -> str:
+    return (
+        ". ".join(f"{words.px(size)}: {said}" for size in draw_scaling.shown_sizes(group) if (said := say(size)))
+        or "No data"
+    )
+
+
+def _cells_words(group: Group) -> str:
+    def say(size: Size) -> str:
+        cells = sorted(
+            {(e.gpus, e.ulysses, e.ring) for e in group.entries if e.engine == group.engine and e.size == size}
+        )
+        said = []
+        for gpus, u, r in cells:
+            entry = group.cell(size, gpus, lambda e, u=u, r=r: (e.ulysses, e.ring) == (u, r))
+            if entry:
+                said.append(f"u{u}r{r} {words.seconds(entry.total_s) if entry.ok else words.outcome(entry)}")
+        return ", ".join(said)
+
+    return _each(group, say)
+
+
+def _speedup_words(group: Group) -> str:
+    def say(size: Size) -> str:
+        said = []
+        for gpus in group.gpu_counts:
+            entry = group.best(size, gpus)
+            if entry:
+                ratios = [r for r in (group.scaling(entry), group.gain(entry)) if r]
+                said += (
+                    [f"{gpus}: " + ", ".join(f"{words.times(r.value)} over {r.over}" for r in ratios)] if ratios else []
+                )
+        return "; ".join(said)
+
+    return _each(group, say)
+
+
+def _best_words(group: Group, fact: Callable[[draw_parts.Entry], str]) -> str:
+    def say(size: Size) -> str:
+        entries = [(gpus, group.best(size, gpus)) for gpus in group.gpu_counts]
+        return ", ".join(f"{words.ranks(group, gpus)} {said}" for gpus, e in entries if e and (said := fact(e)))
+
+    return _each(group, say)
+
+
+def _stage_words(group: Group) -> str:
+    return _best_words(group, lambda e: " + ".join(f"{stage} {words.seconds(s)}" for stage, s in e.stages.items()))
+
+
+def _memory_words(group: Group) -> str:
+    return _best_words(group, lambda e: words.gigabytes(e.peak_bytes) if e.peak_bytes else "")
+
+
+def _energy_words(group: Group) -> str:
+    return _best_words(group, lambda e: f"{words.digits(e.energy_j)} J" if e.energy_j else "")
+
+
+def _attribution_words(group: Group) -> str:
+    return _best_words(
+        group, lambda e: " + ".join(f"{name} {words.digits(1e3 * s)} ms" for name, s in draw_parts.terms(e).items())
+    )
+
+
+def _vae_words(group: Group) -> str:
+    modes, gpus = draw_parts.vae_modes(group)
+    return _best_words_by_mode(group, modes, gpus)
+
+
+def _best_words_by_mode(group: Group, modes: Sequence[str], gpus: int) -> str:
+    def say(size: Size) -> str:
+        said = []
+        for mode in modes:
+            entry = draw_parts.vae_entry(group, size, mode, gpus)
+            if entry:
+                facts = f"{words.seconds(entry.total_s)}, peak {words.gigabytes(entry.peak_bytes)}"
+                said.append(f"vae={mode} {facts if entry.ok else words.outcome(entry)}")
+        return ", ".join(said)
+
+    return _each(group, say)
+
+
+def _engine_words(group: Group) -> str:
+    def say(size: Size) -> str:
+        best: dict[str, float] = {}
+        for e in group.entries:
+            if e.ok and e.step_s and e.size == size:
+                key = f"{e.runner} on {words.ranks(group, e.gpus)}"
+                best[key] = min(e.step_s, best.get(key, e.step_s))
+        return ", ".join(f"{name} {words.digits(1e3 * step)} ms a step" for name, step in sorted(best.items()))
+
+    return _each(group, say)
+
+
+def _parity_words(group: Group) -> str:
+    checked = [e for e in group.entries if e.parity_l2 is not None]
+    wrong = sum(e.status == "incorrect" for e in checked)
+    worst = max((e.parity_l2 or 0.0 for e in checked), default=0.0)
+    return f"{len(checked)} points checked, {wrong} incorrect, the largest distance {worst:.1e}."
+
+
+def _published_words(matches: Sequence[Match]) -> str:
+    return ". ".join(
+        f"{words.px(m.entry.size)} {m.entry.factors}: published {words.seconds(m.published.latency_s)}, ours "
+        f"{words.seconds(m.ours_s)}, ratio {m.ratio:.2f}"
+        for m in matches
+    )

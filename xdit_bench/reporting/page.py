@@ -1,0 +1,241 @@
+"""The folder of a report: report.md, index.html, figures and exports, from records alone.
+
+Owns what is written where. The same records give the same bytes: dates come from the records, none from now.
+
+    write_report(read_records(Path("results/h200x2")), "h200x2", Path("reports"))
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from xdit_bench.errors import ResultsError
+from xdit_bench.reporting import words
+from xdit_bench.reporting.answer import Head, answer
+from xdit_bench.reporting.exports import export
+from xdit_bench.reporting.figures import Figure, group_figures
+from xdit_bench.reporting.inline import inline_svg, palette
+from xdit_bench.reporting.published import Match, PublishedPoint, load_published, match
+from xdit_bench.reporting.study import Group, group_records, newest
+from xdit_bench.reporting.style import COLUMN, FORMATS, PAGE, drawing, save, svg_text
+from xdit_bench.reporting.tables import Table, escape, markdown, report_tables
+from xdit_bench.results.schema import Record
+
+DRAWN_GROUPS = 8  # groups with figures of their own; the tables hold all
+MARKDOWN_ROWS = 60
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure: its files' stem relative to the report, and its SVG at both widths."""
+
+    figure: Figure
+    stem: str
+    wide: str = ""
+    narrow: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One group's part of a report."""
+
+    title: str
+    slug: str
+    pictures: tuple[Picture, ...]
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that page and Markdown say, in the order they say it."""
+
+    study: str
+    head: Head
+    sections: tuple[Section, ...]
+    undrawn: tuple[str, ...]
+    tables: tuple[Table, ...]
+    commands: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    remarks: tuple[str, ...] = field(default=())
+
+
+def write_report(
+    records: list[Record],
+    study: str,
+    out_dir: Path,
+    *,
+    published: Sequence[PublishedPoint] | None = None,
+    command: str | None = None,
+    formats: Sequence[str] = FORMATS,
+) -> list[Path]:
+    """Writes `out_dir/<study>/`; returns the files, index.html and report.md first.
+
+    `published` are points to stand beside ours (None: those that ship with the package). `command` reproduces the
+    study where the records do not name one. Raises ResultsError for no records, or a folder that can not be written.
+    """
+    if not records:
+        raise ResultsError(f"study {study!r} has no records, so there is nothing to report; run a sweep first")
+    folder = out_dir / study
+    try:
+        return _write(records, study, folder, published, command, formats)
+    except OSError as error:
+        raise ResultsError(
+            f"the report goes to {folder}, which can not be written ({error}); set reports_dir to a folder that can"
+        ) from error
+
+
+def _write(
+    records: list[Record],
+    study: str,
+    folder: Path,
+    published: Sequence[PublishedPoint] | None,
+    command: str | None,
+    formats: Sequence[str],
+) -> list[Path]:
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    groups = group_records(records)
+    shelf = load_published() if published is None else published
+    matches = [match(group, shelf) for group in groups]
+    drawn = [group for group in groups if any(entry.ok for entry in group.entries)][:DRAWN_GROUPS] or groups[:1]
+    files: list[Path] = []
+    sections = []
+    with drawing():
+        for index, group in enumerate(drawn):
+            prefix = "" if index == 0 else f"{index + 1}-"
+            figures = group_figures(group, matches[groups.index(group)])
+            pictures = tuple(_draw(figures, folder, prefix, formats, files))
+            sections.append(Section(words.title(group), f"group-{index + 1}", pictures, _machine_facts(group)))
+    exported, remarks = export(records, folder)
+    report = Report(
+        study=study,
+        head=answer(groups, newest(records)),
+        sections=tuple(sections),
+        undrawn=tuple(words.title(group) for group in groups if group not in drawn),
+        tables=tuple(report_tables(groups, [m for found in matches for m in found])),
+        commands=_commands(records, command),
+        facts=_study_facts(records),
+        remarks=tuple(remarks),
+    )
+    texts = [(folder / "index.html", html(report)), (folder / "report.md", markdown_report(report))]
+    for path, text in texts:
+        path.write_text(text, encoding="utf-8", newline="\n")
+    _sweep_out(folder / "figures", files)
+    return [path for path, _ in texts] + files + exported
+
+
+def _draw(
+    figures: Iterable[Figure], folder: Path, prefix: str, formats: Sequence[str], files: list[Path]
+) -> Iterator[Picture]:
+    for figure in figures:
+        stem = f"figures/{prefix}{figure.name}"
+        if figure.why_empty:
+            yield Picture(figure, stem)
+            continue
+        page = figure.draw(PAGE)
+        files += save(page, folder / stem, formats)
+        wide = inline_svg(svg_text(page), f"{prefix}{figure.name}-w-")
+        narrow = inline_svg(svg_text(figure.draw(COLUMN)), f"{prefix}{figure.name}-n-")
+        yield Picture(figure, stem, wide, narrow)
+
+
+def _sweep_out(figures: Path, kept: Sequence[Path]) -> None:
+    """Takes away figures of an earlier report that this one no longer has; they would pass for its own."""
+    for path in figures.iterdir():
+        if path.suffix in (".png", ".svg", ".pdf") and path not in kept:
+            path.unlink()
+
+
+def html(report: Report) -> str:
+    """The page as one self-contained document; every text of a record is escaped."""
+    environment = Environment(
+        loader=PackageLoader("xdit_bench.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(report=report, palette=palette)
+
+
+def markdown_report(report: Report) -> str:
+    """The same for a pull request."""
+    lines = [f"# {escape(report.study)}", ""]
+    lines += [f"> **{escape(banner)}**\n" for banner in report.head.banners]
+    lines += [f"> Warning: {escape(warning)}\n" for warning in report.head.warnings]
+    lines += [*(escape(sentence) for sentence in report.head.sentences), ""]
+    first = report.sections[0].pictures[0]
+    if not first.figure.why_empty:
+        lines += [f"![{escape(first.figure.alternative)}]({first.stem}.png)", "", escape(first.figure.caption), ""]
+    lines += [f"Shown: {escape(report.head.measured_on)}.", ""]
+    for section in report.sections:
+        lines += _section_lines(section, skip=first)
+    for table in report.tables:
+        if table.rows:
+            lines += [f"## {table.title}", "", markdown(table, limit=MARKDOWN_ROWS), ""]
+            lines += [escape(table.note), ""] if table.note else []
+        elif table.name == "failures":
+            lines += ["## Failures", "", "None.", ""]
+    lines += ["## Reproduce", "", "```", *(" ".join(command.split()) for command in report.commands), "```", ""]
+    lines += ["## Provenance", "", *(f"- {escape(name)}: {escape(value)}" for name, value in report.facts)]
+    lines += [f"- {escape(name)}: {escape(value)}" for name, value in report.sections[0].facts]
+    return "\n".join([*lines, *(f"- {escape(remark)}" for remark in report.remarks)]) + "\n"
+
+
+def _section_lines(section: Section, skip: Picture) -> list[str]:
+    lines = [f"## {escape(section.title)}", ""]
+    for picture in section.pictures:
+        if picture is skip:
+            continue
+        if picture.figure.why_empty:
+            lines += [f"{picture.figure.title}: not drawn, {escape(picture.figure.why_empty)}.", ""]
+            continue
+        lines += [f"<details><summary>{picture.figure.title}</summary>", ""]
+        lines += [f"![{escape(picture.figure.alternative)}]({picture.stem}.png)", "", escape(picture.figure.caption)]
+        lines += ["", "</details>", ""]
+    return lines
+
+
+def _commands(records: Sequence[Record], command: str | None) -> tuple[str, ...]:
+    named = [str(getattr(record, "command", "") or "") for record in records]
+    found = list(dict.fromkeys(text for text in named if text)) or ([command] if command else [])
+    return (*found, f"python -m xdit_bench.report study={records[0].study}")
+
+
+def _study_facts(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
+    times = sorted(record.time for record in records)
+    replaced = len(records) - len(newest(records))
+    facts = [
+        (
+            "Records",
+            f"{len(records)}"
+            + (f", {replaced} of them replaced by a newer record of the same point" if replaced else ""),
+        ),
+        ("Taken", f"{times[0]} to {times[-1]}"),
+        ("Schema", str(records[0].schema)),
+        ("Sources", words.listing(sorted({record.source for record in records}))),
+    ]
+    codes = sorted({str(record.software["code"]) for record in records if record.software.get("code")})
+    return (*facts, ("Code", ", ".join(codes))) if codes else tuple(facts)
+
+
+def _machine_facts(group: Group) -> tuple[tuple[str, str], ...]:
+    """Machine and software of a group's last record, one line a key."""
+    record = max((entry.record for entry in group.entries), key=lambda r: r.time)
+    facts = {
+        **{f"machine {k}": v for k, v in record.machine.items()},
+        **{f"software {k}": v for k, v in record.software.items()},
+    }
+    return tuple((name, _plain(value)) for name, value in facts.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str | int | float):
+        return str(value)
+    return re.sub(r"[{}\"\[\]]", "", json.dumps(value, sort_keys=True, default=str))

@@ -1,0 +1,188 @@
+"""The tables of a report as data, for HTML, Markdown and JUnit alike.
+
+Owns columns, rows and their wording. A cell holds what a person reads and what a sort compares.
+
+    for table in report_tables(groups, matches):
+        print(markdown(table))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from xdit_bench.reporting import words
+from xdit_bench.reporting.published import Match
+from xdit_bench.reporting.study import Entry, Group, Speedup
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a table, and the key it sorts by (None sorts last)."""
+
+    text: str
+    key: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns (`>` before a name: numbers, set right) and rows of cells."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+def report_tables(groups: Sequence[Group], matches: Sequence[Match]) -> list[Table]:
+    """Best configurations, published beside ours, failures, all points. The last holds everything."""
+    return [best_table(groups), published_table(matches), failures_table(groups), points_table(groups)]
+
+
+def best_table(groups: Sequence[Group]) -> Table:
+    """The best factorization for every group, size and GPU count, with both speedups."""
+    rows = []
+    for group in groups:
+        for size in group.sizes:
+            for gpus in group.gpu_counts:
+                entry = group.best(size, gpus)
+                if entry is None:
+                    continue
+                tie = group.tie(entry)
+                rows.append((
+                    *_where(group, entry), _text(entry.runner), _text(entry.vae), _text(entry.factors),
+                    _seconds(entry.total_s), _interval(entry), _seconds(entry.step_s), _ratio(group.scaling(entry)),
+                    _ratio(group.gain(entry)), _bytes(entry), _text(f"tie with {tie.factors}" if tie else ""),
+                ))  # fmt: skip
+    columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", ">Seconds", ">Interval", ">Step",
+               ">Scaling", ">Gain", ">Peak memory", "Tie")  # fmt: skip
+    note = (
+        "Scaling: over the same engine on one GPU. Gain: over plain diffusers on one GPU. A tie: the intervals overlap."
+    )
+    return Table("best", "Best configurations", columns, tuple(rows), note)
+
+
+def published_table(matches: Sequence[Match]) -> Table:
+    """Ours, published, ratio."""
+    rows = tuple(
+        (
+            _text(m.published.topology), Cell(words.px(m.entry.size), m.published.res), _count(m.entry.gpus),
+            _text(m.entry.factors), _text(f"{m.entry.runner} ({m.entry.record.source})"), _seconds(m.ours_s),
+            _seconds(m.published.latency_s), Cell(f"{m.ratio:.2f}", m.ratio), _text(m.compared), _text(m.published.note),
+        )
+        for m in matches
+    )  # fmt: skip
+    columns = ("Machine", "Size", ">GPUs", "Split", "Ours is", ">Ours", ">Published", ">Ratio", "Compared", "Note")
+    return Table("published", "Published beside ours", columns, rows, "Ratio: ours over published, below 1 is faster.")
+
+
+def failures_table(groups: Sequence[Group]) -> Table:
+    """Every point that is no success, with its reason."""
+    rows = tuple(
+        (
+            *_where(group, entry), _text(entry.runner), _text(entry.vae), _text(entry.factors),
+            _text(words.outcome(entry)), _text(str(entry.record.failure.get("stage") or "")), _text(entry.reason),
+        )
+        for group in groups
+        for entry in group.entries
+        if not entry.ok
+    )  # fmt: skip
+    columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", "Outcome", "Stage", "Reason")
+    return Table("failures", "Failures", columns, rows)
+
+
+def points_table(groups: Sequence[Group]) -> Table:
+    """Every point, successes and failures."""
+    rows = tuple(_point_row(group, entry) for group in groups for entry in sorted(group.entries, key=_order))
+    columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", "Attention", "Outcome", ">Seconds", ">Interval",
+               ">Text", ">Denoise", ">VAE s", ">Step", ">Scaling", ">Gain", ">Peak memory", ">Energy",
+               ">Parity")  # fmt: skip
+    return Table("points", "All points", columns, rows)
+
+
+def _point_row(group: Group, entry: Entry) -> tuple[Cell, ...]:
+    parity = Cell(f"{entry.parity_l2:.1e}", entry.parity_l2) if entry.parity_l2 is not None else Cell(words.MISSING)
+    energy = Cell(f"{words.digits(entry.energy_j)} J", entry.energy_j) if entry.energy_j else Cell(words.MISSING)
+    stages = [_seconds(entry.stages.get(stage)) for stage in ("text", "denoise", "vae")]
+    return (
+        *_where(group, entry), _text(entry.runner), _text(entry.vae), _text(entry.factors), _text(entry.attention),
+        _text(words.outcome(entry)), _seconds(entry.total_s), _interval(entry), *stages, _seconds(entry.step_s),
+        _ratio(group.scaling(entry) if entry.ok else None), _ratio(group.gain(entry) if entry.ok else None),
+        _bytes(entry), energy, parity,
+    )  # fmt: skip
+
+
+def _where(group: Group, entry: Entry) -> tuple[Cell, ...]:
+    size = Cell(words.px(entry.size), entry.size[0] * entry.size[1])
+    return _text(short(group)), size, _count(entry.gpus)
+
+
+def short(group: Group) -> str:
+    """A group in few words, for a table's cell."""
+    setting = group.setting
+    parts = [setting.model, setting.topology]
+    if setting.source != "measured":
+        parts.append(setting.source)
+    if setting.transport != "p2p":
+        parts.append(setting.transport)
+    if setting.memory_cap_gb is not None:
+        parts.append(f"cap {setting.memory_cap_gb:g} GB")
+    return " ".join(parts)
+
+
+def markdown(table: Table, *, limit: int | None = None) -> str:
+    """A GitHub table; rows beyond `limit` are counted, not shown."""
+    heads = [column.removeprefix(">") for column in table.columns]
+    marks = ["---:" if column.startswith(">") else "---" for column in table.columns]
+    shown = table.rows if limit is None else table.rows[:limit]
+    lines = [_line(heads), _line(marks), *(_line(escape(cell.text) for cell in row) for row in shown)]
+    if len(shown) < len(table.rows):
+        lines += ["", f"{len(table.rows) - len(shown)} more rows stand in records.csv and index.html."]
+    return "\n".join(lines)
+
+
+def escape(text: str) -> str:
+    """Text that stays text in Markdown: no HTML, no table breaks, no links."""
+    for old, new in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("[", "\\["), ("`", "\\`")):
+        text = text.replace(old, new)
+    return " ".join(text.split())
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _order(entry: Entry) -> tuple[object, ...]:
+    return entry.size[0] * entry.size[1], entry.size, entry.engine, entry.execution, entry.gpus, entry.ring, entry.vae
+
+
+def _text(text: str) -> Cell:
+    return Cell(text, text)
+
+
+def _count(value: int) -> Cell:
+    return Cell(str(value), value)
+
+
+def _seconds(value: float | None) -> Cell:
+    return Cell(words.seconds(value), value)
+
+
+def _interval(entry: Entry) -> Cell:
+    if entry.total_s is None or entry.low_s is None or entry.high_s is None:
+        return Cell(words.MISSING)
+    half = (entry.high_s - entry.low_s) / 2 / entry.total_s
+    return Cell(f"±{100 * half:.1f} %", half)
+
+
+def _ratio(speedup: Speedup | None) -> Cell:
+    if speedup is None:
+        return Cell(words.MISSING)
+    mark = f" over {speedup.base.gpus}" if speedup.rebased else ""
+    return Cell(words.times(speedup.value) + mark, speedup.value)
+
+
+def _bytes(entry: Entry) -> Cell:
+    mark = {"pressure": " pressure"}.get(entry.verdict, "") + (" capped" if entry.capped else "")
+    return Cell(words.gigabytes(entry.peak_bytes) + mark, entry.peak_bytes)

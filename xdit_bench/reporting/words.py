@@ -1,0 +1,104 @@
+"""How numbers and points read: seconds, bytes, sizes, machines. Owns wording alone.
+
+seconds(0.9312)  # '0.931 s'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from xdit_bench.reporting.study import Entry, Group, Size
+
+MISSING = "–"
+
+
+def digits(value: float | None) -> str:
+    """Three significant digits without an exponent: 0.0123, 0.931, 12.3, 1230."""
+    if value is None:
+        return MISSING
+    if value == 0:
+        return "0"
+    size = abs(value)
+    places = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.9995 else 3 if size >= 0.09995 else 4
+    return f"{value:.{places}f}" if size >= 5e-4 else f"{value:.1e}"
+
+
+def seconds(value: float | None) -> str:
+    """`0.931 s`."""
+    return MISSING if value is None else f"{digits(value)} s"
+
+
+def gigabytes(value: float | None) -> str:
+    """`46.1 GB` of 1e9 bytes, as the published figures count; megabytes below one."""
+    if value is None:
+        return MISSING
+    return f"{digits(value / 1e9)} GB" if value >= 1e9 else f"{digits(value / 1e6)} MB"
+
+
+def times(value: float | None) -> str:
+    """`4.2x`, the way the study writes a speedup."""
+    return MISSING if value is None else f"{value:.1f}x" if value >= 1.95 else f"{value:.2f}x"
+
+
+def px(size: Size) -> str:
+    """`1024px`, or `1280x720px` as width by height."""
+    height, width = size
+    return f"{height}px" if height == width else f"{width}x{height}px"
+
+
+def gpus(count: int) -> str:
+    """`1 GPU`, `4 GPUs`."""
+    return f"{count} GPU" if count == 1 else f"{count} GPUs"
+
+
+def ranks(group: Group, count: int) -> str:
+    """GPUs, or CPU ranks where a CPU was measured."""
+    return gpus(count) if not on_cpu(group) else f"{count} rank" if count == 1 else f"{count} ranks"
+
+
+def unit(group: Group) -> str:
+    """What is counted along an axis."""
+    return "CPU ranks" if on_cpu(group) else "GPUs"
+
+
+def on_cpu(group: Group) -> bool:
+    """Measured on CPU ranks: the times say nothing about a GPU."""
+    return group.entries[0].record.machine.get("device") == "cpu"
+
+
+def machine(group: Group) -> str:
+    """What a group was measured on or predicted for, in one phrase."""
+    facts = group.entries[0].record.machine
+    if group.setting.source == "predicted":
+        return f"the performance model's {group.setting.topology}"
+    count, kind = facts.get("gpus"), facts.get("gpu") or facts.get("cpu") or group.setting.topology
+    if on_cpu(group):
+        return f"CPU ranks over gloo ({kind})" if kind != "cpu" else "CPU ranks over gloo"
+    head = f"{count}×{kind}" if count else str(kind)
+    links = facts.get("links")
+    return f"{head} ({links})" if isinstance(links, str) and links else head
+
+
+def title(group: Group) -> str:
+    """A group's heading: model, source, machine and what sets it apart."""
+    setting = group.setting
+    parts = [setting.model, f"{setting.source} on {machine(group)}"]
+    parts += [f"{setting.steps} steps", f"{setting.text_tokens} text tokens", setting.dtype]
+    if setting.transport != "p2p":
+        parts.append(f"transport {setting.transport}")
+    if setting.memory_cap_gb is not None:
+        parts.append(f"capped at {setting.memory_cap_gb:g} GB")
+    if setting.weights != "random":
+        parts.append(f"weights {setting.weights}")
+    return ", ".join(parts)
+
+
+def listing(words: Iterable[str]) -> str:
+    """`a, b and c`."""
+    items = list(words)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def outcome(entry: Entry) -> str:
+    """A failure's short name on a bar: `OOM`, `timeout`."""
+    return "OOM" if entry.status == "oom" else entry.status

@@ -1,0 +1,122 @@
+"""A study as a pandas DataFrame: one row a record, documented columns.
+
+Owns the columns' names; reads through `store`. pandas is imported on use, so that `results.schema` stays light.
+
+    frame = load("results/h200x2")
+    frame[frame.ok].pivot_table(values="total_s", index="gpus", columns="res")
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from xdit_bench.results.schema import METRICS, POINT_KEYS, STAGES, Record
+from xdit_bench.results.store import latest, read_records
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+POINT_COLUMNS: Final = (*POINT_KEYS, "prompt", "memory_cap_gb")
+DETAILS: Final = {
+    "total_p10_s": "latency_s.total.p10",
+    "total_p90_s": "latency_s.total.p90",
+    "total_low_s": "latency_s.total.ci95.0",
+    "total_high_s": "latency_s.total.ci95.1",
+    "parameters_bytes": "memory.parameters_bytes",
+    "cap_bytes": "memory.cap_bytes",
+    "alloc_retries": "memory.alloc_retries",
+    "power_w": "telemetry.power_w",
+    "sm_clock_mhz": "telemetry.sm_clock_mhz",
+    "image_max_abs": "parity.image_max_abs",
+    "comm_s_per_step": "comm.seconds_per_step",
+    "comm_bytes_per_step": "comm.bytes_per_step",
+    "capacity_bytes": "machine.capacity_bytes",
+}
+TEXTS: Final = {
+    "memory_verdict": "memory.verdict",
+    "gpu": "machine.gpu",
+    "device": "machine.device",
+    "driver": "machine.driver",
+}
+
+
+def load(study_dir: str | Path, *, all_records: bool = False) -> DataFrame:
+    """The records of `results/<study>` (or of a records file) as a DataFrame, one row a record.
+
+    Columns, in this order:
+
+    - `run_id study source status ok reason time fingerprint`: text, `ok` is a bool;
+    - the point: `model res height width steps text_tokens ulysses ring gpus engine execution attention vae dtype
+      weights seed topology transport prompt memory_cap_gb` (`res` is empty for a picture that is not square);
+    - every metric of `results.schema.METRICS`: `total_s text_s denoise_s vae_s step_s` (seconds, medians),
+      `peak_bytes`, `energy_j`, `parity_l2`;
+    - `total_p10_s total_p90_s total_low_s total_high_s` (seconds; low and high are the 95 % interval, or the span of a
+      prediction), `parameters_bytes cap_bytes alloc_retries power_w sm_clock_mhz image_max_abs comm_s_per_step
+      comm_bytes_per_step capacity_bytes`;
+    - `memory_verdict gpu device driver`: text;
+    - `samples`: a list of raw seconds of the total, empty for a prediction or a failure.
+
+    A failure is a row with NaN metrics, never a missing one. The newest record of each `run_id` is kept;
+    `all_records=True` keeps every line. Raises ResultsError when the folder holds no readable records.
+    """
+    records = read_records(Path(study_dir))
+    return to_frame(records if all_records else latest(records), samples=True)
+
+
+def to_frame(records: Iterable[Record], *, samples: bool = False) -> DataFrame:
+    """Records as `load` describes; without `samples` every cell is a scalar, for CSV and Parquet."""
+    import pandas
+
+    rows = [_row(record, samples) for record in records]
+    columns = list(_columns()) + (["samples"] if samples else [])
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def _columns() -> tuple[str, ...]:
+    heads = ("run_id", "study", "source", "status", "ok", "reason", "time", "fingerprint")
+    return (*heads, *POINT_COLUMNS, *METRICS, *DETAILS, *TEXTS)
+
+
+def _row(record: Record, samples: bool) -> dict[str, Any]:
+    data = record.to_dict()
+    row: dict[str, Any] = {key: data[key] for key in ("run_id", "study", "source", "status", "reason", "time")}
+    row["ok"] = record.status == "ok" and record.parity.get("ok") is not False
+    row["fingerprint"] = record.fingerprint
+    row |= {key: record.point.get(key) for key in POINT_COLUMNS}
+    paths = {name: metric.path for name, metric in METRICS.items()} | DETAILS
+    row |= {name: _number(_dig(data, path)) for name, path in paths.items()}
+    if math.isnan(row["total_low_s"]):
+        row["total_low_s"] = _number(_dig(data, "latency_s.total.low"))
+        row["total_high_s"] = _number(_dig(data, "latency_s.total.high"))
+    row |= {name: _text(_dig(data, path)) for name, path in TEXTS.items()}
+    if samples:
+        found = _dig(data, "latency_s.total.samples")
+        row["samples"] = list(found) if isinstance(found, list) else []
+    for stage in (*STAGES, "total"):
+        # a failed point may hold the stages it reached; they are no image's time
+        if not row["ok"]:
+            row[f"{stage}_s"] = math.nan
+    return row
+
+
+def _dig(data: Any, path: str) -> Any:
+    for key in path.split("."):
+        if isinstance(data, dict):
+            data = data.get(key)
+        elif isinstance(data, list | tuple) and key.isdigit() and int(key) < len(data):
+            data = data[int(key)]
+        else:
+            return None
+    return data
+
+
+def _number(value: Any) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else math.nan
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
