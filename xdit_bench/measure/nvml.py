@@ -1,0 +1,199 @@
+"""What the machine did while a point ran: clocks, power, temperature, throttling and energy of its GPUs; load of a CPU.
+
+Sampled by a thread of the controller, so that the ranks are not disturbed; lined up with the images by the
+machine's monotonic clock. Owns sampling and its summary; what a throttled point means is the runner's to say.
+
+    with NvmlTelemetry() as telemetry:
+        ...
+    telemetry.report(spans, ranks=2)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+PERIOD_S = 0.05
+COOL_DOWN_S = 20.0
+Span = tuple[float, float]
+
+# nvml.h, nvmlClocksEventReasons; the software power cap (0x4) is a card's normal state under load and only reported
+THROTTLES = {0x08: "hardware slowdown", 0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown",
+             0x80: "power brake"}  # fmt: skip
+POWER_CAP = 0x04
+
+
+class Telemetry(Protocol):
+    """Watches the machine from `__enter__` to `__exit__`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def report(self, spans: Sequence[Span], *, ranks: int) -> dict[str, Any]:
+        """Facts about the images in `spans` (monotonic seconds). `throttled_images` counts those to take again."""
+
+    def cool_down(self) -> None:
+        """Waits until another try makes sense."""
+
+
+class HostTelemetry:
+    """Load average of a machine whose ranks run on its CPU: other work there shows."""
+
+    def __enter__(self) -> Self:
+        self._before = os.getloadavg()[0]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._after = os.getloadavg()[0]
+
+    def report(self, spans: Sequence[Span], *, ranks: int) -> dict[str, Any]:
+        """Processes that wanted a core, over the last minute."""
+        del spans, ranks
+        return {"load_before": self._before, "load_after": self._after, "cores": len(os.sched_getaffinity(0))}
+
+    def cool_down(self) -> None:
+        """A CPU is not watched for throttling."""
+
+
+class NvmlTelemetry:
+    """GPUs through NVML, every `PERIOD_S` seconds."""
+
+    def __init__(self) -> None:
+        self._samples: list[list[dict[str, float]]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        import pynvml
+
+        pynvml.nvmlInit()
+        self._handles = visible_handles()
+        self._samples = [[] for _ in self._handles]
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import pynvml
+
+        self._stop.set()
+        self._thread.join()
+        self._others = [_processes(handle) for handle in self._handles]
+        pynvml.nvmlShutdown()
+
+    def report(self, spans: Sequence[Span], *, ranks: int) -> dict[str, Any]:
+        """Of the first `ranks` GPUs, over the images alone; energy is watts integrated over them."""
+        gpus = self._samples[:ranks]
+        if not spans or not all(gpus):
+            return {}
+        return summarise_samples(gpus, spans) | {"processes_per_gpu": self._others[:ranks]}
+
+    def cool_down(self) -> None:
+        """A fixed rest: a card sheds its heat in seconds."""
+        time.sleep(COOL_DOWN_S)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(PERIOD_S):
+            for handle, samples in zip(self._handles, self._samples, strict=True):
+                with contextlib.suppress(Exception):  # a card that does not say one thing may say it the next time
+                    samples.append(_sample(handle))
+
+
+def summarise_samples(gpus: Sequence[Sequence[dict[str, float]]], spans: Sequence[Span]) -> dict[str, Any]:
+    """Medians over the images' samples, and which images were throttled.
+
+    An image without a sample of its own takes those next to it: a short one may fall between two.
+    """
+    begin, end = spans[0][0], spans[-1][1]
+    inside = [
+        [s for s in samples if begin - PERIOD_S <= s["time"] <= end + PERIOD_S] or list(samples) for samples in gpus
+    ]
+    throttled = [span for span in spans if any(_throttled(samples, span) for samples in inside)]
+    bits = 0
+    for samples in inside:
+        for sample in samples:
+            bits |= int(sample["reasons"])
+    watts = [statistics.fmean(s["watts"] for s in samples) for samples in inside]
+    duration = sum(stop - start for start, stop in spans)
+    return {
+        "sm_mhz": [statistics.median(s["sm_mhz"] for s in samples) for samples in inside],
+        "memory_mhz": [statistics.median(s["memory_mhz"] for s in samples) for samples in inside],
+        "watts": watts,
+        "celsius": [max(s["celsius"] for s in samples) for samples in inside],
+        "energy_j_per_image": _energy(inside, begin, end, watts) * duration / max(end - begin, 1e-9) / len(spans),
+        "throttled_images": len(throttled),
+        "throttle_reasons": [name for bit, name in THROTTLES.items() if bits & bit],
+        "power_capped": bool(bits & POWER_CAP),
+    }
+
+
+def _energy(gpus: Sequence[Sequence[dict[str, float]]], begin: float, end: float, watts: Sequence[float]) -> float:
+    """Joules of all GPUs from begin to end: the cards' own counters where the window is long enough for them
+    (they tick some ten times a second), else mean watts."""
+    total = 0.0
+    for samples, mean in zip(gpus, watts, strict=True):
+        first, last = samples[0], samples[-1]
+        if last["time"] - first["time"] > 1.0 and last["joules"] > first["joules"]:
+            mean = (last["joules"] - first["joules"]) / (last["time"] - first["time"])
+        total += mean * (end - begin)
+    return total
+
+
+def _throttled(samples: Iterable[dict[str, float]], span: Span) -> bool:
+    mask = sum(THROTTLES)
+    return any(int(s["reasons"]) & mask for s in samples if span[0] - PERIOD_S <= s["time"] <= span[1] + PERIOD_S)
+
+
+def visible_handles() -> list[Any]:
+    """NVML handles of the GPUs that CUDA shows (CUDA_VISIBLE_DEVICES by number or UUID), in its order. NVML is up."""
+    import pynvml
+
+    count = pynvml.nvmlDeviceGetCount()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+    handles = []
+    for name in filter(None, (part.strip() for part in visible.split(","))):
+        if name.isdigit() and int(name) < count:
+            handles.append(pynvml.nvmlDeviceGetHandleByIndex(int(name)))
+        elif name.startswith("GPU-"):
+            handles.append(pynvml.nvmlDeviceGetHandleByUUID(name))
+        else:
+            break  # CUDA ignores the rest of the list, too
+    return handles
+
+
+def _sample(handle: Any) -> dict[str, float]:
+    import pynvml
+
+    return {
+        "time": time.monotonic(),
+        "sm_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        "memory_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+        "watts": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        "celsius": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        "reasons": pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+        "joules": pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000,
+    }
+
+
+def _processes(handle: Any) -> int | None:
+    """How many processes compute on the card, ours among them; None where the driver does not say."""
+    import pynvml
+
+    try:
+        return len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    except pynvml.NVMLError:
+        return None

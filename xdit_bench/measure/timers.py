@@ -1,0 +1,162 @@
+"""Takes an image's time by the design's protocol: steady first, then barrier, device events, slowest rank.
+
+Owns when an iteration starts, what its stages took and when there are enough; leaves what the stages do to the
+backend, and statistics to `stats`.
+
+    timing = ImageTimer(backend, group, device, decodes=True, note=board_note).measure(config)
+    timing.samples["total"]  # seconds, one an iteration, the slowest rank's
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+
+from xdit_bench.config import MeasureConfig
+from xdit_bench.measure.stats import EXTRA_WARMUPS, precise, steady
+
+STAGES = ("text", "denoise", "vae", "total")
+COLUMNS = (*STAGES, "elapsed")
+
+Note = Callable[[str, int], None]
+
+
+class Pipeline(Protocol):
+    """The timed part of a backend."""
+
+    def encode(self) -> Any:
+        """Ids to embeddings."""
+
+    def denoise(self, embeddings: Any) -> torch.Tensor:
+        """Noise to final latents, or this rank's share of them."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """Latents to pixels on rank 0."""
+
+
+@dataclass
+class Timing:
+    """What the timed iterations took and left behind.
+
+    `samples` seconds by stage, the slowest rank's; `own_total` this rank's; `spans` start and end of each
+    iteration on the machine's monotonic clock; `latents` and `image` of the last iteration.
+    """
+
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    own_total: list[float] = field(default_factory=list)
+    warmup: list[float] = field(default_factory=list)
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    latents: torch.Tensor | None = None
+    image: torch.Tensor | None = None
+
+
+class Marks:
+    """Points in time of one iteration: device events on a GPU, the host's clock on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._device = device
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        """Now, as the device's stream sees it."""
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self._device))
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Between neighbouring marks, then from first to last. Waits for the device."""
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
+        between = [self._between(a, b) for a, b in zip(self._marks, self._marks[1:], strict=False)]
+        return [*between, self._between(self._marks[0], self._marks[-1])]
+
+    def _between(self, start: Any, end: Any) -> float:
+        return float(start.elapsed_time(end) / 1000.0 if self._cuda else end - start)
+
+
+@dataclass(frozen=True)
+class ImageTimer:
+    """Runs and times images of one prepared pipeline. Every method is collective over `group`."""
+
+    pipeline: Pipeline
+    group: ProcessGroup | None
+    device: torch.device
+    decodes: bool
+    note: Note
+
+    def measure(self, config: MeasureConfig) -> Timing:
+        """Warm-up until steady, then iterations until the median is precise or a cap is met."""
+        timing = Timing()
+        self._warm_up(config, timing)
+        stages = [stage for stage in STAGES if stage != "vae" or self.decodes]
+        timing.samples = {stage: [] for stage in stages}
+        begun = time.monotonic()
+        while True:
+            row = self.image(timing, begun)
+            for stage in stages:
+                timing.samples[stage].append(row[stage])
+            totals = timing.samples["total"]
+            if len(totals) >= config.repeats and precise(totals, config.precision):
+                return timing
+            # every rank sees the same gathered numbers, so all leave the loop together
+            if len(totals) >= config.max_repeats or row["elapsed"] >= config.time_cap_s:
+                return timing
+
+    def _warm_up(self, config: MeasureConfig, timing: Timing) -> None:
+        begun = time.monotonic()
+        times = timing.warmup
+        while config.warmup and len(times) < config.warmup + EXTRA_WARMUPS:
+            if len(times) >= config.warmup and steady(times):
+                break
+            row = self.image(timing, begun)
+            times.append(row["total"])
+            if row["elapsed"] >= config.time_cap_s:
+                break
+        timing.spans.clear()
+        timing.own_total.clear()
+
+    def image(self, timing: Timing, begun: float) -> dict[str, float]:
+        """One image; keeps its latents and pixels in `timing`. The slowest rank's seconds by column."""
+        timing.latents = timing.image = None  # the last image's; two at once would count as peak memory
+        number = len(timing.warmup) + len(timing.spans)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        agree(self.group, [0.0])  # barrier: otherwise a late rank's lateness counts as communication
+        start = time.monotonic()
+        marks = Marks(self.device)
+        marks.mark()
+        self.note("text", number)
+        embeddings = self.pipeline.encode()
+        marks.mark()
+        self.note("denoise", number)
+        timing.latents = self.pipeline.denoise(embeddings)
+        marks.mark()
+        if self.decodes:
+            self.note("vae", number)
+            timing.image = self.pipeline.decode(timing.latents)
+        marks.mark()
+        seconds = marks.seconds()
+        self.note("agree", number)
+        end = time.monotonic()
+        timing.spans.append((start, end))
+        timing.own_total.append(seconds[-1])
+        return dict(zip(COLUMNS, agree(self.group, [*seconds, end - begun]), strict=True))
+
+
+def agree(group: ProcessGroup | None, values: list[float]) -> list[float]:
+    """The largest of each value over the ranks, through the host's group, so that no device work is added."""
+    if group is None:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
+    return [float(value) for value in tensor]

@@ -1,0 +1,136 @@
+"""From jobs to an ordered list of cells: baselines added, doubles dropped, infeasible ones known before anything runs.
+
+Owns what is run and in which order; runs nothing.
+
+    cells = make_cells(jobs, gpus=2, fingerprint="…", code="…")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from xdit_bench.config import LaunchConfig, MeasureConfig, ModelSpec, Point, RunConfig, infeasible, run_id
+from xdit_bench.results.schema import Record
+
+FAKE = "fake"  # tests' engine; it has no plain diffusers to be compared with
+STOCK = "stock"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One point to measure and how. `command` is the line that was typed."""
+
+    point: Point
+    model: ModelSpec
+    measure: MeasureConfig
+    run: RunConfig
+    launch: LaunchConfig
+    save_outputs: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A job with its identity. `why_not` says why it can not run here; `added` that no one typed it."""
+
+    job: Job
+    run_id: str
+    why_not: str | None = None
+    added: bool = False
+
+    @property
+    def point(self) -> Point:
+        """What is measured."""
+        return self.job.point
+
+
+def make_cells(jobs: Sequence[Job], *, gpus: int, fingerprint: str, code: str) -> list[Cell]:
+    """All cells in running order; infeasible ones first, since they cost nothing."""
+    cells: dict[str, Cell] = {}
+    for job, added in [*((job, False) for job in jobs), *((job, True) for job in _baselines(jobs, gpus))]:
+        identity = run_id(job.point, fingerprint, code)
+        why_not = infeasible(job.point, job.model, gpus=gpus)
+        cells.setdefault(identity, Cell(job, identity, why_not, added))
+    seed = ",".join(sorted(cells))
+    return sorted(cells.values(), key=lambda cell: _order(cell, seed))
+
+
+def reference_key(point: Point, fingerprint: str, code: str) -> str:
+    """Points with equal keys must yield equal latents. 16 hex digits."""
+    same = [point.model, point.height, point.width, point.steps, point.text_tokens, point.seed, point.weights,
+            point.dtype, point.prompt, point.engine == FAKE]  # fmt: skip
+    return hashlib.sha256(json.dumps([same, fingerprint, code]).encode()).hexdigest()[:16]
+
+
+def doomed(cell: Cell, records: Iterable[Record]) -> str | None:
+    """Why the cell must run out of memory, since a smaller one of the same kind has; None when it may fit."""
+    point = cell.point
+    for record in records:
+        if record.status != "oom":
+            continue
+        other = Point.from_dict(record.point)
+        if point.engine == FAKE and point.prompt != other.prompt:  # its prompt is the fault
+            continue
+        # all that memory depends on is equal, but size, GPUs and cap
+        free = {"height", "width", "ulysses", "ring", "memory_cap_gb", "seed", "prompt", "steps"}
+        alike = replace(other, **{name: getattr(point, name) for name in free}) == point
+        larger = point.height >= other.height and point.width >= other.width and point.image_tokens > other.image_tokens
+        capped = (point.memory_cap_gb or float("inf")) <= (other.memory_cap_gb or float("inf"))
+        if alike and larger and point.gpus <= other.gpus and capped:
+            return (
+                f"{other.label} already ran out of memory on {other.gpus} GPU{'s' if other.gpus > 1 else ''} "
+                f"(run {record.run_id}); run.probe_all=true tries all the same"
+            )
+    return None
+
+
+def cost(point: Point) -> float:
+    """Relative time of an image, for estimates: linear work and attention over the ranks (12.9 GFLOP a token and
+    4 L^2 h 57 a step, see the performance model), and a constant for what does not shrink."""
+    tokens = point.image_tokens + point.text_tokens
+    return 0.2 + point.steps * (tokens * 12.9e9 + 4 * tokens**2 * 3072 * 57) / 5e14 / point.gpus
+
+
+def _baselines(jobs: Sequence[Job], gpus: int) -> list[Job]:
+    """Every feasible point's two one-GPU baselines: its own engine, and plain diffusers.
+
+    Of plain diffusers the VAE is the single-GPU one; kernel and execution are what it does by itself.
+    """
+    added = []
+    for job in jobs:
+        point = job.point
+        if infeasible(point, job.model, gpus=gpus):
+            continue
+        alone = replace(point, ulysses=1, ring=1)
+        added.append(replace(job, point=alone))
+        if point.engine != FAKE:
+            vae = "none" if point.vae == "none" else "single"
+            stock = replace(alone, engine=STOCK, execution="eager", attention="auto", vae=vae)
+            added.append(replace(job, point=stock))
+    return added
+
+
+def _order(cell: Cell, seed: str) -> tuple[object, ...]:
+    """One pool and one set of weights at a time, small images before large, baselines first, the rest shuffled so
+    that drift hits all configurations alike; a point with a VAE first, as its image is the better reference."""
+    point = cell.point
+    baseline = 0 if point.engine == STOCK and point.gpus == 1 else 1 if point.gpus == 1 else 2
+    shuffled = hashlib.sha256(f"{seed}{cell.run_id}".encode()).hexdigest() if cell.job.run.shuffle else ""
+    return (
+        cell.why_not is None,
+        point.transport,
+        point.model,
+        point.weights,
+        point.dtype,
+        point.seed,
+        point.height * point.width,
+        baseline,
+        point.vae == "none",
+        shuffled,
+        point.gpus,
+        point.ulysses,
+        cell.run_id,
+    )

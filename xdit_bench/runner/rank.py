@@ -1,0 +1,215 @@
+"""One rank's part of one point: load, prepare, time, compare, clean up. Runs inside a worker.
+
+Owns what lives on the rank between points (modules, meshes) and how a failure is put into words; leaves timing,
+memory and parity to `measure`, and what a failure means for the point to `outcome`.
+
+    rank = Rank(number=0, world=2, device=device, note=board_note)
+    report = rank.run(command)  # {"event": "result", ...} or {"event": "error", ...}; never raises
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from xdit_bench.backends import make_backend
+from xdit_bench.backends.base import Backend
+from xdit_bench.config import MeasureConfig, ModelSpec, Point
+from xdit_bench.engine.mesh import Mesh, build_mesh
+from xdit_bench.errors import PointFailure, UserError
+from xdit_bench.measure.memory import MemoryWatch, bytes_asked, out_of_memory
+from xdit_bench.measure.parity import compare, finite, save_result
+from xdit_bench.measure.timers import ImageTimer, Timing
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+EXACT_VAES = ("parallel", "single")
+Message = dict[str, Any]
+
+
+class Rank:
+    """What a rank keeps for the whole plan."""
+
+    def __init__(self, number: int, world: int, device: torch.device, note: Callable[[str, int], None]) -> None:
+        self.number = number
+        self.world = world
+        self.device = device
+        self._note = note
+        self._stage = "start"
+        self._iteration = -1
+        self._meshes: dict[tuple[int, int], Mesh | None] = {}
+        self._modules: tuple[tuple[str, ...], Any] | None = None
+
+    def note(self, stage: str, iteration: int = -1) -> None:
+        """Says where this rank is, for itself and for whoever looks at the board."""
+        self._stage, self._iteration = stage, iteration
+        self._note(stage, iteration)
+
+    def run(self, command: Message) -> Message:
+        """A point, or only its reference (`measure` null). Collective over the pool. Never raises."""
+        point = Point.from_dict(command["point"])
+        model = ModelSpec.from_dict(command["model"])
+        watch = None
+        try:
+            self.note("mesh")
+            mesh = self._mesh(point)
+            if mesh is None:
+                return {"event": "result", "member": False}
+            cap = int(point.memory_cap_gb * 1e9) if point.memory_cap_gb else None
+            watch = MemoryWatch(self.device, cap)
+            return self._run_member(command, point, model, mesh, watch)
+        except Exception as error:
+            report = self._error(error, watch)
+            error.__traceback__ = None  # its frames hold the point's tensors
+            report["clean"] = self._recover(report)
+            return report
+        finally:
+            if watch is not None:
+                watch.close()
+            self.note("idle")
+
+    def _run_member(self, command: Message, point: Point, model: ModelSpec, mesh: Mesh, watch: MemoryWatch) -> Message:
+        backend = make_backend(point.engine)
+        try:
+            with torch.no_grad():
+                parameters = self._prepare(backend, mesh, point, model)
+                timer = ImageTimer(backend, mesh.group, self.device, point.vae != "none", self.note)
+                timing = Timing()
+                if command["measure"] is None:
+                    timer.image(timing, 0.0)
+                else:
+                    timing = timer.measure(MeasureConfig(**command["measure"]))
+                memory = {**watch.report(), "parameters_bytes": parameters}
+                self.note("parity")
+                parity = self._judge(command, backend, mesh, point, timing)
+        finally:
+            backend.close()
+        report: Message = {
+            "event": "result",
+            "member": True,
+            "memory": memory,
+            "own_total": timing.own_total,
+            "parity": parity,
+        }
+        if mesh.rank == 0:
+            report |= {"samples": timing.samples, "warmup": timing.warmup, "spans": timing.spans}
+            report["comm_bytes_per_step"] = getattr(backend, "comm_bytes_per_step", None)
+        return report
+
+    def _prepare(self, backend: Backend, mesh: Mesh, point: Point, model: ModelSpec) -> int:
+        """Bytes of parameters on this rank."""
+        if getattr(backend, "weightless", False):  # the fake engine computes nothing
+            backend.prepare(mesh, None, point, model, None)  # type: ignore[arg-type]
+            return 0
+        from xdit_bench.backends.modules import load_modules, make_inputs, parameter_bytes
+
+        dtype = DTYPES[point.dtype]
+        key = (point.model, point.weights, point.dtype, str(point.seed))
+        if self._modules is None or self._modules[0] != key:
+            self.note("load")
+            self._modules = None  # before the next are built: a card may not hold two sets
+            self._free()
+            self._modules = (key, load_modules(point, model, self.device, dtype))
+        modules = self._modules[1]
+        self.note("prepare")
+        backend.prepare(mesh, modules, point, model, make_inputs(point, model, self.device, dtype))
+        return parameter_bytes(modules)
+
+    def _judge(self, command: Message, backend: Backend, mesh: Mesh, point: Point, timing: Timing) -> Message:
+        """Parity on mesh rank 0, nothing elsewhere; keeps reference and outputs where the command names a place."""
+        assert timing.latents is not None, "an iteration leaves latents behind"
+        latents = backend.gather(timing.latents)
+        if mesh.rank != 0:
+            return {}
+        image = timing.image
+        if command.get("outputs"):
+            _save_outputs(Path(command["outputs"]), latents, image, point.label)
+        if not finite(latents):
+            return {"ok": False, "reason": "the latents hold NaN or infinite values"}
+        made_by = f"{point.engine} u{point.ulysses}r{point.ring} {point.execution}"
+        if command.get("save_reference"):
+            save_result(Path(command["save_reference"]), latents, image, made_by)
+            return {"ok": True, "reference": "itself"}
+        if not command.get("reference"):
+            return {}
+        exact = point.vae in EXACT_VAES
+        return compare(latents, image, Path(command["reference"]), dtype=point.dtype, exact_image=exact)
+
+    def _mesh(self, point: Point) -> Mesh | None:
+        key = (point.ulysses, point.ring)
+        if key not in self._meshes:
+            self._meshes[key] = build_mesh(point.ulysses, point.ring, self.device)
+        return self._meshes[key]
+
+    def _error(self, error: Exception, watch: MemoryWatch | None) -> Message:
+        """The failure in words, with what a person needs to act on it."""
+        report: Message = {
+            "event": "error",
+            "kind": "exception",
+            "type": type(error).__name__,
+            "message": _brief(error),
+            "stage": self._stage,
+            "iteration": self._iteration,
+            "trace": traceback.format_exc(limit=-6)[-4000:],
+        }
+        if out_of_memory(error):
+            report["kind"] = "oom"
+            report["bytes_asked"] = bytes_asked(error)
+            with contextlib.suppress(RuntimeError):
+                report["bytes_free"] = watch.free_bytes() if watch else None
+        elif isinstance(error, PointFailure):
+            report |= {"kind": error.status, **error.details}
+        elif isinstance(error, UserError):
+            report["kind"] = "infeasible"
+        return report
+
+    def _recover(self, report: Message) -> bool:
+        """Frees what the point held. Whether this rank can run another point: its device still answers."""
+        self.note("recover")
+        try:
+            self._free()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        except RuntimeError as error:
+            report["message"] += f"; the device does not answer any more ({_brief(error)})"
+            return False
+        return True
+
+    def forget_meshes(self) -> None:
+        """Drops every group but the world's: a failed point may have left messages in them. Collective, on CPUs.
+
+        NCCL groups stay: `_recover` has waited for the device, so nothing is left in their streams.
+        """
+        if self.device.type == "cuda":
+            return
+        for mesh in self._meshes.values():
+            if mesh is not None:
+                groups = {id(g): g for g in (mesh.group, mesh.ulysses_group, mesh.ring_group) if g is not None}
+                for group in groups.values():
+                    dist.destroy_process_group(group)
+        self._meshes.clear()
+
+    def _free(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:500]
+
+
+def _save_outputs(folder: Path, latents: torch.Tensor, image: torch.Tensor | None, label: str) -> None:
+    """`latents.safetensors` and `image.png`, as the records' contract names them."""
+    save_result(folder / "latents.safetensors", latents, None, label)
+    if image is not None:
+        from PIL import Image
+
+        Image.fromarray(image.cpu().numpy()).save(folder / "image.png")
