@@ -1,0 +1,180 @@
+"""The row-band decode on one rank: equal to AutoencoderKL.decode, whatever the chunks; refusals by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from diffusers.image_processor import VaeImageProcessor
+from omegaconf import OmegaConf
+
+from xdit_bench import data_dir
+from xdit_bench.backends.modules import fill_random
+from xdit_bench.engine import vae_eager
+from xdit_bench.engine.mesh import Mesh, build_mesh
+from xdit_bench.engine.vae import BandVae
+from xdit_bench.engine.vae_attention import blocked_attention
+from xdit_bench.engine.vae_memory import chunks
+from xdit_bench.engine.vae_operations import operations
+from xdit_bench.engine.vae_parts import Norm, fuse_upsample, read_decoder
+from xdit_bench.errors import Infeasible
+
+CPU = torch.device("cpu")
+
+
+def tiny_vae(**changes: object) -> AutoencoderKL:
+    config = OmegaConf.to_container(OmegaConf.load(data_dir("conf") / "model" / "flux_tiny.yaml").vae)
+    vae = AutoencoderKL(**{**config, **changes}).eval().requires_grad_(False)
+    fill_random(vae, torch.Generator().manual_seed(3))
+    return vae
+
+
+def latents(height: int, width: int, batch: int = 1) -> torch.Tensor:
+    noise = torch.randn(batch, 16, height // 8, width // 8, generator=torch.Generator().manual_seed(height))
+    return noise + torch.linspace(-4, 4, height // 8)[:, None]
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return tiny_vae()
+
+
+@pytest.mark.parametrize("chunk_bytes", [64 << 20, 20_000, 1])
+@pytest.mark.parametrize(("height", "width"), [(80, 48), (48, 112)])
+def test_equals_diffusers_in_chunks_of_any_size(vae: AutoencoderKL, height: int, width: int, chunk_bytes: int) -> None:
+    z = latents(height, width, batch=2)
+    decode = BandVae(vae, build_mesh(1, 1, CPU), height=height, width=width)
+    decode.chunk_bytes = chunk_bytes
+    assert decode.band == (0, height // 8)
+    assert distance(decode.decode_float(z), vae.decode(z).sample) < 1e-5
+
+
+def test_pixels_are_rounded_as_diffusers_rounds_them(vae: AutoencoderKL) -> None:
+    z = latents(64, 48)
+    decode = BandVae(vae, build_mesh(1, 1, CPU), height=64, width=48)
+    processor = VaeImageProcessor(vae_scale_factor=8)
+    ours = decode.decode_float(z)
+    theirs = torch.from_numpy(processor.postprocess(ours, output_type="np")[0] * 255).round().to(torch.uint8)
+    image = decode.decode(z)
+    assert image is not None
+    assert image.dtype == torch.uint8
+    assert image.shape == (64, 48, 3)
+    assert torch.equal(image, theirs)
+    assert len(image.unique()) > 100
+
+
+def test_decodes_with_a_post_quantization_convolution_and_without_mid_attention() -> None:
+    vae = tiny_vae(use_post_quant_conv=True, mid_block_add_attention=False)
+    z = latents(48, 32)
+    decode = BandVae(vae, build_mesh(1, 1, CPU), height=48, width=32)
+    assert distance(decode.decode_float(z), vae.decode(z).sample) < 1e-5
+
+
+def test_leaves_the_vae_as_it_was(vae: AutoencoderKL) -> None:
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    strides = {name: tensor.stride() for name, tensor in vae.state_dict().items()}
+    decode = BandVae(vae, build_mesh(1, 1, CPU), height=48, width=32)
+    decode.decode(latents(48, 32))
+    decode.close()
+    after = vae.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert strides == {name: tensor.stride() for name, tensor in after.items()}
+
+
+def _spatial(vae: AutoencoderKL) -> None:
+    vae.decoder.conv_norm_out = torch.nn.BatchNorm2d(16)
+
+
+def _two_heads(vae: AutoencoderKL) -> None:
+    vae.decoder.mid_block.attentions[0].heads = 2
+
+
+def _relu(vae: AutoencoderKL) -> None:
+    vae.decoder.up_blocks[1].resnets[0].nonlinearity = torch.nn.ReLU()
+
+
+def _strided(vae: AutoencoderKL) -> None:
+    vae.decoder.up_blocks[2].resnets[1].conv1 = torch.nn.Conv2d(16, 16, 5, padding=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_spatial, r"GroupNorm at decoder.conv_norm_out, not BatchNorm2d"),
+        (_two_heads, r"one head.* at decoder.mid_block.attentions.0, not Attention"),
+        (_relu, r"SiLU at decoder.up_blocks.1.resnets.0.nonlinearity, not ReLU"),
+        (_strided, r"a plain 3x3 convolution at decoder.up_blocks.2.resnets.1.conv1, not Conv2d\(16, 16, .*\(5, 5\)"),
+    ],
+)
+def test_refuses_by_name_what_it_does_not_know(change: object, named: str) -> None:
+    vae = tiny_vae()
+    change(vae)  # type: ignore[operator]
+    with pytest.raises(Infeasible, match=named + r".*; use vae=single"):
+        BandVae(vae, build_mesh(1, 1, CPU), height=48, width=32)
+
+
+def test_refuses_other_block_types() -> None:
+    vae = tiny_vae(up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 3)
+    with pytest.raises(Infeasible, match=r"knows UpDecoderBlock2D at decoder.up_blocks.0, not AttnUpDecoderBlock2D"):
+        BandVae(vae, build_mesh(1, 1, CPU), height=48, width=32)
+
+
+def test_refuses_more_ranks_than_rows_of_latents(vae: AutoencoderKL) -> None:
+    mesh = Mesh(8, 1, 0, CPU)
+    with pytest.raises(Infeasible, match="8 ranks cannot share 6 rows of latents; use at most 6"):
+        BandVae(vae, mesh, height=48, width=256)
+
+
+def test_refuses_sizes_that_are_not_multiples_of_16(vae: AutoencoderKL) -> None:
+    with pytest.raises(Infeasible, match="multiples of 16, not 48 and 72"):
+        BandVae(vae, build_mesh(1, 1, CPU), height=48, width=72)
+
+
+def test_bands_cover_all_rows_unevenly(vae: AutoencoderKL) -> None:
+    bands = [BandVae(vae, Mesh(4, 1, rank, CPU), height=112, width=32).band for rank in range(4)]
+    assert bands == [(0, 4), (4, 8), (8, 11), (11, 14)]
+
+
+def test_fused_upsample_equals_upsample_then_convolution() -> None:
+    x, weight, bias = torch.randn(1, 5, 4, 7), torch.randn(3, 5, 3, 3), torch.randn(3)
+    truth = torch.nn.functional.conv2d(torch.nn.functional.interpolate(x, scale_factor=2.0), weight, bias, padding=1)
+    haloed = torch.nn.functional.pad(x[0].permute(1, 2, 0), (0, 0, 0, 0, 1, 1))
+    corners = vae_eager.convolve(haloed, fuse_upsample(weight))
+    pixels = vae_eager.shuffle(corners, bias, torch.empty(10, 14, 3))
+    torch.testing.assert_close(pixels[1:-1], truth[0].permute(1, 2, 0), rtol=1e-5, atol=1e-5)
+
+
+def test_moments_merge_exactly_far_from_zero() -> None:
+    x = torch.randn(12, 5, 8) * 0.01 + 100 + torch.linspace(0, 40, 12)[:, None, None]
+    parts = torch.cat([vae_eager.moments(piece, None, 4) for piece in x.split([5, 1, 4, 2])], -1)
+    norm = Norm(torch.rand(8) + 0.5, torch.randn(8), 4, 1e-6)
+    scale, shift = vae_eager.affine(parts, norm, None)
+    truth = torch.nn.functional.group_norm(x.double().permute(2, 0, 1)[None], 4, norm.weight.double(),
+                                           norm.bias.double(), 1e-6)  # fmt: skip
+    ours = vae_eager.normalize(x, scale, shift, silu=False, top=False, bottom=False)
+    assert distance(ours.double(), truth[0].permute(1, 2, 0)) < 1e-5
+
+
+@pytest.mark.parametrize("scratch", [23, 23 * 7, 23 * 64])
+def test_blocked_attention_equals_softmax_over_keys_in_parts(scratch: int) -> None:
+    q, k, v = torch.randn(23, 16) * 12, torch.randn(50, 16), torch.randn(50, 16)
+    truth = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+    parts = [(k[:31], v[:31]), (k[31:], v[31:])]
+    out = blocked_attention(q, parts, operations(CPU), torch.empty(scratch))
+    torch.testing.assert_close(out, truth, rtol=1e-5, atol=1e-5)
+
+
+def test_chunks_stay_below_their_limit_and_cover_all_rows() -> None:
+    assert chunks(10, 100, 10_000) == [(0, 10)]
+    assert chunks(10, 100, 450) == [(0, 4), (4, 7), (7, 10)]
+    assert chunks(3, 100, 1) == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_reads_the_scale_off_the_decoder(vae: AutoencoderKL) -> None:
+    parts = read_decoder(vae)
+    assert parts.scale == 8
+    assert parts.conv_out.weight.shape == (8, 16, 3, 3)
