@@ -4,7 +4,8 @@ No config file names it: tests reach it alone. What it does stands in the point'
 part of the point's identity and reaches every rank the normal way:
 
     {"step_s": 0.002}                                         how long a step takes on one rank
-    {"fault": "oom", "rank": 1, "stage": "denoise"}           one rank fails there; rank null: all of them
+    {"fault": "oom", "rank": 1, "stage": "denoise"}           one rank fails there; without rank: all of them
+    {"fault": "nan", "gpus": 2}                               only on so many ranks, so that its baseline is sound
 
 Faults: oom, raise, infeasible, exit, kill, stop, hang, slow, wrong_latents, wrong_image, nan.
 """
@@ -65,7 +66,7 @@ class FakeBackend:
         self._fail("vae")
         self._exchange()
         image = torch.arange(PIXELS * PIXELS * 3).remainder(256).to(torch.uint8).reshape(PIXELS, PIXELS, 3)
-        if self.script.get("fault") == "wrong_image":
+        if self.script.get("fault") == "wrong_image" and self._mine():
             image = 255 - image
         return image if self.mesh.rank == 0 else None
 
@@ -89,7 +90,8 @@ class FakeBackend:
             dist.all_reduce(torch.ones(1), group=self.mesh.group)
 
     def _mine(self) -> bool:
-        return self.script.get("rank") in (None, self.mesh.rank)
+        gpus = self.script.get("gpus", self.mesh.size)
+        return gpus == self.mesh.size and self.script.get("rank") in (None, self.mesh.rank)
 
     def _fail(self, stage: str) -> None:
         fault = self.script.get("fault")

@@ -25,7 +25,7 @@ from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
 from xdit_bench.runner.deadline import deadline_s
 from xdit_bench.runner.outcome import Outcome, judge, to_record
-from xdit_bench.runner.plan import STOCK, Cell, Job, doomed, make_cells, reference_key
+from xdit_bench.runner.plan import FAKE, STOCK, Cell, Job, doomed, make_cells, reference_key
 from xdit_bench.runner.pool import Pool, environment_warnings
 from xdit_bench.runner.progress import Progress
 from xdit_bench.topology.probe import code_version
@@ -33,6 +33,7 @@ from xdit_bench.topology.probe import code_version
 __all__ = ["Job", "run_plan"]
 
 START_ATTEMPTS = 2  # pools in a row that may fail to start before the rest of a plan is given up
+LOAD_S = 1800.0  # a hub's weights may have to be downloaded first
 COOL_DOWNS = 2  # times a throttled point is taken again
 
 
@@ -84,18 +85,22 @@ class _Runner:
     pool: Pool | None = None
     failed_starts: int = 0
     measured: list[Record] = field(default_factory=list)
+    ours: set[str] = field(default_factory=set)
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Every cell to its record."""
-        pending = [cell for cell in cells if not self._done(cell)]
-        for cell in cells:
-            if cell not in pending:
-                self.progress.count(cell)
+        done = [cell for cell in cells if self._done(cell)]
+        for cell in done:
+            self.progress.count(cell)
+        self.ours = {cell.run_id for cell in cells}
+        skip = {cell.run_id for cell in done}
+        pending = [cell for cell in cells if cell.run_id not in skip]
         while pending:
-            cell = self._next(pending)
-            pending.remove(cell)
+            index = self._next(pending)
+            ranks = _ranks(pending)
+            cell = pending.pop(index)
             self.progress.begin(cell)
-            record = self._record(cell, self._outcome(cell, cells, _ranks([cell, *pending])))
+            record = self._record(cell, self._outcome(cell, ranks))
             self.store.append(record)
             self.measured.append(record)
             self.progress.end(cell, record)
@@ -139,22 +144,22 @@ class _Runner:
         found = self.store.find(cell.run_id) if cell.job.run.resume else None
         return found is not None and (found.status == "ok" or not cell.job.run.retry_failed)
 
-    def _next(self, pending: list[Cell]) -> Cell:
+    def _next(self, pending: Sequence[Cell]) -> int:
         """The first in order; but while its kind has no reference yet, the one on the fewest GPUs, to become it."""
         first = pending[0]
-        key = self._key(first.point)
-        if first.why_not or self._reference(first.point).exists():
-            return first
-        return min((c for c in pending if not c.why_not and self._key(c.point) == key), key=lambda c: c.point.gpus)
+        if first.why_not or self._reference(first).exists():
+            return 0
+        alike = [i for i, c in enumerate(pending) if c.reference == first.reference and not c.why_not]
+        return min(alike, key=lambda i: pending[i].point.gpus)
 
-    def _outcome(self, cell: Cell, cells: Sequence[Cell], ranks: int) -> Outcome:
+    def _outcome(self, cell: Cell, ranks: int) -> Outcome:
         """Runs the cell, unless something says that it can not or need not."""
         if cell.why_not:
             return Outcome("infeasible", cell.why_not)
         if self.failed_starts >= START_ATTEMPTS:
             return Outcome("skipped", f"ranks could not be started {self.failed_starts} times in a row on this machine")
-        ours = {c.run_id for c in cells}
-        reason = None if cell.job.run.probe_all else doomed(cell, (r for r in self.store.records if r.run_id in ours))
+        ours = (record for record in self.store.records if record.run_id in self.ours)
+        reason = None if cell.job.run.probe_all else doomed(cell, ours)
         if reason:
             return Outcome("skipped", reason)
         return self._measure(cell, ranks)
@@ -164,12 +169,13 @@ class _Runner:
         if cell.job.run.isolation == "point":
             self.close()
         try:
+            not_loaded = self._load(cell, self._pool(cell, ranks))
+            if not_loaded:
+                return not_loaded
+            self._ensure_reference(cell, self._pool(cell, ranks))
             pool = self._pool(cell, ranks)
-            self._ensure_reference(cell, pool)
         except RankCrashed as error:
-            self.failed_starts += 1
             return Outcome("crashed", str(error), failure=dict(error.details))
-        self.failed_starts = 0
         deadline = deadline_s(cell.job, self._baseline_s(cell.point))
         for attempt in range(COOL_DOWNS + 1):
             telemetry = self.telemetry()
@@ -199,11 +205,26 @@ class _Runner:
             self.close()
         if self.pool is None:
             size = cell.point.gpus if cell.job.run.isolation == "point" else ranks
+            self.failed_starts += 1
             self.pool = Pool(size, self.machine["device"], transport=cell.point.transport)
+            self.failed_starts = 0
         return self.pool
 
+    def _load(self, cell: Cell, pool: Pool) -> Outcome | None:
+        """Weights on all ranks at once, when the pool has others; an outcome when they can not be had."""
+        point = cell.point
+        key = (point.engine == FAKE, point.model, point.weights, point.dtype, point.seed)
+        if pool.loaded == key:
+            return None
+        command = {"op": "load", "point": point.to_dict(), "model": dataclasses.asdict(cell.job.model)}
+        answers = pool.run(command, LOAD_S)
+        if any(a.kind != "result" for a in answers):
+            return judge(answers, LOAD_S)
+        pool.loaded = key
+        return None
+
     def _command(self, cell: Cell) -> dict[str, Any]:
-        reference = self._reference(cell.point)
+        reference = self._reference(cell)
         judged = cell.job.measure.parity
         return {
             "op": "run",
@@ -217,18 +238,18 @@ class _Runner:
 
     def _ensure_reference(self, cell: Cell, pool: Pool) -> None:
         """A resumed study may have its baseline's record and no longer its latents: computes them, untimed."""
-        path = self._reference(cell.point)
-        if not cell.job.measure.parity or path.exists():
+        if not cell.job.measure.parity or self._reference(cell).exists():
             return
-        stock = next((r for r in self.store.records if r.status == "ok" and r.point["engine"] == STOCK
-                      and r.fingerprint == self.machine["fingerprint"]
-                      and self._key(Point.from_dict(r.point)) == self._key(cell.point)), None)  # fmt: skip
-        if stock is None or stock.run_id == cell.run_id:
-            return
-        command = {**self._command(cell), "point": stock.point, "measure": None, "outputs": None}
-        pool.run(command, deadline_s(cell.job, stock.total_s))
-        if not pool.alive:
-            self._pool(cell, pool.ranks)
+        for record in self.store.records:
+            if record.status == "ok" and record.point["engine"] == STOCK and record.fingerprint == self._fingerprint:
+                point = Point.from_dict(record.point)
+                if (
+                    record.run_id != cell.run_id
+                    and reference_key(point, self._fingerprint, self.code) == cell.reference
+                ):
+                    command = {**self._command(cell), "point": record.point, "measure": None, "outputs": None}
+                    pool.run(command, deadline_s(cell.job, record.total_s))
+                    return
 
     def _record(self, cell: Cell, outcome: Outcome) -> Record:
         record = to_record(outcome, cell.point, cell.run_id, self.study)
@@ -247,11 +268,12 @@ class _Runner:
         times = [r.total_s for r in alike if r.total_s is not None]
         return max(times, default=None)
 
-    def _key(self, point: Point) -> str:
-        return reference_key(point, self.machine["fingerprint"], self.code)
+    @property
+    def _fingerprint(self) -> str:
+        return str(self.machine["fingerprint"])
 
-    def _reference(self, point: Point) -> Path:
-        return self.store.study_dir.resolve() / "references" / f"{self._key(point)}.safetensors"
+    def _reference(self, cell: Cell) -> Path:
+        return self.store.study_dir.resolve() / "references" / f"{cell.reference}.safetensors"
 
 
 def _ranks(cells: Sequence[Cell]) -> int:

@@ -34,12 +34,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """A job with its identity. `why_not` says why it can not run here; `added` that no one typed it."""
+    """A job with its identity. Cells of one `reference` must yield equal latents; `why_not`: it can not run here."""
 
     job: Job
     run_id: str
+    reference: str
     why_not: str | None = None
-    added: bool = False
 
     @property
     def point(self) -> Point:
@@ -50,10 +50,10 @@ class Cell:
 def make_cells(jobs: Sequence[Job], *, gpus: int, fingerprint: str, code: str) -> list[Cell]:
     """All cells in running order; infeasible ones first, since they cost nothing."""
     cells: dict[str, Cell] = {}
-    for job, added in [*((job, False) for job in jobs), *((job, True) for job in _baselines(jobs, gpus))]:
+    for job in [*jobs, *_baselines(jobs, gpus)]:
         identity = run_id(job.point, fingerprint, code)
         why_not = infeasible(job.point, job.model, gpus=gpus)
-        cells.setdefault(identity, Cell(job, identity, why_not, added))
+        cells.setdefault(identity, Cell(job, identity, reference_key(job.point, fingerprint, code), why_not))
     seed = ",".join(sorted(cells))
     return sorted(cells.values(), key=lambda cell: _order(cell, seed))
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from xdit_bench.errors import RankCrashed
 from xdit_bench.runner.board import Board
+from xdit_bench.runner.process import Process
 from xdit_bench.runner.wire import Link, Message
 
 START_S = 300.0  # a cold file system reads torch and diffusers slowly
@@ -61,8 +62,7 @@ class _Member:
     """A rank's process and connection."""
 
     rank: int
-    pid: int
-    pidfd: int
+    process: Process
     link: Link
     alive: bool = True
 
@@ -75,6 +75,7 @@ class Pool:
         self.ranks = ranks
         self.transport = transport
         self.alive = True
+        self.loaded: object = None  # what its ranks hold, for whoever loads it
         self._next_id = 0
         self._members: dict[int, _Member] = {}
         self._selector = selectors.DefaultSelector()
@@ -91,7 +92,7 @@ class Pool:
     def pids(self) -> list[int]:
         """Of launcher and ranks."""
         agent = [self._agent.pid] if self._agent else []
-        return agent + [member.pid for member in self._members.values()]
+        return agent + [member.process.pid for member in self._members.values()]
 
     def where(self, rank: int) -> tuple[str, int]:
         """Stage and iteration the rank noted last."""
@@ -143,11 +144,9 @@ class Pool:
                 os.killpg(self._agent.pid, signal.SIGKILL)  # its ranks are killed by the kernel with it
             self._agent.wait()
         for member in self._members.values():
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(member.pidfd, signal.SIGKILL)
+            member.process.kill()
         for member in self._members.values():
-            _wait_gone(member.pidfd)
-            os.close(member.pidfd)
+            member.process.wait_gone()
             member.link.close()
         self._members.clear()
         self._selector.close()
@@ -205,6 +204,7 @@ class Pool:
         paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
         return {
             "OMP_NUM_THREADS": str(threads),
+            "NCCL_NVLS_ENABLE": "0",  # NVLink multicast hangs under some virtual machines
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order NVML counts in
             "TORCH_FR_BUFFER_SIZE": "256",  # the flight recorder: what a stuck rank waits in
             **os.environ,
@@ -222,7 +222,7 @@ class Pool:
 
     def _welcome(self, link: Link) -> None:
         for hello in link.receive() or []:
-            member = _Member(hello["rank"], hello["pid"], os.pidfd_open(hello["pid"]), link)
+            member = _Member(hello["rank"], Process(hello["pid"]), link)
             self._members[member.rank] = member
             self._selector.register(link, selectors.EVENT_READ, member)
 
@@ -275,7 +275,7 @@ class Pool:
                 stage, iteration = self.where(rank)
                 answer.body |= {"stage": stage, "iteration": iteration, "log_tail": self._log_tail(rank)}
             if answer.kind == "died":
-                answer.body["exit"] = self._exit_code(self._members[rank].pid)
+                answer.body["exit"] = self._exit_code(self._members[rank].process.pid)
 
     def _exit_code(self, pid: int) -> int | None:
         """Of a dead rank, from the launcher's report; negative is a signal."""
@@ -300,13 +300,6 @@ class Pool:
         """The line that says most about why ranks did not start."""
         lines = [line for line in (self._log_tail(None) or self._agent_log()).splitlines() if line.strip()]
         return lines[-1].strip() if lines else "they said nothing in time"
-
-
-def _wait_gone(pidfd: int, timeout_s: float = 10.0) -> None:
-    """Until the process is gone, so that its device memory is free for the next pool."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(pidfd, selectors.EVENT_READ)
-        selector.select(timeout_s)
 
 
 def killed_by(code: int | None) -> str:

@@ -52,7 +52,7 @@ class Progress:
         """A point has its record."""
         self.count(cell)
         colour = COLOURS.get(record.status, "red")
-        what = f"{record.total_s:.4g} s an image" if record.total_s is not None else escape(record.reason)
+        what = escape(record.reason) if record.total_s is None or record.reason else f"{record.total_s:.4g} s an image"
         self._bar.console.print(f"[{colour}]{record.status:>10}[/]  {escape(cell.point.label)}  {what}", soft_wrap=True)
 
     def count(self, cell: Cell) -> None:

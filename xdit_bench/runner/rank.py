@@ -58,6 +58,7 @@ class Rank:
         watch = None
         try:
             self.note("mesh")
+            self._free()  # so that the point's peak is its own
             mesh = self._mesh(point)
             if mesh is None:
                 return {"event": "result", "member": False}
@@ -74,6 +75,21 @@ class Rank:
                 watch.close()
             self.note("idle")
 
+    def load(self, command: Message) -> Message:
+        """Weights for the points to come, on every rank at once and outside any point's time. Never raises."""
+        point, model = Point.from_dict(command["point"]), ModelSpec.from_dict(command["model"])
+        try:
+            if not getattr(make_backend(point.engine), "weightless", False):
+                self._load(point, model)
+            return {"event": "result"}
+        except Exception as error:
+            report = self._error(error, None)
+            error.__traceback__ = None
+            report["clean"] = self._recover(report)
+            return report
+        finally:
+            self.note("idle")
+
     def _run_member(self, command: Message, point: Point, model: ModelSpec, mesh: Mesh, watch: MemoryWatch) -> Message:
         backend = make_backend(point.engine)
         try:
@@ -88,8 +104,11 @@ class Rank:
                 memory = {**watch.report(), "parameters_bytes": parameters}
                 self.note("parity")
                 parity = self._judge(command, backend, mesh, point, timing)
-        finally:
-            backend.close()
+        except BaseException:
+            with contextlib.suppress(Exception):  # half prepared, it may not close; the first error is the cause
+                backend.close()
+            raise
+        backend.close()
         report: Message = {
             "event": "result",
             "member": True,
@@ -107,19 +126,24 @@ class Rank:
         if getattr(backend, "weightless", False):  # the fake engine computes nothing
             backend.prepare(mesh, None, point, model, None)  # type: ignore[arg-type]
             return 0
-        from xdit_bench.backends.modules import load_modules, make_inputs, parameter_bytes
+        from xdit_bench.backends.modules import make_inputs, parameter_bytes
 
-        dtype = DTYPES[point.dtype]
+        modules = self._load(point, model)
+        self.note("prepare")
+        backend.prepare(mesh, modules, point, model, make_inputs(point, model, self.device, DTYPES[point.dtype]))
+        return parameter_bytes(modules)
+
+    def _load(self, point: Point, model: ModelSpec) -> Any:
+        """The modules at hand when they will do, else new ones."""
+        from xdit_bench.backends.modules import load_modules
+
         key = (point.model, point.weights, point.dtype, str(point.seed))
         if self._modules is None or self._modules[0] != key:
             self.note("load")
             self._modules = None  # before the next are built: a card may not hold two sets
             self._free()
-            self._modules = (key, load_modules(point, model, self.device, dtype))
-        modules = self._modules[1]
-        self.note("prepare")
-        backend.prepare(mesh, modules, point, model, make_inputs(point, model, self.device, dtype))
-        return parameter_bytes(modules)
+            self._modules = (key, load_modules(point, model, self.device, DTYPES[point.dtype]))
+        return self._modules[1]
 
     def _judge(self, command: Message, backend: Backend, mesh: Mesh, point: Point, timing: Timing) -> Message:
         """Parity on mesh rank 0, nothing elsewhere; keeps reference and outputs where the command names a place."""
@@ -196,7 +220,7 @@ class Rank:
         self._meshes.clear()
 
     def _free(self) -> None:
-        gc.collect()
+        gc.collect()  # quick: the worker has frozen what was imported
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

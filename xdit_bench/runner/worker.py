@@ -8,11 +8,14 @@ Started by torch's elastic launcher; nobody types it.
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import queue
 import sys
 import threading
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +53,21 @@ def serve(rank: int, world: int, link: Link, commands: queue.SimpleQueue[dict[st
     if world > 1:
         join(rank, world, os.environ[f"{ENV}STORE"], device, timeout_s=float(os.environ[f"{ENV}TIMEOUT"]))
     here = Rank(rank, world, device, lambda stage, iteration: board.note(rank, stage, iteration))
+    gc.freeze()  # what is imported stays: collecting between points need not look at it
     link.send({"event": "ready"})
     while (command := commands.get())["op"] != "close":
         if command["op"] == "forget":
             here.forget_meshes()
             link.send({"event": "forgot"})
         else:
-            link.send({"id": command["id"], **here.run(command)})
+            act = here.load if command["op"] == "load" else here.run
+            link.send({"id": command["id"], **act(command)})
     if world > 1:
         torch.distributed.destroy_process_group()
 
 
 def _listen(link: Link, commands: queue.SimpleQueue[dict[str, Any]]) -> None:
-    """Takes commands while the main thread works, answers where that thread is, ends the process with its controller."""
+    """Takes commands while the main thread works, says where that one is, ends the process with its controller."""
     main_thread = threading.main_thread().ident
     while (messages := link.receive()) is not None:
         for message in messages:
@@ -77,11 +82,8 @@ def _listen(link: Link, commands: queue.SimpleQueue[dict[str, Any]]) -> None:
 
 def last_collective() -> str:
     """The newest entry of torch's flight recorder on this rank, empty when it holds none."""
-    import json
-
     try:
-        from torch._C import _distributed_c10d as c10d
-
+        c10d: Any = import_module("torch._C._distributed_c10d")
         entries = json.loads(c10d._dump_fr_trace_json()).get("entries") or []
     except (ImportError, RuntimeError, ValueError, AttributeError):
         return ""
