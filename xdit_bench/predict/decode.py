@@ -5,48 +5,68 @@ seconds = decode_s(point, model, topology, profile, network)
 
 from __future__ import annotations
 
+import math
+
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.predict.memory import tile_areas
+from xdit_bench.predict.memory import TILE_OVERLAP, tile_areas
 from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import EngineProfile
 from xdit_bench.predict.roofline import stream_s
 from xdit_bench.predict.workload import BF16, latent_pixels, vae_decoder
 from xdit_bench.topology.specs import Topology
 
+FUSED_TRAFFIC = (
+    8 / 17
+)  # norm with SiLU fused: a ResNet half reads for its moments, reads and writes for the convolution
+OPS_PER_BLENDED_ROW = 6  # two slices, two products, a sum and a copy
+
 
 def decode_s(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile, network: Network) -> float:
     """Seconds from latents to pixels on the host; 0 for vae=none."""
     if point.vae == "none":
         return 0.0
-    area, ranks = latent_pixels(point), point.gpus if point.vae == "parallel" else 1
+    area, vae = latent_pixels(point), profile.vae
+    ranks = point.gpus if point.vae == "parallel" else 1
+    banded = point.vae == "parallel" and vae.channels_last and (ranks > 1 or vae.banded_alone)
     if point.vae == "tiled":
-        work = sum(_bands(tile, 1, model, topology) + _mid(tile, model, topology) for tile in tile_areas(point, model))
+        tiles = tile_areas(point, model)
+        work = sum(_layers_s(tile, 1, model, topology) + _mid_s(tile, model, topology) for tile in tiles)
+        work += _blend_ops(len(tiles), model) * topology.host["op_s"].value
     else:
-        mid = _mid(area, model, topology) / (ranks if profile.vae.mid_sharded else 1)
-        work = _bands(area, ranks, model, topology) + mid
+        work = _layers_s(area, ranks, model, topology, banded)
+        work += _mid_s(area, model, topology, banded) / (ranks if vae.mid_sharded else 1)
     if ranks > 1:
-        work += _exchanges(area, ranks, model, topology, profile, network)
-    cold = topology.host["vae_cold_start_s"].value if profile.vae.cold else 0.0
-    return work + profile.vae.to_host_s_per_pixel * point.height * point.width + cold
+        work += _exchanges_s(area, ranks, model, topology, profile, network)
+    cold = topology.host["vae_cold_start_s"].value if vae.cold else 0.0
+    return work + vae.to_host_s_per_pixel * point.height * point.width + cold
 
 
-def _bands(area: int, ranks: int, model: ModelSpec, topology: Topology) -> float:
+def _layers_s(area: int, ranks: int, model: ModelSpec, topology: Topology, banded: bool = False) -> float:
     """Convolutions and activations of one rank's share of `area` latent pixels."""
     vae = vae_decoder(model)
-    rate = topology.gpu.peak_flops * topology.efficiency["conv"].value
-    return area * vae.conv_flops / ranks / rate + stream_s(topology, area * vae.traffic_bytes / ranks)
+    share = topology.efficiency["conv_nhwc" if banded else "conv"].value
+    traffic = vae.traffic_bytes * (FUSED_TRAFFIC if banded else 1.0)
+    return area / ranks * vae.conv_flops / (topology.gpu.peak_flops * share) + stream_s(
+        topology, area / ranks * traffic
+    )
 
 
-def _mid(area: int, model: ModelSpec, topology: Topology) -> float:
+def _mid_s(area: int, model: ModelSpec, topology: Topology, banded: bool = False) -> float:
     """The mid block's one-head attention over all latent pixels."""
-    rate = topology.gpu.peak_flops * topology.efficiency["vae_attention"].value
-    return 4.0 * area**2 * vae_decoder(model).mid_channels / rate
+    share = topology.efficiency["vae_attention_blocked" if banded else "vae_attention"].value
+    return 4.0 * area**2 * vae_decoder(model).mid_channels / (topology.gpu.peak_flops * share)
 
 
-def _exchanges(
+def _blend_ops(tiles: int, model: ModelSpec) -> float:
+    """Launches of diffusers' blending: a loop over the rows, and one over the columns, of every seam."""
+    side = round(math.sqrt(tiles))
+    return 2.0 * side * (side - 1) * TILE_OVERLAP * int(model.vae["sample_size"]) * OPS_PER_BLENDED_ROW
+
+
+def _exchanges_s(
     area: int, ranks: int, model: ModelSpec, topology: Topology, profile: EngineProfile, network: Network
 ) -> float:
     """Halo rows and statistics (latency and launches), and K and V of the mid block to every rank."""
-    small = network.all_gather_s(0.0).seconds + profile.ops_per_collective * topology.host["op_s"].value
+    small = network.all_gather_s(0.0).seconds + profile.vae.ops_per_exchange * topology.host["op_s"].value
     gathered = network.all_gather_s(2.0 * BF16 * area * vae_decoder(model).mid_channels / ranks).seconds
     return profile.vae.exchanges * small + gathered

@@ -1,7 +1,8 @@
 """Peak memory of a rank and whether it fits: three verdicts, `fits`, `pressure` and `oom`.
 
-Owns bytes of weights and activations by stage. `pressure` is a point that fits only after the allocator gave cached blocks
-back again and again: it ends, many times slower (25.3 s instead of 2.9 s for one decode at 4096px on 80 GB).
+Owns bytes of weights and activations by stage. `pressure` is a point that fits only because the
+allocator gives cached blocks back again and again: it ends, many times slower (25.3 s instead of 2.9 s for one decode
+at 4096px on 80 GB).
 
     plan = plan_memory(point, model, topology, profile)
 """
@@ -62,16 +63,15 @@ def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile) -> floa
     if point.vae == "tiled":
         side = min(int(model.vae["sample_size"]), point.height) * min(int(model.vae["sample_size"]), point.width)
         return _plain(side, model, profile) + 3 * 4 * pixels
-    if point.vae == "parallel" and point.gpus > 1:
-        extra = profile.vae.parallel_extra_bytes * pixels / point.gpus
-        return _plain(pixels / point.gpus, model, profile) + _scaled(extra, model)
+    if point.vae == "parallel" and (point.gpus > 1 or profile.vae.banded_alone):
+        return profile.vae.band_bytes + _scaled(profile.vae.band_bytes_per_pixel * pixels / point.gpus, model)
     return _plain(pixels, model, profile)
 
 
 def _plain(pixels: float, model: ModelSpec, profile: EngineProfile) -> float:
     vae = profile.vae
     beyond = vae.index_limit and pixels * vae_decoder(model).wide_channels > INDEX_LIMIT
-    return _scaled((vae.fallback_bytes_per_pixel if beyond else vae.bytes_per_pixel) * pixels, model)
+    return _scaled((vae.fallback_bytes_per_pixel if beyond else vae.plain_bytes_per_pixel) * pixels, model)
 
 
 def _scaled(full_width_bytes: float, model: ModelSpec) -> float:

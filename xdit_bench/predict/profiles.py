@@ -1,7 +1,7 @@
 """What each engine does differently, as counts: how it shards text, exchanges, launches and decodes.
 
-Owns the table of engine profiles. Counts come from reading the engine's code (kernels, copies, collectives a block), never
-from fitting a latency; a machine's speeds stand in its topology file. A new engine is one entry.
+Owns the table of engine profiles. Counts come from reading the engine's code (kernels, copies, collectives a block),
+never from fitting a latency; a machine's speeds stand in its topology file. A new engine is one entry.
 
     profile = find("xdit_2024", "eager")
 """
@@ -15,25 +15,34 @@ from xdit_bench.errors import Infeasible
 
 @dataclass(frozen=True)
 class VaeProfile:
-    """How an engine decodes. Bytes a pixel are peaks beyond the weights, for 256 channels at full resolution."""
+    """How an engine decodes. Bytes a pixel are peaks beyond the weights, for 256 channels at full resolution.
 
-    bytes_per_pixel: float = 2436.0  # plain diffusers, cuDNN 9.19: 38.1 GiB at 4096px
-    parallel_extra_bytes: float = 512.0  # the band's padded copy, 256 channels of bf16, divided over the ranks
+    `plain_*` is diffusers' own decode on one GPU (vae=single, and a tile of vae=tiled), `band_*` a rank's share of
+    vae=parallel, divided over the ranks.
+    """
+
+    plain_bytes_per_pixel: float = 2436.0  # cuDNN 9.19: 38.1 GiB at 4096px
+    band_bytes_per_pixel: float = 2436.0 + 512.0  # DistVAE adds the band's padded copy: 256 channels of bf16
+    band_bytes: float = 0.0  # and what does not grow with the image
+    banded_alone: bool = False  # vae=parallel on one GPU runs the band code, else the plain decode
+    channels_last: bool = False  # bands run as NHWC with fused norms (topology conv_nhwc, vae_attention_blocked)
     mid_sharded: bool = False  # the mid block's attention is shared out, else every rank computes all of it
     cold: bool = False  # the published times hold a decode that was not warmed up
     to_host_s_per_pixel: float = 0.3e-9  # uint8 over PCIe
     index_limit: bool = False  # cuDNN before 9.3 refused convolutions of more than 2**31 - 1 elements
     fallback_bytes_per_pixel: float = 5760.0  # what PyTorch then used instead
     exchanges: int = 40  # collectives of a parallel decode: one a convolution or norm
+    ops_per_exchange: float = 25.0
 
 
 @dataclass(frozen=True)
 class EngineProfile:
-    """Counts a block (`double`, `single`) unless said otherwise. A row is one token's bf16 hidden state.
+    """Counts a block, double and single, unless said otherwise. A row is one token's bf16 hidden state.
 
     `text_sharded` says whether text tokens are shared out like image tokens or repeated on every rank.
-    `exchanges` are the all-to-alls around one attention, each by how many rows a token it moves.
-    `overlap` is the share of a ring step's attention behind which its transfer hides.
+    `exchanges` are the all-to-alls around one attention, each by how many rows a token it moves; `ring_exchanges`
+    the same where a ring follows. `overlap` is the share of the work beside it behind which a transfer hides: a
+    ring step's attention, and (`hides_exchanges`) the MLP of a single block.
     """
 
     name: str
@@ -43,46 +52,66 @@ class EngineProfile:
     kernels: tuple[float, float]
     host_ops: tuple[float, float]
     exchanges: tuple[int, ...] = (1, 1, 1, 1)
-    ops_per_collective: float = 15.0
-    ops_per_ring_step: float = 45.0
+    ring_exchanges: tuple[int, ...] = (1, 1, 1, 1)
+    ops_per_collective: float = 25.0
+    ops_per_ring: float = 100.0  # once a ring attention
+    ops_per_ring_step: float = 25.0  # and a step of it
     pack_rows: float = 4.0  # copies before and after an exchange, rows read and written a row moved
     merge_rows: float = 12.0  # merging a partial attention output in fp32
-    overlap: float = 0.5
+    overlap: float = 0.7
+    hides_exchanges: bool = False
+    gathers_keys: bool = False  # may gather all keys and attend once, where that is faster than the ring
     modulation_once: bool = False  # for all steps at once, before the loop
-    fused_projections: bool = False  # one GEMM for q, k and v (and the MLP of a single block)
+    fused_projections: bool = False  # one product for q, k and v
     fused_elementwise: bool = False  # elementwise kernels run at streaming speed
     attention: tuple[str, ...] = ("cudnn", "flash")  # kernels `auto` picks from, best first
     max_gpus: int | None = None
     vae: VaeProfile = VaeProfile()
 
 
-# kernels and rows of eager diffusers blocks: counted in a profile of a double and of a single block; host_ops adds
-# views, dispatch and Python to the launches, in units of the cheapest launch (topology host.op_s)
-_EAGER = EngineProfile(
-    "eager", "eager", text_sharded=True, rows=(110, 103), kernels=(92, 44), host_ops=(240, 115)
-)  # fmt: skip
+# Eager diffusers blocks: rows and kernels counted in a profile of each kind of block; host_ops adds views, dispatch
+# and Python to the launches, in units of the cheapest launch (topology host.op_s).
+_EAGER = EngineProfile("", "eager", text_sharded=True, rows=(110, 103), kernels=(92, 44), host_ops=(240, 115))
+# Compiled blocks: pointwise chains fused; a collective inside the graph costs its wrapper alone.
 _COMPILED = replace(
     _EAGER, execution="compile", rows=(27, 20), kernels=(24, 11), host_ops=(45, 25), merge_rows=6.0,
-    fused_elementwise=True,
+    ops_per_collective=10.0, ops_per_ring=20.0, ops_per_ring_step=10.0, fused_elementwise=True,
 )  # fmt: skip
-_GRAPH = replace(_COMPILED, execution="graph", host_ops=(0, 0), ops_per_collective=0.0, ops_per_ring_step=0.0)
 _VAE_2024 = VaeProfile(
-    bytes_per_pixel=2948.0, cold=True, to_host_s_per_pixel=25e-9, index_limit=True
+    plain_bytes_per_pixel=2948.0, band_bytes_per_pixel=2948.0 + 512.0, cold=True, to_host_s_per_pixel=25e-9,
+    index_limit=True,
 )  # fmt: skip
-_2024 = {"name": "xdit_2024", "text_sharded": False, "attention": ("flash",), "vae": _VAE_2024}
+# usp: fused kernels in every execution (norm with modulation and gate, QK-norm with RoPE written into the send buffer,
+# GELU in the product's epilogue), q, k, v in one exchange, exchanges of single blocks beside their MLP. Its decode
+# holds three slabs of a band: two of 128 channels at full resolution, one of 256.
+_USP = EngineProfile(
+    "usp", "eager", text_sharded=True, rows=(18, 15), kernels=(14, 9), host_ops=(110, 70), exchanges=(3, 1),
+    ring_exchanges=(1, 2, 1), pack_rows=0.0, merge_rows=6.0, hides_exchanges=True, gathers_keys=True,
+    modulation_once=True, fused_projections=True, fused_elementwise=True, attention=("fa3", "cudnn", "flash"),
+    vae=VaeProfile(
+        band_bytes_per_pixel=1024.0, band_bytes=0.4e9, banded_alone=True, channels_last=True, mid_sharded=True
+    ),
+)  # fmt: skip
+_NO_LAUNCHES = {"host_ops": (0.0, 0.0), "ops_per_collective": 0.0, "ops_per_ring": 0.0, "ops_per_ring_step": 0.0}
+
+
+def _named(profile: EngineProfile, name: str, **changes: object) -> EngineProfile:
+    return replace(profile, name=name, **changes)  # type: ignore[arg-type]
+
 
 PROFILES: dict[tuple[str, str], EngineProfile] = {
     (profile.name, profile.execution): profile
     for profile in (
-        replace(_EAGER, **_2024),  # type: ignore[arg-type]
-        replace(_COMPILED, **_2024),  # type: ignore[arg-type]
-        replace(_EAGER, name="stock", max_gpus=1),
-        replace(_COMPILED, name="stock", max_gpus=1),
-        replace(_EAGER, name="diffusers"),
-        replace(_COMPILED, name="diffusers"),
-        replace(_EAGER, name="usp", modulation_once=True, vae=VaeProfile(mid_sharded=True)),
-        replace(_COMPILED, name="usp", modulation_once=True, vae=VaeProfile(mid_sharded=True)),
-        replace(_GRAPH, name="usp", modulation_once=True, vae=VaeProfile(mid_sharded=True)),
+        _named(_EAGER, "xdit_2024", text_sharded=False, attention=("flash",), vae=_VAE_2024),
+        _named(_COMPILED, "xdit_2024", text_sharded=False, attention=("flash",), vae=_VAE_2024),
+        _named(_EAGER, "stock", max_gpus=1),
+        _named(_COMPILED, "stock", max_gpus=1),
+        # functional collectives, waited for one by one; its ring gathers all keys before the first attention
+        _named(_EAGER, "diffusers", ops_per_collective=60.0, overlap=0.0),
+        _named(_COMPILED, "diffusers", overlap=0.0),
+        _USP,
+        replace(_USP, execution="compile"),
+        replace(_USP, execution="graph", **_NO_LAUNCHES),  # type: ignore[arg-type]
     )
 }
 
@@ -91,8 +120,6 @@ def find(engine: str, execution: str) -> EngineProfile:
     """The profile of an engine's execution. Raises Infeasible naming what can be predicted instead."""
     profile = PROFILES.get((engine, execution))
     if profile is None:
-        known = sorted({f"{name}/{run}" for name, run in PROFILES})
-        raise Infeasible(
-            f"the model has no profile of engine={engine} execution={execution}; it knows {', '.join(known)}"
-        )
+        known = ", ".join(sorted(f"{name}/{run}" for name, run in PROFILES))
+        raise Infeasible(f"the model has no profile of engine={engine} execution={execution}; it knows {known}")
     return profile

@@ -27,9 +27,10 @@ FINGERPRINT = "predicted-"
 def predicted_record(point: Point, model: ModelSpec, topology: Topology, study: str) -> Record:
     """The record of a point on a machine that is not here; source "predicted", intervals and no samples."""
     point = dataclasses.replace(point, dtype="bf16") if point.dtype == "auto" else point
-    machine = {"topology": topology.name, "gpu": topology.gpu.name, "gpus": topology.gpus, "fingerprint": fingerprint(topology)}
+    identity = fingerprint(topology)
+    machine = {"topology": topology.name, "gpu": topology.gpu.name, "gpus": topology.gpus, "fingerprint": identity}
     common: dict[str, Any] = {
-        "run_id": run_id(point, machine["fingerprint"], code_hash()),
+        "run_id": run_id(point, identity, code_hash()),
         "study": study,
         "source": "predicted",
         "point": point.to_dict(),

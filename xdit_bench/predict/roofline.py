@@ -12,19 +12,26 @@ from xdit_bench.topology.specs import Topology
 
 TILES = ((128, 256, 1.0), (128, 128, 0.92), (64, 128, 0.80), (64, 64, 0.62))  # rows, columns, speed; CUTLASS's usual
 ATTENTION_TILE = 128  # query rows a thread block holds in FlashAttention-2 and cuDNN at head size 128
-L2_SPEEDUP = 2.5  # elementwise kernels whose input and output stay in L2, against memory
+L2_SPEEDUP = 2.0  # elementwise kernels whose input and output stay in L2, against memory
 
 
-def fill(tiles: int, sms: int) -> float:
-    """Share of the SMs at work: the last wave is seldom full."""
-    return tiles / (sms * -(-tiles // sms))
+def fill(tiles: float, sms: int) -> float:
+    """Share of full speed that so many thread blocks reach: `waves` of work take max(1, waves) + 1/2 waves of time.
+
+    The half wave is filling the pipeline and the last wave's expected emptiness; rounding waves up
+    instead would trust that all blocks of a wave end together, which a GPU at its power limit does not do.
+    """
+    waves = tiles / sms
+    return waves / (max(1.0, waves) + 0.5)
 
 
 def gemm_quality(topology: Topology, m: int, n: int) -> float:
-    """Speed of the best tile for an M x N result, relative to full waves of the largest tile."""
-    sms = topology.gpu.sms
-    return max(speed * (m * n) / (-(-m // rows) * rows * -(-n // cols) * cols) * fill(-(-m // rows) * -(-n // cols), sms)
-               for rows, cols, speed in TILES)  # fmt: skip
+    """Speed of the best tile for an M x N result, relative to many full tiles of the largest kind."""
+    best = 0.0
+    for rows, columns, speed in TILES:
+        tiles = -(-m // rows) * -(-n // columns)
+        best = max(best, speed * fill(tiles, topology.gpu.sms) * (m * n) / (tiles * rows * columns))
+    return best
 
 
 def gemm_s(topology: Topology, gemm: Gemm) -> float:
@@ -40,7 +47,7 @@ def gemm_s(topology: Topology, gemm: Gemm) -> float:
 def attention_s(topology: Topology, work: Attention, head_dim: int, share: float) -> float:
     """One attention call over all its keys (not times its count); `share` of peak is the kernel's."""
     tiles = -(-work.queries // ATTENTION_TILE)
-    quality = fill(max(1, round(work.heads * tiles)), topology.gpu.sms)
+    quality = fill(max(1.0, work.heads * tiles), topology.gpu.sms)
     flops = 4.0 * work.heads * head_dim * work.queries * work.keys
     return flops / (topology.gpu.peak_flops * share * quality)
 

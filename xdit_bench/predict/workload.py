@@ -18,7 +18,8 @@ from xdit_bench.predict.profiles import EngineProfile
 BF16 = 2  # bytes
 
 
-class Gemm(NamedTuple):
+@dataclass(frozen=True)
+class Gemm:
     """`count` products of M x K by K x N."""
 
     m: int
@@ -84,10 +85,8 @@ def transformer_gemms(model: ModelSpec, image: int, text: int, *, fused: bool) -
         gemms += [Gemm(rows, h, 3 * h, double)] if fused else [Gemm(rows, h, h, 3 * double)]
         gemms += [Gemm(rows, h, h, double), Gemm(rows, h, 4 * h, double), Gemm(rows, 4 * h, h, double)]
     tokens = image + text
-    gemms += (
-        [Gemm(tokens, h, 7 * h, single)] if fused else [Gemm(tokens, h, h, 3 * single), Gemm(tokens, h, 4 * h, single)]
-    )
-    return [*gemms, Gemm(tokens, 5 * h, h, single)]
+    qkv = [Gemm(tokens, h, 3 * h, single)] if fused else [Gemm(tokens, h, h, 3 * single)]
+    return [*gemms, *qkv, Gemm(tokens, h, 4 * h, single), Gemm(tokens, 5 * h, h, single)]
 
 
 def modulation_bytes(model: ModelSpec) -> float:
@@ -108,7 +107,8 @@ def transformer_bytes(model: ModelSpec) -> float:
     return float(BF16 * (linears + embeds)) + modulation_bytes(model)
 
 
-class Attention(NamedTuple):
+@dataclass(frozen=True)
+class Attention:
     """`count` attention calls of one rank: `heads` heads, `queries` by `keys` each, in `calls` ring steps."""
 
     heads: float

@@ -22,7 +22,7 @@ from xdit_bench import data_dir
 from xdit_bench.errors import TopologyError
 
 TRANSPORTS = ("p2p", "host", "socket")
-EFFICIENCIES = ("gemm", "memory", "elementwise", "conv", "vae_attention")  # besides one an attention kernel
+EFFICIENCIES = ("gemm", "memory", "elementwise", "conv", "conv_nhwc", "vae_attention", "vae_attention_blocked")
 KERNELS = ("flash", "cudnn", "fa3", "sdpa", "flash_attn")
 HOST = ("op_s", "kernel_gap_s", "vae_cold_start_s")
 GPU = ("name", "memory_bytes", "peak_flops", "memory_bytes_per_s", "l2_bytes", "sms", "source")
@@ -36,6 +36,18 @@ class Number:
 
     value: float
     source: str
+
+
+@dataclass(frozen=True)
+class Free:
+    """A number that published latencies correct: where it stands, what is known of it beforehand, and how well.
+
+    `key` is dotted (`efficiency.gemm`, `links.p2p.1.bytes_per_s`), `spread` the relative standard error of `prior`.
+    """
+
+    key: str
+    prior: float
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,8 @@ class Topology:
     """Everything the predictor and the planner know of a machine. `gpus` is how many GPUs it has.
 
     `efficiency` holds shares of a peak (0 to 1), `attention` one share a kernel, `host` seconds,
-    `uncertainty` relative standard errors by class of term. `predictable` is False for `cpu`.
+    `uncertainty` relative standard errors by class of term, `free` the numbers a fit to published latencies may move.
+    `predictable` is False for `cpu`.
     """
 
     name: str
@@ -86,6 +99,7 @@ class Topology:
     host: Mapping[str, Number] = field(default_factory=dict)
     uncertainty: Mapping[str, Number] = field(default_factory=dict)
     calibrated_tokens: tuple[int, int] = (1, 1)
+    free: tuple[Free, ...] = ()
     predictable: bool = True
     note: str = ""
 
@@ -159,6 +173,7 @@ def from_dict(data: Any, origin: str) -> Topology:
         host={key: host.sourced(key, high=10.0) for key in HOST},
         uncertainty={key: uncertainty.sourced(key, high=1.0) for key in UNCERTAINTIES},
         calibrated_tokens=_range(root),
+        free=_free(root),
         note=root.text("note", ""),
     )
 
@@ -167,6 +182,14 @@ def _range(root: _Reader) -> tuple[int, int]:
     section = root.section("calibrated_tokens")
     low = section.count("low")
     return low, section.count("high", low=low)
+
+
+def _free(root: _Reader) -> tuple[Free, ...]:
+    entries = root.data.get("free", [])
+    if not isinstance(entries, list):
+        raise root.error("free", f"must be a list of {{key, prior, spread}}; got {type(entries).__name__}")
+    readers = [_Reader(entry, root.origin, f"free[{number}].") for number, entry in enumerate(entries)]
+    return tuple(Free(r.text("key"), r.number("prior"), r.number("spread", high=2.0)) for r in readers)
 
 
 def _levels(links: _Reader, transport: str, gpus: int) -> tuple[LinkSpec, ...]:
