@@ -114,7 +114,7 @@ def run_case(case: Case, mesh: Any, spec: dict[str, Any]) -> dict[str, float]:
     if case.fault == "rope_offset" and mesh.rank == mesh.size - 1:
         flux.rope = flux.rope._replace(cos=flux.rope.cos.roll(3, 0), sin=flux.rope.sin.roll(3, 0))
     if case.fault == "no_merge":
-        flux.attention.merge = lambda out, lse, more, more_lse: (out + more, lse)
+        flux.attention.merge = lambda out, lse, more, more_lse, dtype: (out + more, lse)
     if case.fault == "dropped_text":
         kernel = flux.attention.kernel
         drop = 7 if mesh.rank == 0 else 0

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from xdit_bench.engine.modulation import Affine
 from xdit_bench.engine.ops import Ops
-from xdit_bench.engine.usp import Outgoing, UspAttention
+from xdit_bench.engine.usp import UspAttention
 from xdit_bench.engine.weights import DoubleWeights, Linear, Pair, SingleWeights
 
 
@@ -31,8 +30,7 @@ class Rope(NamedTuple):
 class Parts(NamedTuple):
     """The parts of the blocks, bound to one implementation of the operations, perhaps compiled."""
 
-    project: Callable[[Tensor, int, Pair], Tensor]
-    rotate: Callable[..., None]
+    begin: Callable[..., tuple[Tensor, ...]]
     double_end: Callable[..., tuple[Tensor, Tensor]]
     single_mlp: Callable[[Tensor, int, Linear], Tensor]
     single_mlp_out: Callable[[Tensor, int, Linear], Tensor]
@@ -41,6 +39,13 @@ class Parts(NamedTuple):
 
 def make_parts(ops: Ops, wrap: Callable[[Callable[..., object]], Callable[..., object]] = lambda f: f) -> Parts:
     """Binds the parts to `ops`; `wrap` may compile each."""
+
+    def begin(
+        n: Tensor, rope: Rope, qkv: Pair, norm_q: Pair, norm_k: Pair, ulysses: int, apart: bool
+    ) -> tuple[Tensor, ...]:
+        projected = ops.linear(n, rope.text, qkv)
+        heads = projected.view(*projected.shape[:2], 3, -1, 2 * rope.cos.shape[1])
+        return ops.rotate(heads, rope.text, norm_q, norm_k, rope.cos, rope.sin, ulysses, apart)
 
     def double_end(
         x: Tensor, a: Tensor, text: int, w: DoubleWeights, gates: Sequence[Pair], norms: Sequence[Affine]
@@ -58,10 +63,9 @@ def make_parts(ops: Ops, wrap: Callable[[Callable[..., object]], Callable[..., o
     def single_end(
         x: Tensor, a: Tensor, y: Tensor, text: int, out_attention: Tensor, gate: Pair, norm: Affine
     ) -> tuple[Tensor, Tensor]:
-        y = torch.addmm(y.flatten(0, 1), a.flatten(0, 1), out_attention.t()).view_as(y)
-        return ops.gated_add_norm(x, y, text, gate, norm)
+        return ops.gated_add_norm(x, ops.add_product(y, a, out_attention), text, gate, norm)
 
-    return Parts(*(wrap(f) for f in (ops.linear, ops.rotate, double_end, single_mlp, single_mlp_out, single_end)))  # type: ignore[arg-type]
+    return Parts(*(wrap(f) for f in (begin, double_end, single_mlp, single_mlp_out, single_end)))  # type: ignore[arg-type]
 
 
 def double_block(
@@ -75,8 +79,9 @@ def double_block(
     norms: Sequence[Affine],
 ) -> tuple[Tensor, Tensor]:
     """A `FluxTransformerBlock`. gates: after attention, after the MLP; norms: before the MLP, of the next block."""
-    out = _project(parts, attention, rope, n, w.qkv, w.norm_q, w.norm_k)
-    a = attention.finish(attention.attend(attention.start(out)))
+    mesh = attention.mesh
+    slabs = parts.begin(n, rope, w.qkv, w.norm_q, w.norm_k, mesh.ulysses, mesh.ring > 1)
+    a = attention.finish(attention.attend(attention.start(slabs)))
     return parts.double_end(x, a, rope.text, w, gates, norms)
 
 
@@ -91,19 +96,10 @@ def single_block(
     norm: Affine,
 ) -> tuple[Tensor, Tensor]:
     """A `FluxSingleTransformerBlock`. Each exchange runs beside a half of the MLP, which needs no attention."""
-    out = _project(parts, attention, rope, n, Pair(w.qkv, w.qkv), w.norm_q, w.norm_k)
-    sent = attention.start(out)
+    mesh = attention.mesh
+    slabs = parts.begin(n, rope, Pair(w.qkv, w.qkv), w.norm_q, w.norm_k, mesh.ulysses, mesh.ring > 1)
+    sent = attention.start(slabs)
     hidden = parts.single_mlp(n, rope.text, w.mlp)
     back = attention.attend(sent)
     y = parts.single_mlp_out(hidden, rope.text, w.out_mlp)
     return parts.single_end(x, attention.finish(back), y, rope.text, w.out_attention, gate, norm)
-
-
-def _project(
-    parts: Parts, attention: UspAttention, rope: Rope, n: Tensor, qkv: Pair, norm_q: Pair, norm_k: Pair
-) -> Outgoing:
-    projected = parts.project(n, rope.text, qkv)
-    heads = projected.view(*projected.shape[:2], 3, -1, 2 * rope.cos.shape[1])
-    out = attention.outgoing(heads)
-    parts.rotate(heads, rope.text, norm_q, norm_k, rope.cos, rope.sin, out.q, out.k, out.v)
-    return out

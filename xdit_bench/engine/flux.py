@@ -9,6 +9,10 @@ sigmas and the VAE to others.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,15 +21,28 @@ from torch import Tensor
 from xdit_bench.engine.attention import choose
 from xdit_bench.engine.blocks import Rope, double_block, make_parts, single_block
 from xdit_bench.engine.collectives import all_gather_uneven
+from xdit_bench.engine.graphs import LoopGraphs
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.engine.modulation import Modulation, Table
-from xdit_bench.engine.ops import TORCH
+from xdit_bench.engine.ops import TORCH, Ops
 from xdit_bench.engine.shares import rope_angles, share_tokens
 from xdit_bench.engine.usp import UspAttention
 from xdit_bench.engine.weights import double_weights, single_weights
 from xdit_bench.errors import Infeasible
 
-EXECUTIONS = ("eager", "compile", "graph")
+SHAPES_COMPILED = 256  # of one part of a block in a process: torch gives up after 8, and a study has more shapes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be switched off, so that each gain can be measured by itself; one field a rung of the ladder."""
+
+    modulation_once: bool = True  # adaLN of all steps in one pass over its weights, before the loop
+    fused: bool = True  # Triton kernels, and GELU in the products' epilogue
+    overlap: bool = True  # a single block's MLP runs while its heads and its attention travel
+    keys: str = "auto"  # a ring's keys: ring (overlapped hops), gathered (one attention call), auto (measured)
 
 
 class UspFlux:
@@ -41,14 +58,17 @@ class UspFlux:
         text_tokens: int,
         attention: str = "auto",
         execution: str = "eager",
+        options: Options = Options(),  # frozen
     ) -> None:
         """Fuses the model's q, k, v (they stay usable by diffusers), splits the tokens and builds the RoPE tables.
 
         Raises Infeasible when heads, tokens or execution forbid it, MissingExtraError for a kernel not installed.
         """
-        self.model, self.mesh = transformer, mesh
+        self.model, self.mesh, self.options = transformer, mesh, options
         self.heads = int(transformer.config.num_attention_heads)
         check_heads(self.heads, mesh.ulysses)
+        if execution == "graph" and mesh.device.type != "cuda":
+            raise Infeasible(f"execution=graph needs a CUDA GPU; this rank has {mesh.device.type}; use execution=eager")
         self.shares = share_tokens(height, width, text_tokens, mesh.size)
         self.image_range = self.shares.image_range(mesh.rank)
         self.text_range = self.shares.text_range(mesh.rank)
@@ -60,9 +80,13 @@ class UspFlux:
             self.double = [double_weights(block) for block in transformer.transformer_blocks]
             self.single = [single_weights(block) for block in transformer.single_transformer_blocks]
         self.modulation = Modulation(transformer)
-        self.attention = UspAttention(mesh, self.shares, self._kernel(attention))
-        self.parts = make_parts(TORCH)
-        self.ops = TORCH
+        self.ops = _operations(mesh.device, fused=options.fused and execution != "compile")
+        self.parts = make_parts(self.ops, _compiled) if execution == "compile" else make_parts(self.ops)
+        q, kv = self._sample()
+        kernel = choose(attention, q, *kv.transpose(0, 1).unbind(2))
+        self.attention = UspAttention(mesh, self.shares, kernel, merge=self.ops.merge, overlap=options.overlap)
+        self.attention.choose_keys(options.keys, q, kv)
+        self.graphs = LoopGraphs(self._loop) if execution == "graph" else None
 
     @torch.no_grad()
     def denoise(
@@ -77,7 +101,9 @@ class UspFlux:
         prompt = prompt_embeds[:, slice(*self.text_range)].transpose(0, 1).contiguous()
         scale = None if guidance is None else torch.tensor([guidance], dtype=torch.float32, device=noise.device)
         sigmas = sigmas.to(noise.device, torch.float32)
-        return self._loop(latents, prompt, pooled, sigmas, scale).transpose(0, 1).contiguous()
+        run = self.graphs or self._loop
+        with torch._dynamo.config.patch(recompile_limit=SHAPES_COMPILED):
+            return run(latents, prompt, pooled, sigmas, scale).transpose(0, 1).contiguous()
 
     def gather(self, latents: Tensor) -> Tensor:
         """The whole latents `B I 64` on every rank, from each rank's `B i 64`."""
@@ -85,14 +111,19 @@ class UspFlux:
         return all_gather_uneven(own, self.shares.image, self.mesh.group).transpose(0, 1).contiguous()
 
     def close(self) -> None:
-        """Drops graphs and buffers; the model keeps its weights."""
+        """Frees graphs and their memory; the model keeps its weights."""
+        if self.graphs is not None:
+            self.graphs.clear()
 
     def _loop(self, latents: Tensor, prompt: Tensor, pooled: Tensor, sigmas: Tensor, guidance: Tensor | None) -> Tensor:
         """Euler steps of FlowMatchEulerDiscrete on latents `i B 64`, with its roundings."""
-        table = self.modulation.table(sigmas[:-1], pooled, guidance)
+        once = self.options.modulation_once
+        table = self.modulation.table(sigmas[:-1] if once else sigmas[:1], pooled, guidance)
         text = torch.nn.functional.linear(prompt, *_parameters(self.model.context_embedder))
         for k, dt in enumerate(sigmas.diff().unbind()):
-            velocity = self._velocity(latents, text, table, k)
+            if k > 0 and not once:
+                table = self.modulation.table(sigmas[k : k + 1], pooled, guidance)
+            velocity = self._velocity(latents, text, table, k if once else 0)
             latents = (latents.float() + dt * velocity).to(velocity.dtype)
         return latents
 
@@ -116,17 +147,30 @@ class UspFlux:
             site += 1
         return torch.nn.functional.linear(n[self.rope.text :], *_parameters(self.model.proj_out))
 
-    def _kernel(self, name: str) -> Any:
-        """The attention kernel for the largest block of keys this rank attends to."""
-        ulysses_rows = [
-            [self.shares.tokens(self.mesh.rank_at(u, r)) for u in range(self.mesh.ulysses)]
-            for r in range(self.mesh.ring)
-        ]
-        keys = max(sum(rows) for rows in ulysses_rows)
+    def _sample(self) -> tuple[Tensor, Tensor]:
+        """Random q `1 K H/U D` and keys with values `K 1 2 H/U D` as this rank attends with them, for timing."""
         weight = self.model.x_embedder.weight
-        shape = (1, keys, self.heads // self.mesh.ulysses, 2 * self.rope.cos.shape[1])
-        q, k, v = (torch.randn(shape, dtype=weight.dtype, device=weight.device) for _ in range(3))
-        return choose(name, q, k, v)
+        mesh = self.mesh
+        keys = sum(self.shares.tokens(mesh.rank_at(u, mesh.ring_rank)) for u in range(mesh.ulysses))
+        shape = (self.heads // mesh.ulysses, 2 * self.rope.cos.shape[1])
+        like = {"dtype": weight.dtype, "device": weight.device}
+        return torch.randn(1, keys, *shape, **like), torch.randn(keys, 1, 2, *shape, **like)
+
+
+def _operations(device: torch.device, *, fused: bool) -> Ops:
+    """Fused kernels where they run; else plain torch, with one log line where a GPU could do better."""
+    if not fused or device.type != "cuda":
+        return TORCH
+    if find_spec("triton") is None:
+        log.warning("triton is not installed: norms, RoPE and gates run as plain torch operations")
+        return TORCH
+    from xdit_bench.engine.kernels import triton_ops
+
+    return triton_ops()
+
+
+def _compiled(part: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(part, dynamic=False, fullgraph=True)
 
 
 def check_heads(heads: int, ulysses: int) -> None:

@@ -27,9 +27,10 @@ class Ops(NamedTuple):
 
     modulated_norm: Callable[[Tensor, int, Affine], Tensor]
     gated_add_norm: Callable[[Tensor, Tensor, int, Pair, Affine], tuple[Tensor, Tensor]]
-    rotate: Callable[..., None]
+    rotate: Callable[..., tuple[Tensor, ...]]
     linear: Callable[[Tensor, int, Pair], Tensor]
     linear_gelu: Callable[[Tensor, int, Pair], Tensor]
+    add_product: Callable[[Tensor, Tensor, Tensor], Tensor]
     merge: Merge
 
 
@@ -46,23 +47,26 @@ def gated_add_norm(x: Tensor, y: Tensor, text: int, gate: Pair, norm: Affine) ->
 
 
 def rotate(
-    qkv: Tensor, text: int, norm_q: Pair, norm_k: Pair, cos: Tensor, sin: Tensor, q: Tensor, k: Tensor, v: Tensor | None
-) -> None:
-    """RMSNorm over the head and RoPE (adjacent pairs) of q and k in qkv `S B 3 H D`, written to q, k, v `U S B H/U D`.
+    qkv: Tensor, text: int, norm_q: Pair, norm_k: Pair, cos: Tensor, sin: Tensor, ulysses: int, apart: bool
+) -> tuple[Tensor, ...]:
+    """RMSNorm over the head and RoPE (adjacent pairs) of q and k in qkv `S B 3 H D`; cos and sin are `S D/2`.
 
-    cos and sin are `S D/2`. v is copied unless it is None.
+    Returns what the exchange sends: slabs of heads `U S B 3 H/U D`, or queries (`... 1 ...`) and keys with values
+    (`... 2 ...`) as two tensors where they travel apart. May overwrite qkv.
     """
-    ulysses = q.shape[0]
-    source = qkv.view(*qkv.shape[:3], ulysses, -1, qkv.shape[4]).permute(3, 0, 1, 2, 4, 5)  # U S B 3 H/U D
-    for row, weights, target in ((0, norm_q, q), (1, norm_k, k)):
-        part = source[:, :, :, row]
+    rotated = []
+    for part, weights in zip(qkv.unbind(2), (norm_q, norm_k), strict=False):
         weight = torch.where(_is_text(text, qkv).view(-1, 1), weights.text, weights.image)  # S D
         normed = F.rms_norm(part, part.shape[-1:], eps=NORM_EPS) * weight[:, None, None]
         even, odd = normed[..., ::2].float(), normed[..., 1::2].float()
         c, s = cos[:, None, None], sin[:, None, None]
-        target.copy_(torch.stack([even * c - odd * s, odd * c + even * s], dim=-1).flatten(-2))
-    if v is not None:
-        v.copy_(source[:, :, :, 2])
+        turned = torch.stack([even * c - odd * s, odd * c + even * s], dim=-1).flatten(-2)
+        rotated.append(turned.to(qkv.dtype))
+    whole = torch.stack([*rotated, qkv[:, :, 2]], dim=2)
+    slabs = whole.view(*qkv.shape[:3], ulysses, -1, qkv.shape[4]).permute(3, 0, 1, 2, 4, 5)
+    if apart:
+        return slabs[:, :, :, :1].contiguous(), slabs[:, :, :, 1:].contiguous()
+    return (slabs.contiguous(),)
 
 
 def linear(x: Tensor, text: int, layer: Pair) -> Tensor:
@@ -77,10 +81,15 @@ def linear_gelu(x: Tensor, text: int, layer: Pair) -> Tensor:
     return F.gelu(linear(x, text, layer), approximate="tanh")
 
 
+def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`y + x @ weight.T`; may overwrite y."""
+    return torch.addmm(y.flatten(0, 1), x.flatten(0, 1), weight.t()).view_as(y)
+
+
 def by_token(pair: Pair, text: int, x: Tensor) -> Tensor:
     """The Pair's text part for text tokens and image part for image tokens: broadcasts with x `S B h`."""
     image: Tensor = pair.image
-    if pair.text is image:
+    if pair.text is pair.image:
         return image
     chosen: Tensor = torch.where(_is_text(text, x).view(-1, 1, 1), pair.text, image)
     return chosen
@@ -95,4 +104,4 @@ def same(layer: Linear) -> Pair:
     return Pair(layer, layer)
 
 
-TORCH = Ops(modulated_norm, gated_add_norm, rotate, linear, linear_gelu, merge)
+TORCH = Ops(modulated_norm, gated_add_norm, rotate, linear, linear_gelu, add_product, merge)

@@ -17,17 +17,19 @@ from xdit_bench.engine.attention import Kernel
 from xdit_bench.engine.collectives import start_ring_gather, start_shift
 from xdit_bench.engine.mesh import Mesh
 
-Merge = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Merge = Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
 
 
-def merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Tensor, Tensor]:
+def merge(
+    out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """Attention over two sets of keys from the attention over each: outputs `B S H D`, log-sum-exps `B H S`.
 
-    Returns float32, whatever comes in: rounding after each hop would add up.
+    Computes in float32 and returns the output in `dtype`: rounding after each hop would add up.
     """
     total = torch.logaddexp(lse, more_lse)
     share, more_share = ((part - total).exp().transpose(1, 2).unsqueeze(-1) for part in (lse, more_lse))
-    return out.float() * share + more.float() * more_share, total
+    return (out.float() * share + more.float() * more_share).to(dtype), total
 
 
 def ring_attention(
@@ -46,11 +48,12 @@ def ring_attention(
         if out is None:
             out, lse = partial, partial_lse
         else:
-            out, lse = merge(out, lse, partial, partial_lse)
+            last = hop + 1 == mesh.ring
+            out, lse = merge(out, lse, partial, partial_lse, q.dtype if last else torch.float32)
         if arriving is not None:
             block = arriving.wait()
     assert out is not None
-    return out.to(q.dtype)
+    return out
 
 
 def gathered_attention(q: Tensor, kv: Tensor, rows: Sequence[int], kernel: Kernel, mesh: Mesh) -> Tensor:

@@ -1,16 +1,17 @@
 """USP attention of one point: Ulysses outside, ring inside (arXiv:2405.07719), as stages a block can work between.
 
 Owns the buffers' layout and the choice between ring and gathered keys. Leaves projections, norm and RoPE to the
-block, which writes straight into `outgoing(...)`.
+block.
 
-    out = attention.outgoing(qkv); rope(qkv, out.q, out.k, out.v)
-    sent = attention.start(out); ...; back = attention.attend(sent); ...; y = attention.finish(back)
+    sent = attention.start(slabs); ...; back = attention.attend(sent); ...; y = attention.finish(back)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from xdit_bench.engine.attention import Kernel
@@ -20,50 +21,24 @@ from xdit_bench.engine.ring import Merge, gathered_attention, merge, ring_attent
 from xdit_bench.engine.shares import Shares
 from xdit_bench.engine.ulysses import finish_gather_heads, start_gather_heads, start_scatter_heads
 
-
-@dataclass
-class Outgoing:
-    """Where a block writes q, k and v, each `U S B H/U D` (views of `buffers`); v is None where it stays."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor | None
-    buffers: tuple[Tensor, ...]
+GATHERED_BYTES = 512 << 20  # keys and values of all ring positions that may lie on one rank
 
 
 class UspAttention:
     """Attention of all tokens to all tokens over the ranks of a mesh."""
 
     def __init__(
-        self, mesh: Mesh, shares: Shares, kernel: Kernel, *, gather_keys: bool = False, merge: Merge = merge
+        self, mesh: Mesh, shares: Shares, kernel: Kernel, *, merge: Merge = merge, overlap: bool = True
     ) -> None:
-        self.mesh, self.kernel, self.gather_keys, self.merge = mesh, kernel, gather_keys, merge
+        self.mesh, self.kernel, self.merge, self.overlap = mesh, kernel, merge, overlap
+        self.gather_keys = False
         self.rows = [shares.tokens(mesh.rank_at(u, mesh.ring_rank)) for u in range(mesh.ulysses)]
         self.ring_rows = [sum(shares.tokens(mesh.rank_at(u, r)) for u in range(mesh.ulysses)) for r in range(mesh.ring)]
 
-    def outgoing(self, qkv: Tensor) -> Outgoing:
-        """Places for the rotated q and k and for v of qkv `S B 3 H D`. One GPU works in place; a ring keeps keys and
-        values apart from queries, because only they travel."""
-        tokens, batch, _, heads, size = qkv.shape
-        ulysses = self.mesh.ulysses
-        if self.mesh.size == 1:
-            q, k, _ = qkv.unsqueeze(0).unbind(3)
-            return Outgoing(q, k, None, (qkv,))
-        shape = (ulysses, tokens, batch, 3, heads // ulysses, size)
-        if self.mesh.ring == 1:
-            packed = qkv.new_empty(shape)
-            q, k, v = packed.unbind(3)
-            return Outgoing(q, k, v, (packed,))
-        queries = qkv.new_empty(*shape[:3], 1, *shape[4:])
-        keys_values = qkv.new_empty(*shape[:3], 2, *shape[4:])
-        k, v = keys_values.unbind(3)
-        return Outgoing(queries[:, :, :, 0], k, v, (queries, keys_values))
-
-    def start(self, out: Outgoing) -> list[Pending]:
-        """Begins the exchange of heads; keys and values leave first, the ring waits for them."""
-        if self.mesh.size == 1:
-            return [Pending(out.buffers[0])]
-        return [start_scatter_heads(buffer, self.rows, self.mesh) for buffer in reversed(out.buffers)]
+    def start(self, slabs: tuple[Tensor, ...]) -> list[Pending]:
+        """Begins the exchange of heads: slabs `U S B n H/U D`, q, k and v in one tensor (n = 3), or on a ring queries
+        and keys with values, of which the latter leave first: the ring waits for them."""
+        return [self._begun(start_scatter_heads(slab, self.rows, self.mesh)) for slab in reversed(slabs)]
 
     def attend(self, sent: list[Pending]) -> Pending:
         """Waits for the heads, attends, and begins the exchange back."""
@@ -73,12 +48,40 @@ class UspAttention:
         else:
             kv = sent[0].wait()
             q = sent[1].wait().transpose(0, 1)[:, :, 0]
-            if self.gather_keys:
-                out = gathered_attention(q, kv, self.ring_rows, self.kernel, self.mesh)
-            else:
-                out = ring_attention(q, kv, self.ring_rows, self.kernel, self.mesh, self.merge)
-        return start_gather_heads(out.transpose(0, 1).contiguous(), self.rows, self.mesh)
+            out = self._ring(q, kv, self.gather_keys)
+        return self._begun(start_gather_heads(out.transpose(0, 1).contiguous(), self.rows, self.mesh))
 
     def finish(self, back: Pending) -> Tensor:
         """This rank's tokens with all heads, `S B H*D`."""
         return finish_gather_heads(back, self.mesh)
+
+    def choose_keys(self, way: str, q: Tensor, kv: Tensor) -> None:
+        """How a ring moves its keys: `ring`, `gathered`, or `auto`, which times both on q and kv on GPUs, while all
+        keys together are small; all ranks take what suits the slowest."""
+        small = sum(self.ring_rows) * kv[0].numel() * kv.element_size() <= GATHERED_BYTES
+        if way != "auto" or self.mesh.ring == 1 or not small or q.device.type != "cuda":
+            self.gather_keys = way == "gathered"
+            return
+        seconds = torch.tensor([self._time_keys(gathered, q, kv) for gathered in (False, True)], device=q.device)
+        dist.all_reduce(seconds, dist.ReduceOp.MAX, group=self.mesh.group)
+        self.gather_keys = bool(seconds[1] < seconds[0])
+
+    def _time_keys(self, gathered: bool, q: Tensor, kv: Tensor, repeats: int = 5) -> float:
+        taken = []
+        for _ in range(repeats + 2):
+            torch.cuda.synchronize(q.device)
+            start = time.perf_counter()
+            self._ring(q, kv, gathered)
+            torch.cuda.synchronize(q.device)
+            taken.append(time.perf_counter() - start)
+        return sorted(taken[2:])[repeats // 2]
+
+    def _ring(self, q: Tensor, kv: Tensor, gathered: bool) -> Tensor:
+        if gathered:
+            return gathered_attention(q, kv, self.ring_rows, self.kernel, self.mesh)
+        return ring_attention(q, kv, self.ring_rows, self.kernel, self.mesh, self.merge)
+
+    def _begun(self, pending: Pending) -> Pending:
+        if not self.overlap:
+            pending.wait()
+        return pending

@@ -1,0 +1,243 @@
+"""Fused Triton kernels for what lies between matrix products and attention, twins of `ops.TORCH`.
+
+All are bound by memory: each reads and writes every row once, with float32 inside. Needs a CUDA GPU and the
+package triton; importing this module needs the package. Leaves matrix products to cuBLAS, whose epilogue does GELU.
+
+    ops = triton_ops()
+"""
+
+# Triton functions take pointers and constants, which have no Python types.
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from xdit_bench.engine.modulation import Affine
+from xdit_bench.engine.ops import NORM_EPS, Ops
+from xdit_bench.engine.weights import Pair
+
+
+@triton.jit
+def _pick(text_row, image_row, columns, inside, is_text):
+    """A row of the text's or of the image's modulation, float32."""
+    text = tl.load(text_row + columns, mask=inside & is_text, other=0.0).to(tl.float32)
+    image = tl.load(image_row + columns, mask=inside & (is_text == 0), other=0.0).to(tl.float32)
+    return text + image
+
+
+@triton.jit
+def _store_norm(x, n, offsets, inside, width, eps, scale, shift):
+    mean = tl.sum(x, axis=0) / width
+    centred = tl.where(inside, x - mean, 0.0)
+    variance = tl.sum(centred * centred, axis=0) / width
+    normed = centred * tl.rsqrt(variance + eps) * (1.0 + scale) + shift
+    tl.store(n + offsets, normed.to(n.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _norm_kernel(
+    x, n, scale_text, scale_image, shift_text, shift_image, norm_stride, text, batch, width, eps, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    is_text = (row // batch) < text
+    modulation = (row % batch) * norm_stride
+    offsets = row.to(tl.int64) * width + columns
+    value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    scale = _pick(scale_text + modulation, scale_image + modulation, columns, inside, is_text)
+    shift = _pick(shift_text + modulation, shift_image + modulation, columns, inside, is_text)
+    _store_norm(value, n, offsets, inside, width, eps, scale, shift)
+
+
+@triton.jit
+def _gated_add_norm_kernel(
+    x, y, n, gate_text, gate_image, scale_text, scale_image, shift_text, shift_image,
+    gate_stride, norm_stride, text, batch, width, eps, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    is_text = (row // batch) < text
+    sample = row % batch
+    offsets = row.to(tl.int64) * width + columns
+    value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    more = tl.load(y + offsets, mask=inside, other=0.0).to(tl.float32)
+    gate = _pick(gate_text + sample * gate_stride, gate_image + sample * gate_stride, columns, inside, is_text)
+    modulation = sample * norm_stride
+    scale = _pick(scale_text + modulation, scale_image + modulation, columns, inside, is_text)
+    shift = _pick(shift_text + modulation, shift_image + modulation, columns, inside, is_text)
+    value += gate * more
+    tl.store(x + offsets, value.to(x.dtype.element_ty), mask=inside)
+    _store_norm(value, n, offsets, inside, width, eps, scale, shift)
+
+
+@triton.jit
+def _rotated(x, weight_text, weight_image, is_text, cos, sin, eps, HEADS: tl.constexpr, SIZE: tl.constexpr):
+    """RMSNorm over each row of x `HEADS SIZE`, then RoPE over adjacent pairs."""
+    columns = tl.arange(0, SIZE)
+    weight = _pick(weight_text, weight_image, columns, columns < SIZE, is_text)
+    inverse = tl.rsqrt(tl.sum(x * x, axis=1) / SIZE + eps)
+    normed = x * inverse[:, None] * weight[None, :]
+    even, odd = tl.split(tl.reshape(normed, (HEADS, SIZE // 2, 2)))
+    turned = tl.join(even * cos[None, :] - odd * sin[None, :], odd * cos[None, :] + even * sin[None, :])
+    return tl.reshape(turned, (HEADS, SIZE))
+
+
+@triton.jit
+def _rotate_kernel(
+    qkv, q, k, v, q_text, q_image, k_text, k_image, cos, sin,
+    q_slab, q_token, q_batch, k_slab, k_token, k_batch, text, batch, heads, slab_heads, eps,
+    HEADS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    row, part = tl.program_id(0), tl.program_id(1)
+    token, sample = row // batch, row % batch
+    is_text = token < text
+    head = tl.arange(0, HEADS)
+    column = tl.arange(0, SIZE)
+    inside = (head < heads)[:, None] & (column < SIZE)[None, :]
+    source = (row.to(tl.int64) * 3 + part) * heads * SIZE
+    x = tl.load(qkv + source + head[:, None] * SIZE + column[None, :], mask=inside, other=0.0)
+    slab, own_head = head // slab_heads, head % slab_heads
+    within = own_head[:, None] * SIZE + column[None, :]
+    token = token.to(tl.int64)
+    q_place = slab[:, None] * q_slab + token * q_token + sample * q_batch + within
+    k_place = slab[:, None] * k_slab + token * k_token + sample * k_batch + within
+    half = tl.arange(0, SIZE // 2)
+    c = tl.load(cos + token * (SIZE // 2) + half)
+    s = tl.load(sin + token * (SIZE // 2) + half)
+    if part == 0:
+        turned = _rotated(x.to(tl.float32), q_text, q_image, is_text, c, s, eps, HEADS, SIZE)
+        tl.store(q + q_place, turned.to(q.dtype.element_ty), mask=inside)
+    elif part == 1:
+        turned = _rotated(x.to(tl.float32), k_text, k_image, is_text, c, s, eps, HEADS, SIZE)
+        tl.store(k + k_place, turned.to(k.dtype.element_ty), mask=inside)
+    else:
+        tl.store(v + k_place, x, mask=inside)
+
+
+@triton.jit
+def _merge_kernel(out, more, lse, more_lse, merged, total, tokens, heads, HEADS: tl.constexpr, SIZE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, HEADS)
+    column = tl.arange(0, SIZE)
+    present = head < heads
+    inside = present[:, None] & (column < SIZE)[None, :]
+    place = (row // tokens * heads + head) * tokens + row % tokens
+    first = tl.load(lse + place, mask=present, other=0.0)
+    second = tl.load(more_lse + place, mask=present, other=0.0)
+    largest = tl.maximum(first, second)
+    a, b = tl.exp(first - largest), tl.exp(second - largest)
+    tl.store(total + place, largest + tl.log(a + b), mask=present)
+    offsets = row * heads * SIZE + head[:, None] * SIZE + column[None, :]
+    left = tl.load(out + offsets, mask=inside, other=0.0).to(tl.float32)
+    right = tl.load(more + offsets, mask=inside, other=0.0).to(tl.float32)
+    value = (left * a[:, None] + right * b[:, None]) / (a + b)[:, None]
+    tl.store(merged + offsets, value.to(merged.dtype.element_ty), mask=inside)
+
+
+def modulated_norm(x: Tensor, text: int, norm: Affine) -> Tensor:
+    """Twin of `ops.modulated_norm`."""
+    n = torch.empty_like(x)
+    rows, batch, width = x.shape
+    _norm_kernel[(rows * batch,)](
+        x, n, *norm.scale, *norm.shift, norm.scale.image.stride(0), text, batch, width, NORM_EPS, **_row(width)
+    )  # fmt: skip
+    return n
+
+
+def gated_add_norm(x: Tensor, y: Tensor, text: int, gate: Pair, norm: Affine) -> tuple[Tensor, Tensor]:
+    """Twin of `ops.gated_add_norm`; x is updated in place."""
+    n = torch.empty_like(x)
+    rows, batch, width = x.shape
+    _gated_add_norm_kernel[(rows * batch,)](
+        x, y, n, *gate, *norm.scale, *norm.shift, gate.image.stride(0), norm.scale.image.stride(0),
+        text, batch, width, NORM_EPS, **_row(width),
+    )  # fmt: skip
+    return x, n
+
+
+def rotate(
+    qkv: Tensor, text: int, norm_q: Pair, norm_k: Pair, cos: Tensor, sin: Tensor, ulysses: int, apart: bool
+) -> tuple[Tensor, ...]:
+    """Twin of `ops.rotate`; on one slab with nothing to set apart it works in place and leaves v where it is."""
+    tokens, batch, _, heads, size = qkv.shape
+    in_place = ulysses == 1 and not apart
+    shape = (ulysses, tokens, batch, 3, heads // ulysses, size)
+    buffers: tuple[Tensor, ...]
+    if in_place:
+        buffers = (qkv.unsqueeze(0),)
+        q, k, v = buffers[0].unbind(3)
+    elif apart:
+        queries, keys_values = (qkv.new_empty(*shape[:3], rows, *shape[4:]) for rows in (1, 2))
+        buffers, q, (k, v) = (queries, keys_values), queries[:, :, :, 0], keys_values.unbind(3)
+    else:
+        buffers = (qkv.new_empty(shape),)
+        q, k, v = buffers[0].unbind(3)
+    _rotate_kernel[(tokens * batch, 2 if in_place else 3)](
+        qkv, q, k, v, *norm_q, *norm_k, cos, sin, *q.stride()[:3], *k.stride()[:3], text, batch, heads,
+        heads // ulysses, NORM_EPS, HEADS=triton.next_power_of_2(heads), SIZE=size, num_warps=4,
+    )  # fmt: skip
+    return buffers
+
+
+def linear(x: Tensor, text: int, layer: Pair) -> Tensor:
+    """Twin of `ops.linear`: text and image write into one tensor."""
+    return _products(x, text, layer, gelu=False)
+
+
+def linear_gelu(x: Tensor, text: int, layer: Pair) -> Tensor:
+    """Twin of `ops.linear_gelu`: bias and GELU in cuBLAS's epilogue, which is the tanh form."""
+    return _products(x, text, layer, gelu=True)
+
+
+def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Twin of `ops.add_product`, in place: out of place torch would first copy y."""
+    y.flatten(0, 1).addmm_(x.flatten(0, 1), weight.t())
+    return y
+
+
+def merge(
+    out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Twin of `ring.merge`."""
+    batch, tokens, heads, size = out.shape
+    merged = torch.empty(out.shape, dtype=dtype, device=out.device)
+    total = torch.empty_like(lse, memory_format=torch.contiguous_format)
+    _merge_kernel[(batch * tokens,)](
+        out.contiguous(), more.contiguous(), lse.contiguous(), more_lse.contiguous(), merged, total, tokens, heads,
+        HEADS=triton.next_power_of_2(heads), SIZE=size, num_warps=4,
+    )  # fmt: skip
+    return merged, total
+
+
+def triton_ops() -> Ops:
+    """The fused implementation."""
+    return Ops(modulated_norm, gated_add_norm, rotate, linear, linear_gelu, add_product, merge)
+
+
+def _products(x: Tensor, text: int, layer: Pair, *, gelu: bool) -> Tensor:
+    tokens, batch, _ = x.shape
+    out = x.new_empty(tokens, batch, layer.image.weight.shape[0])
+    parts = [(slice(0, tokens), layer.image)]
+    if layer.text is not layer.image:
+        parts = [(slice(0, text), layer.text), (slice(text, tokens), layer.image)]
+    for part, (weight, bias) in parts:
+        rows, target = x[part].flatten(0, 1), out[part].flatten(0, 1)
+        if rows.shape[0] == 0:
+            continue
+        if gelu:
+            torch.ops.aten._addmm_activation.out(bias, rows, weight.t(), use_gelu=True, out=target)
+        else:
+            torch.addmm(bias, rows, weight.t(), out=target)
+    return out
+
+
+def _row(width: int) -> dict[str, Any]:
+    return {"BLOCK": triton.next_power_of_2(width), "num_warps": 8 if width > 2048 else 4}
