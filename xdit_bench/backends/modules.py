@@ -31,6 +31,7 @@ from xdit_bench.backends.base import Inputs, Modules
 from xdit_bench.config import PATCH, PIPELINE_PARTS, VAE_SCALE, ModelSpec, Point, check_weights
 from xdit_bench.errors import WeightsError
 
+V_GAIN = 3.0  # brings what attention picked to the size of what the MLP adds: averaging over keys shrinks it to a third
 CLIP_TOKENS = 77  # CLIP's whole context; FLUX.1's pipeline always pads to it
 QK_GAIN = 1.6  # spreads the logits to a standard deviation of 2.5: attention that picks, as a trained one does
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -63,8 +64,8 @@ def fill_random(module: nn.Module, generator: torch.Generator) -> None:
     """Weights of 1/sqrt(fan_in), so that activations stay spread and every token moves the result.
 
     Latency does not depend on learned values as long as activations stay finite and spread (zeros run faster).
-    Norms get weights around one, query and key norms `QK_GAIN`: with it a wrong RoPE on some tokens or a few
-    dropped text tokens move the latents by more than rounding does.
+    Norms get weights around one, query and key norms `QK_GAIN`, value projections `V_GAIN`: with them a wrong
+    RoPE on some tokens or a few dropped text tokens move the latents by more than rounding does.
     """
     for name, tensor in module.named_parameters():
         tensor.normal_(generator=generator)
@@ -79,7 +80,9 @@ def fill_random(module: nn.Module, generator: torch.Generator) -> None:
             pass  # rows are looked up, not summed: unit variance
         else:
             tensor.mul_(1.0 / math.sqrt(tensor[0].numel()))
-            if ".SelfAttention.q." in name:  # T5 divides its scores by nothing: its query weights do
+            if name.endswith(("attn.to_v.weight", "attn.add_v_proj.weight")):
+                tensor.mul_(V_GAIN)
+            elif ".SelfAttention.q." in name:  # T5 divides its scores by nothing: its query weights do
                 tensor.mul_(1.0 / math.sqrt(module.config.d_kv))
 
 
