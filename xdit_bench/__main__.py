@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from xdit_bench import data_dir
-from xdit_bench.config import Config, ModelSpec, Point, check_available, resolve
+from xdit_bench.config import Config, ModelSpec, Point, check_available, lacking, resolve
 from xdit_bench.errors import ConfigError, TopologyError, UserError
 from xdit_bench.results.store import Store
 from xdit_bench.topology import match
@@ -93,7 +93,7 @@ def _topology(cfg: Config, machine: dict[str, Any]) -> Topology:
 
     if cfg.topology["name"] != "auto":
         return from_dict(cfg.topology, origin=f"topology={cfg.topology['name']}")
-    return load(match.auto_name(machine))
+    return match.auto_topology(machine)
 
 
 def _source(cfg: Config, topology: Topology, machine: dict[str, Any]) -> tuple[bool, tuple[str, ...]]:

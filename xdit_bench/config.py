@@ -263,11 +263,6 @@ def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]
         raise ConfigError(f"launch.nnodes={cfg.launch.nnodes} machines need launch.rdzv_endpoint=<host:port> to meet")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.study):
         raise ConfigError(f"a study is named in letters, digits, '.', '_' and '-'; study={cfg.study!r} is not")
-    executions = list(cfg.engine["executions"])
-    if cfg.execution.value not in executions:
-        raise ConfigError(
-            f"engine={cfg.engine['name']} runs execution={', '.join(executions)}; got {cfg.execution.value}"
-        )
     return (
         Point(
             model=model.name,
@@ -309,6 +304,19 @@ def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
     tokens = min(point.image_tokens, point.text_tokens)
     if point.gpus > tokens:
         return f"every GPU needs a token of text and of image: {tokens} of them can not be split over {point.gpus} GPUs"
+    return None
+
+
+def lacking(cfg: Config) -> str | None:
+    """What the engine lacks for this execution or VAE, as its file in `conf/engine/` says; None when nothing.
+
+    A cell of a grid may ask for it: it becomes an infeasible record.
+    """
+    engine = cfg.engine
+    for knob, asked in (("execution", cfg.execution.value), ("vae", cfg.vae["name"])):
+        offered = [str(option) for option in engine[f"{knob}s"]]
+        if asked not in offered:
+            return f"engine={engine['name']} has no {knob}={asked}; use {', '.join(offered)}, or engine=usp"
     return None
 
 

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from xdit_bench import data_dir
-from xdit_bench.config import Config, Execution, ModelSpec, Point, check_weights, infeasible, resolve, run_id
+from xdit_bench.config import Config, Execution, ModelSpec, Point, check_weights, infeasible, lacking, resolve, run_id
 from xdit_bench.errors import ConfigError, WeightsError
 
 
@@ -62,10 +62,18 @@ def test_refuses_a_size_given_twice() -> None:
         resolve(cfg, size_typed=True)
 
 
-def test_refuses_an_execution_the_engine_lacks() -> None:
-    cfg = config(engine={"name": "stock", "executions": ["eager"]}, execution=Execution.graph)
-    with pytest.raises(ConfigError, match="engine=stock runs execution=eager; got graph"):
-        resolve(cfg)
+@pytest.mark.parametrize(
+    ("knobs", "reason"),
+    [
+        ({"execution": Execution.graph}, "engine=stock has no execution=graph; use eager, or engine=usp"),
+        ({}, "engine=stock has no vae=parallel; use single, none"),
+        ({"vae": {"name": "single"}}, None),
+    ],
+)
+def test_names_what_an_engine_lacks(knobs: dict, reason: str | None) -> None:
+    engine = {"name": "stock", "executions": ["eager"], "vaes": ["single", "none"]}
+    found = lacking(config(engine=engine, **knobs))
+    assert found is None if reason is None else reason in found
 
 
 def test_a_picture_that_is_not_square_has_no_res() -> None:

@@ -48,7 +48,6 @@ def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["topology=cpu", "weights=./no/such/folder"], ("weights", "./no/such/folder")),
         (["topology=a100_nvlink", "source=measured"], ("source=measured", "a100_nvlink", "source=predicted")),
         (["engine=xdit_2024", "source=measured"], ("predictions alone", "source=predicted")),
-        (["engine=stock", "execution=graph"], ("engine=stock", "graph")),
         (["topology=cpu", "attention=fa3"], ("fa3_fwd_interface", "pip install 'xdit_bench[flash]'")),
         (["topology=missing.yaml"], ("missing.yaml",)),
         (["study=../x"], ("study", "letters")),

@@ -21,7 +21,7 @@ STOCK = "stock"
 
 @dataclass(frozen=True)
 class Job:
-    """One point to measure and how. `command` is the line that was typed."""
+    """One point to measure and how. `command` is the line that was typed; `why_not`, what its engine lacks for it."""
 
     point: Point
     model: ModelSpec
@@ -30,6 +30,7 @@ class Job:
     launch: LaunchConfig
     save_outputs: bool = False
     command: str = ""
+    why_not: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def make_cells(jobs: Sequence[Job], *, gpus: int, fingerprint: str, code: str) -
     cells: dict[str, Cell] = {}
     for job in [*jobs, *_baselines(jobs, gpus)]:
         identity = run_id(job.point, fingerprint, code)
-        why_not = infeasible(job.point, job.model, gpus=gpus)
+        why_not = job.why_not or infeasible(job.point, job.model, gpus=gpus)
         cells.setdefault(identity, Cell(job, identity, reference_key(job.point, fingerprint, code), why_not))
     seed = ",".join(sorted(cells))
     return sorted(cells.values(), key=lambda cell: _order(cell, seed))
@@ -102,7 +103,7 @@ def _baselines(jobs: Sequence[Job], gpus: int) -> list[Job]:
     added = []
     for job in jobs:
         point = job.point
-        if infeasible(point, job.model, gpus=gpus):
+        if job.why_not or infeasible(point, job.model, gpus=gpus):
             continue
         alone = replace(point, ulysses=1, ring=1)
         added.append(replace(job, point=alone))
