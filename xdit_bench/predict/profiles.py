@@ -58,7 +58,7 @@ class EngineProfile:
     ops_per_ring_step: float = 25.0  # and a step of it
     pack_rows: float = 4.0  # copies before and after an exchange, rows read and written a row moved
     merge_rows: float = 12.0  # merging a partial attention output in fp32
-    overlap: float = 0.7
+    overlap: float = 0.6
     hides_exchanges: bool = False
     gathers_keys: bool = False  # may gather all keys and attend once, where that is faster than the ring
     modulation_once: bool = False  # for all steps at once, before the loop
