@@ -182,7 +182,19 @@ def _measure(
     on_cpu = points[0].topology.name == "cpu"
     here = {**machine, "device": "cpu", "gpus": CPU_RANKS} if on_cpu else machine
     here = {**here, "fingerprint": fingerprint(here, packages)}
-    jobs = [Job(p.point, p.model, p.cfg.measure, p.cfg.run, p.cfg.launch, p.cfg.save_outputs, command) for p in points]
+    jobs = [
+        Job(
+            point=p.point,
+            model=p.model,
+            measure=p.cfg.measure,
+            run=p.cfg.run,
+            launch=p.cfg.launch,
+            save_outputs=p.cfg.save_outputs,
+            command=command,
+            why_not=lacking(p.cfg),
+        )
+        for p in points
+    ]
     run_plan(jobs, store, machine=here, software=packages, study=study, console=console)
 
 

@@ -106,3 +106,23 @@ def test_shows_its_knobs_without_running(here: Path) -> None:
         for word in words:
             assert word in done.stdout
     assert not list(here.iterdir())
+
+
+@pytest.mark.slow
+def test_a_cell_its_engine_can_not_run_is_a_record(here: Path) -> None:
+    argv = [
+        "-m",
+        "engine=stock,usp",
+        "vae=parallel,none",
+        "model=flux_tiny",
+        "topology=cpu",
+        "measure=quick",
+        "res=128",
+    ]
+    assert main([*argv, "study=grid", "run.report=false", "run.recheck=0"]) == 0
+    records = {(r.point["engine"], r.point["vae"]): r for r in read_records(here / "results" / "grid")}
+    assert records["stock", "parallel"].status == "infeasible"
+    assert "engine=stock has no vae=parallel; use single" in records["stock", "parallel"].reason
+    assert {key for key, r in records.items() if r.status == "ok"} == {
+        ("stock", "single"), ("stock", "none"), ("usp", "parallel"), ("usp", "none")
+    }  # fmt: skip
