@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from xdit_bench.reporting import words
-from xdit_bench.reporting.study import Entry, Group, Size
+from xdit_bench.reporting.entry import Entry, Size
+from xdit_bench.reporting.study import Group
 from xdit_bench.results.schema import Record
 
 SHOWN = 3  # sizes a sentence names
@@ -47,7 +48,7 @@ def _banners(groups: Sequence[Group]) -> tuple[str, ...]:
         found.append(
             "Some sections are PREDICTED by the performance model; they say so and share no curve with measurements."
         )
-    if any(words.on_cpu(group) for group in groups):
+    if any(group.on_cpu for group in groups):
         found.append("Measured on CPU ranks: these times show that everything works and say nothing about a GPU.")
     machines = {(g.setting.topology, g.setting.fingerprint) for g in groups if g.setting.source == "measured"}
     if len(machines) > 1:
@@ -56,9 +57,8 @@ def _banners(groups: Sequence[Group]) -> tuple[str, ...]:
         )
     caps = sorted({g.setting.memory_cap_gb for g in groups if g.setting.memory_cap_gb is not None})
     if caps:
-        found.append(
-            f"Sections marked capped were measured below a memory cap of {words.listing(f'{cap:g}' for cap in caps)} GB."
-        )
+        said = words.listing(f"{cap:g}" for cap in caps)
+        found.append(f"Sections marked capped were measured below a memory cap of {said} GB.")
     return tuple(found)
 
 
@@ -80,7 +80,7 @@ def _best(group: Group, sizes: Sequence[Size]) -> str:
         if entry:
             tie = group.tie(entry)
             note = f", a tie with {tie.factors}" if tie else ""
-            said.append(f"{words.seconds(entry.total_s)} at {words.px(size)} on {words.ranks(group, entry.gpus)} "
+            said.append(f"{words.seconds(entry.total_s)} at {words.px(size)} on {group.count(entry.gpus)} "
                         f"({entry.factors}, {entry.runner}{note})")  # fmt: skip
     verb = "is predicted to take" if group.setting.source == "predicted" else "took"
     held = " without the VAE decode" if group.decode == "none" else ""
@@ -97,8 +97,8 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
         if gain:
             gains.append(f"{words.times(gain.value)} at {words.px(size)}")
         if scaling and scaling.base is not entry:
-            scalings.append(f"{words.times(scaling.value)} at {words.px(size)}"
-                            + (f" (over {words.ranks(group, scaling.base.gpus)}, as fewer failed)" if scaling.rebased else ""))  # fmt: skip
+            rebased = f" (over {group.count(scaling.base.gpus)}, as fewer failed)" if scaling.rebased else ""
+            scalings.append(f"{words.times(scaling.value)} at {words.px(size)}{rebased}")
     parts = []
     if gains:
         parts.append(f"{words.listing(gains)} over plain diffusers on one {_one(group)}")
@@ -110,7 +110,7 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
 
 
 def _one(group: Group) -> str:
-    return "rank" if words.on_cpu(group) else "GPU"
+    return "rank" if group.on_cpu else "GPU"
 
 
 def _memory(group: Group) -> str:
@@ -120,20 +120,20 @@ def _memory(group: Group) -> str:
         first = min(out, key=lambda e: (e.size[0] * e.size[1], e.gpus))
         fits = _largest_fit(group)
         beyond = (
-            f"; the largest image that fits is {words.px(fits.size)}, on {words.ranks(group, fits.gpus)} with vae={fits.vae}"
+            f"; the largest image that fits is {words.px(fits.size)}, on {group.count(fits.gpus)} with vae={fits.vae}"
             if fits
             else ""
         )
         return (
-            f"Memory: {first.runner} with vae={first.vae} runs out on {words.ranks(group, first.gpus)} at "
-            f"{words.px(first.size)}{beyond}."
+            f"Memory: at {words.px(first.size)} {first.runner} with vae={first.vae} runs out on "
+            f"{group.count(first.gpus)}{beyond}."
         )
     if fullest is None:
         return "Memory: nothing ran out of it; no peak was recorded."
     limit = f" of {words.gigabytes(fullest.limit_bytes)}" if fullest.limit_bytes else ""
     return (
         f"Memory: nothing ran out of it; the fullest device held {words.gigabytes(fullest.peak_bytes)}{limit}, at "
-        f"{words.px(fullest.size)} on {words.ranks(group, fullest.gpus)}."
+        f"{words.px(fullest.size)} on {group.count(fullest.gpus)}."
     )
 
 

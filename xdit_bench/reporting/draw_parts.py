@@ -1,6 +1,6 @@
-"""Draws what a point is made of: stages, memory, VAE effect, energy, parity, engines, and published beside ours.
+"""Draws what a point is made of: stages, memory, VAE effect, and where a step goes.
 
-Owns drawing alone; see `draw_scaling` for latency over GPUs and `figures` for which figures a report has.
+Owns drawing alone; see `draw_scaling` for latency over GPUs, `draw_peers` for comparisons.
 
     figure = stages(group, PAGE)
 """
@@ -11,21 +11,16 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from xdit_bench.reporting import words
-from xdit_bench.reporting.draw_scaling import bar_style, failed_bar, legend_patch, shown_sizes
-from xdit_bench.reporting.published import Match
-from xdit_bench.reporting.study import Entry, Group, Size, pick
+from xdit_bench.reporting.entry import Entry, Size, number, pick
+from xdit_bench.reporting.marks import bar_style, failed_bar, label_rows, legend, legend_patch, shown_sizes
+from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import (
     BASELINE,
     BLUE,
     CYCLE,
-    INK,
-    MARKERS,
     MUTED,
-    ORANGE,
     PAPER,
     SKY,
     STAGE_COLOURS,
@@ -33,8 +28,6 @@ from xdit_bench.reporting.style import (
     empty,
     panels,
 )
-
-PARITY_BOUNDS = {"fp32": 1e-4, "bf16": 5e-2}  # design.md, section 5
 
 
 def _bars_over_gpus(group: Group, size: Size) -> list[tuple[str, Entry | None]]:
@@ -68,8 +61,8 @@ def stages(group: Group, layout: Layout) -> Figure:
                 axis.bar(x, value, 0.62, bottom=below, **bar_style(group, STAGE_COLOURS[stage]))
                 below += value
         _bar_ticks(axis, group, bars)
-    axes[0].set_ylabel("seconds an image")
-    _legend(figure, [legend_patch(group, colour, stage) for stage, colour in STAGE_COLOURS.items()])
+    label_rows(axes, layout, "seconds an image")
+    legend(figure, [legend_patch(group, colour, stage) for stage, colour in STAGE_COLOURS.items()])
     return figure
 
 
@@ -86,26 +79,31 @@ def memory(group: Group, layout: Layout) -> Figure:
             axis.set_title(words.px(size))
             continue
         scale, name = (1e9, "GB") if max(peaks) >= 1e9 else (1e6, "MB")
+        top = max(peaks) / scale
         for x, (_, entry) in enumerate(bars):
             if entry and entry.ok and entry.peak_bytes:
                 _memory_bar(axis, group, x, entry, scale)
+            elif entry and entry.ok:
+                axis.text(x, top * 0.03, "no peak", rotation=90, ha="center", va="bottom", color=MUTED)
             elif entry:
-                failed_bar(axis, x, max(peaks) / scale * 0.8, entry)
+                failed_bar(axis, x, top * 0.8, entry)
         limit = next((e.limit_bytes for _, e in bars if e and e.limit_bytes), None)
-        capped = any(e.capped for _, e in bars if e)
-        top = max(peaks) / scale
-        if limit and limit / scale < top * 4:
-            axis.axhline(limit / scale, color=BASELINE, linestyle="--", linewidth=1.1)
-            label = f"{'cap' if capped else 'capacity'} {limit / scale:.0f} {name}"
-            axis.annotate(label, (1, limit / scale), (-1, 2), xycoords=("axes fraction", "data"),
-                          textcoords="offset points", ha="right", va="bottom", color=BASELINE, fontsize=6.5)  # fmt: skip
+        if limit:
             top = max(top, limit / scale)
+            _limit_line(axis, group, limit / scale, name)
         axis.set_ylim(0, top * 1.18)
         axis.set_ylabel(name)
         _bar_ticks(axis, group, bars)
     patches = [legend_patch(group, BLUE, "weights"), legend_patch(group, SKY, "activations and the rest")]
-    _legend(figure, patches)
+    legend(figure, patches)
     return figure
+
+
+def _limit_line(axis: Axes, group: Group, limit: float, name: str) -> None:
+    axis.axhline(limit, color=BASELINE, linestyle="--", linewidth=1.1)
+    label = f"{'capacity' if group.setting.memory_cap_gb is None else 'cap'} {limit:.0f} {name}"
+    axis.annotate(label, (1, limit), (-1, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                  ha="right", va="bottom", color=BASELINE, fontsize=6.5)  # fmt: skip
 
 
 def _memory_bar(axis: Axes, group: Group, x: float, entry: Entry, scale: float) -> None:
@@ -119,7 +117,7 @@ def _memory_bar(axis: Axes, group: Group, x: float, entry: Entry, scale: float) 
 def vae_effect(group: Group, layout: Layout) -> Figure:
     """What the decode costs by VAE mode and resolution: seconds of the image (the decode solid), and peak memory."""
     modes, gpus = vae_modes(group)
-    figure, axes = panels(2, layout, height=2.6, columns=2)
+    figure, axes = panels(2, layout, height=2.6)
     if len(modes) < 2:
         for axis in axes:
             empty(axis, "needs two VAE modes\nat one size and GPU count")
@@ -164,11 +162,11 @@ def vae_effect(group: Group, layout: Layout) -> Figure:
     limit = next((e.limit_bytes for e in found if e.limit_bytes), None)
     if limit and tops[1] and limit < tops[1] * 4:
         axes[1].axhline(limit / scale, color=BASELINE, linestyle="--", linewidth=1.1)
-    axes[0].set_title(f"seconds an image, decode filled ({words.ranks(group, gpus)})")
+    axes[0].set_title(f"seconds an image, decode filled ({group.count(gpus)})")
     axes[1].set_title(f"peak {name} of the fullest GPU")
     for axis in axes:
         axis.set_xticks(range(len(sizes)), [words.px(size) for size in sizes])
-    _legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], f"vae={mode}") for j, mode in enumerate(modes)])
+    legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], f"vae={mode}") for j, mode in enumerate(modes)])
     return figure
 
 
@@ -190,91 +188,6 @@ def vae_entry(group: Group, size: Size, mode: str, gpus: int) -> Entry | None:
     return pick(e for e in group.entries if (e.size, e.vae, e.gpus, e.engine) == (size, mode, gpus, group.engine))
 
 
-def energy(group: Group, layout: Layout) -> Figure:
-    """Joules an image over GPUs, a line a resolution: all GPUs of the point together."""
-    figure, (axis,) = panels(1, layout, height=2.4)
-    for index, size in enumerate(shown_sizes(group)):
-        points = [(g, e.energy_j) for g in group.gpu_counts if (e := group.best(size, g)) and e.energy_j]
-        if points:
-            colour = CYCLE[index % len(CYCLE)]
-            axis.plot(
-                *zip(*points, strict=True), color=colour, marker=MARKERS[index % len(MARKERS)], label=words.px(size)
-            )
-    axis.set_xticks(group.gpu_counts, [str(gpus) for gpus in group.gpu_counts])
-    axis.set_xlabel(words.unit(group))
-    axis.set_ylabel("joules an image")
-    axis.set_ylim(0, None)
-    axis.legend()
-    return figure
-
-
-def parity(group: Group, layout: Layout) -> Figure:
-    """Relative L2 of the latents to the one-GPU result, a dot a point, with the bound that makes it incorrect."""
-    entries = [e for e in group.entries if e.parity_l2 is not None]
-    runners = sorted({e.runner for e in entries})
-    figure, (axis,) = panels(1, layout, height=max(1.5, 0.32 * len(runners) + 0.9))
-    bound = PARITY_BOUNDS.get(group.setting.dtype)
-    floor = min([e.parity_l2 for e in entries if e.parity_l2] or [1e-8]) / 3
-    rows: dict[tuple[str, float], int] = {}
-    for entry in entries:
-        x, y = max(entry.parity_l2 or 0.0, floor), runners.index(entry.runner)
-        key = (entry.runner, round(x / floor, 2))
-        rows[key] = rows.get(key, -1) + 1
-        wrong = not entry.ok
-        axis.plot(x, y + 0.05 * min(rows[key], 5), marker="X" if wrong else "o", color=BASELINE if wrong else BLUE,
-                  alpha=0.75, linestyle="none", markeredgewidth=0)  # fmt: skip
-    if bound:
-        axis.axvline(bound, color=BASELINE, linestyle="--", linewidth=1.1)
-        axis.annotate(f"bound {bound:g}", (bound, 1), (-3, -2), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", ha="right", va="top", color=BASELINE, fontsize=6.5)  # fmt: skip
-    axis.set_xscale("log")
-    axis.grid(axis="x")
-    axis.set_xlim(floor / 2, max([bound or 0.0] + [e.parity_l2 or 0.0 for e in entries]) * 3)
-    axis.set_yticks(range(len(runners)), runners)
-    axis.set_ylim(-0.6, len(runners) - 0.4)
-    axis.set_xlabel(f"relative L2 of the latents (exact results stand at the left edge, {floor:.0e})")
-    return figure
-
-
-def engines(group: Group, layout: Layout) -> Figure:
-    """One denoising step by engine and execution, best factorization, on each GPU count; a panel a resolution."""
-    runners = engine_runners(group)
-    counts = sorted({e.gpus for e in group.entries if e.ok and e.step_s})
-    sizes = shown_sizes(group)
-    figure, axes = panels(len(sizes), layout, height=max(1.5, 0.2 * len(runners) * max(1, len(counts)) + 0.8))
-    thick = 0.8 / max(1, len(counts))
-    for index, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
-        axis.set_title(words.px(size))
-        axis.grid(axis="x")
-        axis.grid(visible=False, axis="y")
-        peak = 0.0
-        for y, runner in enumerate(runners):
-            for j, count in enumerate(counts):
-                found = [
-                    e
-                    for e in group.entries
-                    if (e.runner, e.gpus, e.size) == (runner, count, size) and e.ok and e.step_s
-                ]
-                if found:
-                    step = min(e.step_s or 0.0 for e in found) * 1e3
-                    peak = max(peak, step)
-                    at = y + (j - (len(counts) - 1) / 2) * thick
-                    axis.barh(at, step, thick * 0.9, **bar_style(group, CYCLE[j % len(CYCLE)]))
-                    axis.text(step, at, f" {words.digits(step)}", va="center", fontsize=6)
-        axis.set_yticks(range(len(runners)), runners if index % layout.columns == 0 else [""] * len(runners))
-        axis.set_ylim(len(runners) - 0.4, -0.6)
-        axis.set_xlim(0, peak * 1.25 or 1)
-        axis.set_xlabel("ms a step")
-    patches = [legend_patch(group, CYCLE[j % len(CYCLE)], words.ranks(group, c)) for j, c in enumerate(counts)]
-    _legend(figure, patches)
-    return figure
-
-
-def engine_runners(group: Group) -> list[str]:
-    """`engine/execution` of everything that succeeded with a step time."""
-    return sorted({e.runner for e in group.entries if e.ok and e.step_s})
-
-
 def attribution(group: Group, layout: Layout) -> Figure:
     """Where a denoising step goes (GEMM, attention, exposed communication, rest), stacked, best factorization."""
     sizes = shown_sizes(group)
@@ -294,19 +207,15 @@ def attribution(group: Group, layout: Layout) -> Figure:
                 axis.bar(x, value, 0.62, bottom=below, **bar_style(group, CYCLE[j % len(CYCLE)]))
                 below += value
         _bar_ticks(axis, group, bars)
-    axes[0].set_ylabel("ms a step")
-    _legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], name) for j, name in enumerate(names)])
+    label_rows(axes, layout, "ms a step")
+    legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], name) for j, name in enumerate(names)])
     return figure
 
 
 def terms(entry: Entry) -> dict[str, float]:
-    """A record's attribution in seconds: the keys that end in `_s`, without the ending."""
-    found = entry.record.attribution
-    return {
-        str(key).removesuffix("_s"): float(value)
-        for key, value in found.items()
-        if str(key).endswith("_s") and isinstance(value, int | float) and value > 0
-    }
+    """A record's attribution: seconds a step by name, whatever in it is a positive number of them."""
+    found = {str(key): number(value) for key, value in entry.record.attribution.items()}
+    return {key.removesuffix("_s"): value for key, value in found.items() if value and value > 0}
 
 
 def attribution_terms(group: Group) -> list[str]:
@@ -319,35 +228,7 @@ def attribution_terms(group: Group) -> list[str]:
     return sorted(sums, key=lambda name: (-sums[name], name))
 
 
-def published(group: Group, matches: Sequence[Match], layout: Layout) -> Figure:
-    """Published bars, outlined, beside ours; a panel a resolution. Never one curve."""
-    sizes = sorted({match.entry.size for match in matches})
-    figure, axes = panels(len(sizes), layout, height=2.35)
-    for axis, size in zip(axes, sizes, strict=True):
-        axis.set_title(words.px(size))
-        here = [match for match in matches if match.entry.size == size]
-        for x, match in enumerate(here):
-            axis.bar(x - 0.2, match.published.latency_s, 0.36, facecolor=PAPER, edgecolor=ORANGE, linewidth=1.4)
-            axis.bar(x + 0.2, match.ours_s, 0.36, **bar_style(group, BLUE))
-            tip = max(match.published.latency_s, match.ours_s)
-            axis.text(x, tip, f"{match.ratio:.2f}", ha="center", va="bottom", fontsize=6.5)
-        axis.set_xticks(range(len(here)), [f"{m.entry.gpus}\n{m.entry.factors}" for m in here])
-        axis.set_xlabel(words.unit(group))
-    axes[0].set_ylabel("seconds an image")
-    handles = [Patch(facecolor=PAPER, edgecolor=ORANGE, linewidth=1.4, label="published")]
-    handles.append(legend_patch(group, BLUE, f"ours, {group.setting.source}"))
-    note = Line2D([], [], linestyle="none", label="number: ours / published")
-    _legend(figure, [*handles, note])
-    return figure
-
-
 def _bar_ticks(axis: Axes, group: Group, bars: Sequence[tuple[str, Entry | None]]) -> None:
     axis.set_xticks(range(len(bars)), [label for label, _ in bars])
     axis.set_xlim(-0.6, len(bars) - 0.4)
     axis.set_xlabel(words.unit(group))
-
-
-def _legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
-    columns = 3 if figure.get_figwidth() < 5 else 6
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns), labelcolor=INK)
-    figure.patch.set_edgecolor(MUTED)

@@ -1,23 +1,28 @@
-"""Draws how latency scales: the headline, latency by strategy, efficiency, speedups and the heat map.
+"""Draws how latency scales: latency by strategy, both speedups, efficiency and the heat map.
 
 Owns drawing alone; what competes with what is decided in `study`, and which figures a report has in `figures`.
 
-    figure = headline(group, PAGE)
+    figure = strategies(group, PAGE)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from xdit_bench.reporting import words
-from xdit_bench.reporting.study import Entry, Group, Size
+from xdit_bench.reporting.draw_headline import why_none
+from xdit_bench.reporting.entry import Entry, Size
+from xdit_bench.reporting.marks import label_rows, shown_sizes
+from xdit_bench.reporting.study import Group, Speedup
 from xdit_bench.reporting.style import (
     BASELINE,
     BLUE,
@@ -27,23 +32,12 @@ from xdit_bench.reporting.style import (
     MARKERS,
     MUTED,
     PAPER,
-    PREDICTED_HATCH,
     Layout,
     empty,
     panels,
 )
 
-PANELS = 6  # sizes a figure shows at most; the table holds all of them
 STRATEGIES = {"Ulysses": BLUE, "ring": CYCLE[1], "hybrid": CYCLE[2]}
-
-
-def shown_sizes(group: Group) -> tuple[Size, ...]:
-    """The sizes figures show: those with the most points where there are more than `PANELS`."""
-    if len(group.sizes) <= PANELS:
-        return group.sizes
-    counts = {size: sum(e.size == size and e.engine == group.engine for e in group.entries) for size in group.sizes}
-    chosen = sorted(group.sizes, key=lambda size: (-counts[size], size))[:PANELS]
-    return tuple(size for size in group.sizes if size in chosen)
 
 
 def strategy(entry: Entry) -> str:
@@ -53,113 +47,8 @@ def strategy(entry: Entry) -> str:
     return "Ulysses" if entry.ring == 1 else "ring" if entry.ulysses == 1 else "hybrid"
 
 
-def bar_style(group: Group, colour: str) -> dict[str, object]:
-    """Measured is solid, predicted hatched in its own colour."""
-    if group.setting.source == "predicted":
-        return {"facecolor": PAPER, "edgecolor": colour, "hatch": PREDICTED_HATCH, "linewidth": 0.9}
-    return {"facecolor": colour, "edgecolor": colour, "linewidth": 0.9}
-
-
-def failed_bar(axes: Axes, x: float, height: float, entry: Entry, width: float = 0.62) -> None:
-    """A failure is drawn, never left out: a hatched grey bar with its name."""
-    axes.bar(x, height, width, facecolor=PAPER, edgecolor=MUTED, hatch=FAILED_HATCH, linewidth=0.7)
-    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.2}
-    axes.text(
-        x, height / 2, words.outcome(entry), rotation=90, ha="center", va="center", weight="bold", color=INK, bbox=box
-    )
-
-
-def headline(group: Group, layout: Layout) -> Figure:
-    """One panel a resolution: a bar a GPU count with its best factorization, the single-GPU baseline, the speedup."""
-    sizes = shown_sizes(group)
-    figure, axes = panels(len(sizes), layout, height=2.35)
-    for axis, size in zip(axes, sizes, strict=True):
-        axis.set_title(words.px(size))
-        _headline_panel(axis, group, size, narrow=layout.columns > 1 and len(sizes) > 2)
-    for axis in axes[:: max(1, min(len(sizes), layout.columns))]:
-        axis.set_ylabel("seconds an image")
-    if group.setting.source == "predicted":
-        figure.suptitle(
-            "PREDICTED by the performance model, not measured", fontsize=7.5, color=BASELINE, x=0.01, ha="left"
-        )
-    return figure
-
-
-def _headline_panel(axis: Axes, group: Group, size: Size, *, narrow: bool) -> None:
-    cells = [(gpus, group.cell(size, gpus)) for gpus in group.gpu_counts]
-    baseline = group.baseline(size)
-    heights = [entry.total_s for _, entry in cells if entry and entry.total_s]
-    heights += [baseline[0].total_s] if baseline and baseline[0].total_s else []
-    if not heights:
-        reasons = sorted({words.outcome(entry) for _, entry in cells if entry})
-        empty(axis, f"no success here\n({', '.join(reasons) or 'not run'})")
-        axis.set_title(words.px(size))
-        return
-    top = max(heights)
-    axis.set_ylim(0, top * 1.3)
-    wrap = narrow and len(cells) > 2 or len(cells) > 4
-    labels = []
-    for x, (gpus, entry) in enumerate(cells):
-        if entry is None:
-            axis.text(x, top * 0.03, "not run", rotation=90, ha="center", va="bottom", color=MUTED)
-            labels.append(str(gpus))
-            continue
-        if entry.total_s is None:
-            failed_bar(axis, x, top * 0.8, entry)
-            labels.append(str(gpus))
-            continue
-        axis.bar(x, entry.total_s, 0.62, **bar_style(group, BLUE))
-        tip = _whisker(axis, x, entry)
-        axis.annotate(
-            words.digits(entry.total_s), (x, tip), (0, 1.5), textcoords="offset points", ha="center", va="bottom",
-            color=INK, fontsize=7, zorder=5, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
-        )  # fmt: skip
-        labels.append(f"{gpus}{chr(10) if wrap else ' '}({entry.factors})")
-    axis.set_xticks(range(len(cells)), labels)
-    axis.set_xlim(-0.6, len(cells) - 0.4)
-    axis.set_xlabel(words.unit(group))
-    if baseline and baseline[0].total_s:
-        _baseline(axis, group, size, baseline[0], baseline[1], [entry for _, entry in cells])
-
-
-def _whisker(axis: Axes, x: float, entry: Entry) -> float:
-    """The interval of the median, or the span of a prediction; returns the height where text may start."""
-    if entry.total_s is None or entry.low_s is None or entry.high_s is None:
-        return entry.total_s or 0.0
-    spread = [[max(0.0, entry.total_s - entry.low_s)], [max(0.0, entry.high_s - entry.total_s)]]
-    axis.errorbar(x, entry.total_s, yerr=spread, fmt="none", ecolor=INK, elinewidth=0.8, capsize=2)
-    return max(entry.total_s, entry.high_s)
-
-
-def _baseline(axis: Axes, group: Group, size: Size, base: Entry, label: str, cells: list[Entry | None]) -> None:
-    """The dashed red line, and an arrow from it down to the best bar with the speedup."""
-    level = base.total_s or 0.0
-    axis.axhline(level, color=BASELINE, linestyle=(0, (4, 2.5)), linewidth=1.1, zorder=3)
-    axis.annotate(
-        f"{label} {words.digits(level)}", (1, level), (-1, 9), xycoords=("axes fraction", "data"),
-        textcoords="offset points", ha="right", va="bottom", color=BASELINE, fontsize=6.5, zorder=6,
-        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.4, "alpha": 0.85},
-    )  # fmt: skip
-    best = group.best(size)
-    if best is None or best.total_s is None or best is base or best not in cells:
-        return
-    ratio = level / best.total_s
-    x = cells.index(best)
-    if ratio > 1.25:
-        start, end = (x + 0.02, level), (x + 0.02, max(best.total_s, best.high_s or 0) + axis.get_ylim()[1] * 0.075)
-        axis.annotate(
-            "", end, start, arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
-        )
-        axis.annotate(
-            words.times(ratio), (x, (start[1] + end[1]) / 2), (-4, 0), textcoords="offset points",
-            ha="right", va="center", weight="bold", fontsize=8.5, zorder=6,
-            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
-        )  # fmt: skip
-    else:  # no room for an arrow between the line and the bar
-        axis.text(
-            x, best.total_s / 2, words.times(ratio), ha="center", va="center", weight="bold", fontsize=8,
-            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.0, "alpha": 0.9},
-        )  # fmt: skip
+def _is(name: str, entry: Entry) -> bool:
+    return strategy(entry) == name
 
 
 def strategies(group: Group, layout: Layout) -> Figure:
@@ -167,48 +56,44 @@ def strategies(group: Group, layout: Layout) -> Figure:
     sizes = shown_sizes(group)
     figure, axes = panels(len(sizes), layout)
     for axis, size in zip(axes, sizes, strict=True):
-        axis.set_title(words.px(size))
         _strategy_panel(axis, group, size)
+        axis.set_title(words.px(size))
     handles = [
         Line2D([], [], color=c, marker=m, label=n) for (n, c), m in zip(STRATEGIES.items(), MARKERS, strict=False)
     ]
     handles.append(Line2D([], [], color=MUTED, linestyle=":", label="ideal"))
     handles.append(Line2D([], [], color=INK, marker="x", linestyle="none", label="failed"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5 if layout.columns > 1 else 3)
-    axes[0].set_ylabel("seconds an image")
+    label_rows(axes, layout, "seconds an image")
     return figure
 
 
 def _strategy_panel(axis: Axes, group: Group, size: Size) -> None:
     single = group.cell(size, 1)
     values: list[float] = []
-    failures: list[tuple[int, Entry]] = []
-    for (name, colour), marker in zip(STRATEGIES.items(), MARKERS, strict=False):
+    drawn: list[str] = []  # each line's markers are smaller than the last one's: equal times stay visible
+    failures = [(1, single)] if single and not single.ok else []
+    for name in STRATEGIES:
         points = [(1, single.total_s)] if single and single.total_s else []
         for gpus in group.gpu_counts:
-            entry = group.cell(size, gpus, lambda e, name=name: strategy(e) == name)
+            entry = group.cell(size, gpus, partial(_is, name))
             if entry and entry.total_s:
                 points.append((gpus, entry.total_s))
             elif entry and entry.status != "infeasible":
                 failures.append((gpus, entry))
-        if len(points) > 1 or (points and not single):
-            face = PAPER if group.setting.source == "predicted" else colour
-            line = "--" if group.setting.source == "predicted" else "-"
-            axis.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, markerfacecolor=face)
+        if len(points) > 1 or (points and not (single and single.ok)):
+            _series(axis, group, points, list(STRATEGIES).index(name), name, size=7.5 - 1.6 * len(drawn))
+            drawn.append(name)
         values += [value for _, value in points]
     if not values:
-        statuses = sorted({words.outcome(e) for e in group.entries if e.size == size and e.engine == group.engine})
-        empty(axis, f"no success here\n({', '.join(statuses)})")
-        axis.set_title(words.px(size))
+        empty(axis, f"no success here\n({why_none(group, size)})")
         return
     if single and single.total_s:
         ideal = [single.total_s / gpus for gpus in group.gpu_counts]
         axis.plot(group.gpu_counts, ideal, color=MUTED, linestyle=":", linewidth=1, zorder=1)
     for gpus, entry in failures:
         axis.plot(gpus, max(values), marker="x", color=INK, linestyle="none")
-        axis.annotate(
-            words.outcome(entry), (gpus, max(values)), (0, 4), textcoords="offset points", ha="center", fontsize=6.5
-        )
+        axis.annotate(entry.outcome, (gpus, max(values)), (0, 4), textcoords="offset points", ha="center", fontsize=6.5)
     log_axes(axis, group, values)
 
 
@@ -220,78 +105,81 @@ def log_axes(axis: Axes, group: Group, values: list[float]) -> None:
     axis.set_yscale("log")
     low, high = min(values) * 0.75, max(values) * 1.35
     axis.set_ylim(low, high)
-    steps = (1, 2, 5) if high / low < 40 else (1,)
-    if high / low < 4:
-        steps = (1, 1.5, 2, 3, 4, 5, 7)
-    ticks = [s * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for s in steps]
-    ticks = [tick for tick in ticks if low <= tick <= high]
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), (1, 1.2, 1.5, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)):
+        ticks = [tick for decade in decades for step in steps if low <= (tick := step * 10.0**decade) <= high]
+        if len(ticks) >= 3:
+            break
     axis.yaxis.set_major_locator(FixedLocator(ticks))
     axis.set_yticklabels([f"{tick:g}" for tick in ticks])
     axis.yaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def efficiency(group: Group, layout: Layout) -> Figure:
-    """Share of linear scaling over GPUs, a line a resolution."""
-    figure, (axis,) = panels(1, layout, height=2.4)
-    drawn = False
-    for index, size in enumerate(shown_sizes(group)):
-        points = []
-        for gpus in group.gpu_counts:
-            entry = group.best(size, gpus)
-            speedup = group.scaling(entry) if entry else None
-            if speedup:
-                points.append((gpus, 100 * speedup.value * speedup.base.gpus / gpus))
-        if len(points) > 1:
-            drawn = True
-            _series(axis, group, points, index, words.px(size))
-    if not drawn:
-        empty(axis, "efficiency needs two GPU counts of one engine that succeeded at one size")
-        return figure
-    axis.axhline(100, color=MUTED, linestyle=":", linewidth=1)
-    axis.set_ylim(0, max(110.0, axis.get_ylim()[1]))
-    axis.set_ylabel("% of linear scaling")
-    _gpu_axis(axis, group)
-    axis.legend(loc="lower left", ncols=2)
-    return figure
-
-
 def speedups(group: Group, layout: Layout) -> Figure:
-    """Both ratios: over the same engine on one GPU (scaling), and over plain diffusers on one GPU (a user's gain)."""
-    figure, axes = panels(2, layout, height=2.4, columns=2)
-    titles = (f"scaling: over {group.engine} on one", "gain: over stock diffusers on one")
-    reasons = (
-        "no engine here succeeded on one GPU\nand on several at one size",
-        "no stock baseline succeeded\nin this group",
-    )
-    for axis, title, why, ratio in zip(axes, titles, reasons, (group.scaling, group.gain), strict=True):
-        drawn = False
-        for index, size in enumerate(shown_sizes(group)):
-            entries = [entry for gpus in group.gpu_counts if (entry := group.best(size, gpus))]
-            found = [(entry.gpus, ratio(entry)) for entry in entries]
-            points = [(gpus, speedup.value) for gpus, speedup in found if speedup]
-            rebased = any(speedup and speedup.rebased for _, speedup in found)
-            if points:
-                drawn = True
-                _series(axis, group, points, index, words.px(size) + (" (rebased: 1 GPU failed)" if rebased else ""))
-        if not drawn:
-            empty(axis, why)
-        else:
-            axis.plot(group.gpu_counts, group.gpu_counts, color=MUTED, linestyle=":", linewidth=1, zorder=1)
-            axis.set_ylim(0, None)
-            axis.set_ylabel("speedup")
-            _gpu_axis(axis, group)
-            axis.legend(loc="upper left")
+    """Both ratios and the efficiency, a line a resolution: over the same engine on one GPU (scaling), over plain
+    diffusers on one GPU (what a user gains), and scaling as a share of linear."""
+    figure, axes = panels(3, layout, height=2.5)
+    gpus = words.unit(group)
+    _ratio_panel(axes[0], group, group.scaling, f"no engine succeeded on one\nand on several {gpus} at one size")
+    _ratio_panel(axes[1], group, group.gain, "no stock baseline succeeded\nin this group")
+    _efficiency_panel(axes[2], group)
+    for axis, title in zip(axes, ("scaling", "gain over stock", "efficiency"), strict=True):
         axis.set_title(title)
     return figure
 
 
-def _series(axis: Axes, group: Group, points: list[tuple[int, float]], index: int, label: str) -> None:
+def _ratio_panel(axis: Axes, group: Group, ratio: Callable[[Entry], Speedup | None], why: str) -> None:
+    drawn = False
+    for index, size in enumerate(shown_sizes(group)):
+        entries = [entry for gpus in group.gpu_counts if (entry := group.best(size, gpus))]
+        found = [(entry.gpus, speedup) for entry in entries if (speedup := ratio(entry))]
+        if found:
+            drawn = True
+            rebased = f" (over {found[0][1].base.gpus})" if found[0][1].rebased else ""
+            _series(axis, group, [(gpus, speedup.value) for gpus, speedup in found], index, words.px(size) + rebased)
+        elif entries:
+            base = group.stock(size) if ratio == group.gain else group.cell(size, 1)
+            axis.plot([], [], " ", label=f"{words.px(size)}: {base.outcome if base else 'not run'} on 1")
+    if not drawn:
+        axis.clear()
+        empty(axis, why)
+        return
+    axis.plot(group.gpu_counts, group.gpu_counts, color=MUTED, linestyle=":", linewidth=1, zorder=1)
+    axis.set_ylim(0, None)
+    axis.set_ylabel("times as fast")
+    _gpu_axis(axis, group)
+    axis.legend(loc="upper left")
+
+
+def _efficiency_panel(axis: Axes, group: Group) -> None:
+    drawn = False
+    for index, size in enumerate(shown_sizes(group)):
+        entries = [entry for gpus in group.gpu_counts if (entry := group.best(size, gpus))]
+        found = [(entry.gpus, speedup) for entry in entries if (speedup := group.scaling(entry))]
+        points = [(gpus, 100 * speedup.value * speedup.base.gpus / gpus) for gpus, speedup in found]
+        if len(points) > 1:
+            drawn = True
+            _series(axis, group, points, index, words.px(size))
+    if not drawn:
+        empty(axis, f"needs two counts of {words.unit(group)}\nthat succeeded at one size")
+        return
+    axis.axhline(100, color=MUTED, linestyle=":", linewidth=1)
+    axis.set_ylim(0, max(110.0, axis.get_ylim()[1]))
+    axis.set_ylabel("% of linear scaling")
+    _gpu_axis(axis, group)
+
+
+def _series(
+    axis: Axes, group: Group, points: list[tuple[int, float]], index: int, label: str, size: float = 4.5
+) -> None:
+    """Measured points joined by a solid line, predicted ones open and dashed."""
     predicted = group.setting.source == "predicted"
     colour, marker = CYCLE[index % len(CYCLE)], MARKERS[index % len(MARKERS)]
     xs, ys = zip(*points, strict=True)
     axis.plot(
-        xs, ys, color=colour, marker=marker, label=label, linestyle="--" if predicted else "-",
+        xs, ys, color=colour, marker=marker, markersize=size, label=label, linestyle="--" if predicted else "-",
         markerfacecolor=PAPER if predicted else colour,
     )  # fmt: skip
 
@@ -317,11 +205,7 @@ def heat_map(group: Group, layout: Layout) -> Figure:
 
 def _heat_panel(axis: Axes, group: Group, size: Size, ulysses: list[int], rings: list[int]) -> None:
     axis.grid(False)
-    cells = {
-        (u, r): group.cell(size, u * r, lambda e, u=u, r=r: (e.ulysses, e.ring) == (u, r))
-        for u in ulysses
-        for r in rings
-    }
+    cells = {(u, r): group.split(size, u, r) for u in ulysses for r in rings}
     times = [entry.total_s for entry in cells.values() if entry and entry.total_s]
     low, high = (math.log(min(times)), math.log(max(times))) if times else (0.0, 1.0)
     colours = matplotlib.colormaps["cividis_r"]
@@ -332,7 +216,7 @@ def _heat_panel(axis: Axes, group: Group, size: Size, ulysses: list[int], rings:
         if entry is None or entry.total_s is None:
             axis.add_patch(Rectangle(box, 1, 1, facecolor=PAPER, edgecolor=MUTED, linewidth=0.5,
                                                         hatch=FAILED_HATCH if entry else None))  # fmt: skip
-            label = "–" if entry is None else "n/a" if entry.status == "infeasible" else words.outcome(entry)
+            label = "–" if entry is None else "n/a" if entry.status == "infeasible" else entry.outcome
             axis.text(x, y, label, ha="center", va="center", fontsize=6.5, color=INK,
                       bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.8})  # fmt: skip
             continue
@@ -347,8 +231,3 @@ def _heat_panel(axis: Axes, group: Group, size: Size, ulysses: list[int], rings:
     axis.set_xticks(range(len(rings)), [str(r) for r in rings])
     axis.set_yticks(range(len(ulysses)), [str(u) for u in ulysses])
     axis.set_xlabel("ring")
-
-
-def legend_patch(group: Group, colour: str, label: str) -> Patch:
-    """A legend entry in the bars' own style."""
-    return Patch(label=label, **bar_style(group, colour))

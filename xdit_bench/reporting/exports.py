@@ -14,7 +14,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
-from xdit_bench.reporting.study import Entry, newest
+from xdit_bench.reporting.entry import Entry
+from xdit_bench.reporting.study import newest
 from xdit_bench.results.frame import to_frame
 from xdit_bench.results.schema import Record
 
@@ -56,7 +57,7 @@ def junit(records: Sequence[Record]) -> bytes:
         if kind == "failure":
             outcome.set("type", entry.status)
     ET.indent(suite)
-    return ET.tostring(suite, encoding="utf-8", xml_declaration=True) + b"\n"
+    return bytes(ET.tostring(suite, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
 def _class(entry: Entry) -> str:

@@ -14,9 +14,11 @@ from functools import partial
 
 from matplotlib.figure import Figure as Canvas
 
-from xdit_bench.reporting import draw_parts, draw_scaling, words
+from xdit_bench.reporting import draw_headline, draw_parts, draw_peers, draw_scaling, words
+from xdit_bench.reporting.entry import Entry, Size
+from xdit_bench.reporting.marks import mark_group, shown_sizes
 from xdit_bench.reporting.published import Match
-from xdit_bench.reporting.study import Group, Size
+from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import Layout
 
 
@@ -35,64 +37,80 @@ class Figure:
 def group_figures(group: Group, matches: Sequence[Match]) -> list[Figure]:
     """Every figure of a group, the headline first."""
     some = _some(group)
-    cpu = words.on_cpu(group)
+    cpu = group.on_cpu
     several = len(group.gpu_counts) > 1
     one_count = f"needs more than one count of {words.unit(group)} for engine {group.engine}"
     ok = any(entry.ok for entry in group.entries)
     nothing = "" if ok else "no point of this group succeeded"
 
     def figure(name: str, title: str, caption: str, alternative: str, draw: Callable[..., Canvas], why: str) -> Figure:
-        return Figure(name, title, caption + some, alternative, partial(draw, group), why)
+        return Figure(name, title, caption + some, alternative, partial(_marked, draw, group), why)
 
-    energies = any(entry.energy_j for entry in group.entries)
-    peaks = any(entry.peak_bytes for entry in group.entries)
     modes, _ = draw_parts.vae_modes(group)
-    runners = draw_parts.engine_runners(group)
+    empty = {
+        "memory": _unless(any(e.peak_bytes for e in group.entries), "no record holds a peak"),
+        "vae": _unless(len(modes) > 1, f"needs two VAE modes; this group has {words.listing(modes) or 'none'}"),
+        "engines": _unless(len(draw_peers.engine_rows(group)) > 1, "needs two engines or executions with a step time"),
+        "attribution": _unless(
+            bool(draw_parts.attribution_terms(group)), "no point was profiled; set measure.profile=true"
+        ),
+        "energy": _unless(
+            any(e.energy_j for e in group.entries), f"no record holds energy{': a CPU has no NVML' * cpu}"
+        ),
+        "parity": _unless(any(e.parity_l2 is not None for e in group.entries), "no record holds a parity check"),
+        "published": _unless(bool(matches), "no published point has this machine, model, size and split"),
+    }
     return [
         figure("headline", "Latency of one image", _headline_caption(group), headline_words(group),
-               draw_scaling.headline, ""),
+               draw_headline.headline, ""),
         figure("strategies", "Latency by strategy",
                f"Engine {group.engine}: Ulysses alone, ring alone, and both. Dotted: linear scaling.",
                _cells_words(group), draw_scaling.strategies, nothing or ("" if several else one_count)),
         figure("heatmap", "Latency over (ulysses, ring)",
                "Seconds an image; dark is slow, the frame marks the best. Hatched cells failed.",
                _cells_words(group), draw_scaling.heat_map, nothing or ("" if several else one_count)),
-        figure("speedups", "Both speedups",
-               "Left over the same engine on one GPU: scaling. Right over plain diffusers on one GPU: what a user gains.",
+        figure("speedups", "Speedups and efficiency",
+               f"Scaling: over {group.engine} itself on one. Gain: over plain diffusers on one, what a user gains. "
+               f"Efficiency: scaling divided by the {words.unit(group)}. Dotted: linear.",
                _speedup_words(group), draw_scaling.speedups, nothing or ("" if several else one_count)),
-        figure("efficiency", "Scaling efficiency", f"Speedup over {group.engine} on one, divided by the {words.unit(group)}.",
-               _speedup_words(group), draw_scaling.efficiency, nothing or ("" if several else one_count)),
         figure("stages", "Where an image's time goes",
                "Text encoders, denoising and VAE decode of the best factorization, timed apart.",
                _stage_words(group), draw_parts.stages, nothing),
         figure("memory", "Peak memory of the fullest GPU",
                "Weights, and activations with all the rest; the dashed line is the memory there was.",
-               _memory_words(group), draw_parts.memory,
-               nothing or ("" if peaks else "no record holds a peak: CPU ranks share one memory" if cpu else "no record holds a peak")),
+               _memory_words(group), draw_parts.memory, nothing or empty["memory"]),
         figure("vae", "VAE effect",
                "The whole image by VAE mode, its decode filled; and the peak memory. Tiled decode is approximate.",
-               _vae_words(group), draw_parts.vae_effect,
-               nothing or ("" if len(modes) > 1 else f"needs two VAE modes; this group has {words.listing(modes) or 'none'}")),
+               _vae_words(group), draw_parts.vae_effect, nothing or empty["vae"]),
         figure("engines", "One step, engine by engine",
-               "The best factorization of each engine and execution.", _engine_words(group), draw_parts.engines,
-               nothing or ("" if len(runners) > 1 else "needs two engines or executions with a step time")),
+               "The best factorization of each engine and execution.", _engine_words(group), draw_peers.engines,
+               nothing or empty["engines"]),
         figure("attribution", "Where a step's time goes", "From one profiled step, or by term of the model.",
-               _attribution_words(group), draw_parts.attribution,
-               "" if draw_parts.attribution_terms(group) else "no point was profiled; set measure.profile=true"),
+               _attribution_words(group), draw_parts.attribution, empty["attribution"]),
         figure("energy", "Energy of one image", "All GPUs of the point together, from NVML.", _energy_words(group),
-               draw_parts.energy, "" if energies else "no record holds energy" + (": a CPU has no NVML" if cpu else "")),
+               draw_peers.energy, empty["energy"]),
         figure("parity", "Distance to the one-GPU result",
                "Relative L2 of the latents on the same seed. Right of the bound a point is incorrect, and no success.",
-               _parity_words(group), draw_parts.parity,
-               "" if any(e.parity_l2 is not None for e in group.entries) else "no record holds a parity check"),
-        Figure("published", "Published beside ours", "Outlined: published. The number is ours over published.",
-               _published_words(matches), lambda layout: draw_parts.published(group, matches, layout),
-               "" if matches else "no published point has this machine, model, size and split"),
+               _parity_words(group), draw_peers.parity, empty["parity"]),
+        figure("published", "Published beside ours", "Outlined: published. The number is ours over published.",
+               _published_words(matches), partial(_published, matches), empty["published"]),
     ]  # fmt: skip
 
 
+def _marked(draw: Callable[[Group, Layout], Canvas], group: Group, layout: Layout) -> Canvas:
+    return mark_group(draw(group, layout), group)
+
+
+def _unless(there: bool, why: str) -> str:
+    return "" if there else why
+
+
+def _published(matches: Sequence[Match], group: Group, layout: Layout) -> Canvas:
+    return draw_peers.published(group, matches, layout)
+
+
 def _some(group: Group) -> str:
-    shown = draw_scaling.shown_sizes(group)
+    shown = shown_sizes(group)
     left = len(group.sizes) - len(shown)
     return f" {len(shown)} of {len(group.sizes)} sizes are drawn; the tables hold all." if left else ""
 
@@ -114,13 +132,13 @@ def _headline_caption(group: Group) -> str:
 def headline_words(group: Group) -> str:
     """The headline figure in words: every bar, the baseline and the speedup of each panel."""
     parts = []
-    for size in draw_scaling.shown_sizes(group):
+    for size in shown_sizes(group):
         bars = []
         for gpus in group.gpu_counts:
             entry = group.cell(size, gpus)
             if entry:
-                what = words.seconds(entry.total_s) if entry.ok else words.outcome(entry)
-                bars.append(f"{words.ranks(group, gpus)} ({entry.factors}) {what}")
+                what = words.seconds(entry.total_s) if entry.ok else entry.outcome
+                bars.append(f"{group.count(gpus)} ({entry.factors}) {what}")
         baseline, best = group.baseline(size), group.best(size)
         line = f"; baseline ({baseline[1]}) {words.seconds(baseline[0].total_s)}" if baseline else "; no baseline"
         gain = ""
@@ -131,10 +149,7 @@ def headline_words(group: Group) -> str:
 
 
 def _each(group: Group, say: Callable[[Size], str]) -> str:
-    return (
-        ". ".join(f"{words.px(size)}: {said}" for size in draw_scaling.shown_sizes(group) if (said := say(size)))
-        or "No data"
-    )
+    return ". ".join(f"{words.px(size)}: {said}" for size in shown_sizes(group) if (said := say(size))) or "No data"
 
 
 def _cells_words(group: Group) -> str:
@@ -143,10 +158,10 @@ def _cells_words(group: Group) -> str:
             {(e.gpus, e.ulysses, e.ring) for e in group.entries if e.engine == group.engine and e.size == size}
         )
         said = []
-        for gpus, u, r in cells:
-            entry = group.cell(size, gpus, lambda e, u=u, r=r: (e.ulysses, e.ring) == (u, r))
+        for _, u, r in cells:
+            entry = group.split(size, u, r)
             if entry:
-                said.append(f"u{u}r{r} {words.seconds(entry.total_s) if entry.ok else words.outcome(entry)}")
+                said.append(f"u{u}r{r} {words.seconds(entry.total_s) if entry.ok else entry.outcome}")
         return ", ".join(said)
 
     return _each(group, say)
@@ -167,10 +182,10 @@ def _speedup_words(group: Group) -> str:
     return _each(group, say)
 
 
-def _best_words(group: Group, fact: Callable[[draw_parts.Entry], str]) -> str:
+def _best_words(group: Group, fact: Callable[[Entry], str]) -> str:
     def say(size: Size) -> str:
         entries = [(gpus, group.best(size, gpus)) for gpus in group.gpu_counts]
-        return ", ".join(f"{words.ranks(group, gpus)} {said}" for gpus, e in entries if e and (said := fact(e)))
+        return ", ".join(f"{group.count(gpus)} {said}" for gpus, e in entries if e and (said := fact(e)))
 
     return _each(group, say)
 
@@ -205,7 +220,7 @@ def _best_words_by_mode(group: Group, modes: Sequence[str], gpus: int) -> str:
             entry = draw_parts.vae_entry(group, size, mode, gpus)
             if entry:
                 facts = f"{words.seconds(entry.total_s)}, peak {words.gigabytes(entry.peak_bytes)}"
-                said.append(f"vae={mode} {facts if entry.ok else words.outcome(entry)}")
+                said.append(f"vae={mode} {facts if entry.ok else entry.outcome}")
         return ", ".join(said)
 
     return _each(group, say)
@@ -216,7 +231,7 @@ def _engine_words(group: Group) -> str:
         best: dict[str, float] = {}
         for e in group.entries:
             if e.ok and e.step_s and e.size == size:
-                key = f"{e.runner} on {words.ranks(group, e.gpus)}"
+                key = f"{e.runner} on {group.count(e.gpus)}"
                 best[key] = min(e.step_s, best.get(key, e.step_s))
         return ", ".join(f"{name} {words.digits(1e3 * step)} ms a step" for name, step in sorted(best.items()))
 

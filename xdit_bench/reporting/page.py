@@ -21,14 +21,15 @@ from xdit_bench.reporting import words
 from xdit_bench.reporting.answer import Head, answer
 from xdit_bench.reporting.exports import export
 from xdit_bench.reporting.figures import Figure, group_figures
-from xdit_bench.reporting.inline import inline_svg, palette
-from xdit_bench.reporting.published import Match, PublishedPoint, load_published, match
+from xdit_bench.reporting.inline import inline, name_parts, palette
+from xdit_bench.reporting.published import PublishedPoint, load_published, match
 from xdit_bench.reporting.study import Group, group_records, newest
-from xdit_bench.reporting.style import COLUMN, FORMATS, PAGE, drawing, save, svg_text
+from xdit_bench.reporting.style import COLUMN, FORMATS, PAGE, drawing, save, settle, svg_text
 from xdit_bench.reporting.tables import Table, escape, markdown, report_tables
 from xdit_bench.results.schema import Record
 
-DRAWN_GROUPS = 8  # groups with figures of their own; the tables hold all
+DRAWN_GROUPS = 4  # groups with figures of their own; the tables hold all
+BRIEF = ("headline", "strategies", "stages", "memory", "vae", "published")  # figures of a group after the first
 MARKDOWN_ROWS = 60
 
 
@@ -108,8 +109,9 @@ def _write(
     sections = []
     with drawing():
         for index, group in enumerate(drawn):
-            prefix = "" if index == 0 else f"{index + 1}-"
+            prefix = "" if index == 0 else f"g{index + 1}-"
             figures = group_figures(group, matches[groups.index(group)])
+            figures = [figure for figure in figures if index == 0 or figure.name in BRIEF]
             pictures = tuple(_draw(figures, folder, prefix, formats, files))
             sections.append(Section(words.title(group), f"group-{index + 1}", pictures, _machine_facts(group)))
     exported, remarks = export(records, folder)
@@ -138,10 +140,16 @@ def _draw(
         if figure.why_empty:
             yield Picture(figure, stem)
             continue
-        page = figure.draw(PAGE)
-        files += save(page, folder / stem, formats)
-        wide = inline_svg(svg_text(page), f"{prefix}{figure.name}-w-")
-        narrow = inline_svg(svg_text(figure.draw(COLUMN)), f"{prefix}{figure.name}-n-")
+        page = settle(figure.draw(PAGE))
+        name_parts(page)
+        files += save(page, folder / stem, [format_ for format_ in formats if format_ != "svg"])
+        svg = svg_text(page)
+        if "svg" in formats:
+            files.append(folder / f"{stem}.svg")
+            files[-1].write_text(svg, encoding="utf-8", newline="\n")
+        if stem == "figures/headline":  # the one that goes into papers, at the width of a column too
+            files += save(settle(figure.draw(COLUMN)), folder / f"{stem}-column", formats)
+        wide, narrow = inline(page, svg, f"{prefix}{figure.name}-")
         yield Picture(figure, stem, wide, narrow)
 
 

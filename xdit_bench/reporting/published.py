@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xdit_bench import data_dir
-from xdit_bench.reporting.study import Entry, Group
+from xdit_bench.reporting.entry import Entry
+from xdit_bench.reporting.study import Group
 
 COLUMNS = {"topology", "res", "ulysses", "ring", "latency_s"}
 MODELS = ("flux_schnell", "flux_dev")

@@ -5,7 +5,7 @@ a page of a paper) and byte-stable saving. Knows nothing of records.
 
     with drawing():
         figure, axes = panels(3, PAGE)
-        save(figure, Path("figures/headline"), ("png", "svg"))
+        save(settle(figure), Path("figures/headline"), ("png", "svg"))
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DARK = {
     BASELINE: "#ff6b7d",
 }  # fmt: skip
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: pictures are equal everywhere
     "font.size": 7.5,
@@ -103,11 +103,12 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def panels(count: int, layout: Layout, *, height: float = 2.3, columns: int | None = None) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels in rows of `columns`; `height` of a row in inches."""
-    across = min(count, columns or layout.columns, layout.columns)
+def panels(count: int, layout: Layout, *, height: float = 2.3) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels in rows; `height` of a row in inches. A panel alone is no wider than it needs."""
+    across = min(count, layout.columns)
     rows = -(-count // across)
-    figure = Figure(figsize=(layout.width, height * rows), layout="constrained")
+    width = layout.width if count > 1 else min(layout.width, 4.2)
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
     axes = [figure.add_subplot(rows, across, index + 1) for index in range(count)]
     return figure, axes
 
@@ -116,6 +117,15 @@ def empty(axes: Axes, why: str) -> None:
     """A panel without data says why."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=MUTED, wrap=True)
+
+
+def settle(figure: Figure) -> Figure:
+    """Lays the figure out once, for all formats: laying out takes longer than drawing."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    return figure
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from xdit_bench.reporting import words
+from xdit_bench.reporting.entry import Entry
 from xdit_bench.reporting.published import Match
-from xdit_bench.reporting.study import Entry, Group, Speedup
+from xdit_bench.reporting.study import Group, Speedup
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def published_table(matches: Sequence[Match]) -> Table:
         (
             _text(m.published.topology), Cell(words.px(m.entry.size), m.published.res), _count(m.entry.gpus),
             _text(m.entry.factors), _text(f"{m.entry.runner} ({m.entry.record.source})"), _seconds(m.ours_s),
-            _seconds(m.published.latency_s), Cell(f"{m.ratio:.2f}", m.ratio), _text(m.compared), _text(m.published.note),
+            _seconds(m.published.latency_s), Cell(f"{m.ratio:.2f}", m.ratio), _text(m.compared),
+            _text(m.published.note),
         )
         for m in matches
     )  # fmt: skip
@@ -82,7 +84,7 @@ def failures_table(groups: Sequence[Group]) -> Table:
     rows = tuple(
         (
             *_where(group, entry), _text(entry.runner), _text(entry.vae), _text(entry.factors),
-            _text(words.outcome(entry)), _text(str(entry.record.failure.get("stage") or "")), _text(entry.reason),
+            _text(entry.outcome), _text(str(entry.record.failure.get("stage") or "")), _text(entry.reason),
         )
         for group in groups
         for entry in group.entries
@@ -107,7 +109,7 @@ def _point_row(group: Group, entry: Entry) -> tuple[Cell, ...]:
     stages = [_seconds(entry.stages.get(stage)) for stage in ("text", "denoise", "vae")]
     return (
         *_where(group, entry), _text(entry.runner), _text(entry.vae), _text(entry.factors), _text(entry.attention),
-        _text(words.outcome(entry)), _seconds(entry.total_s), _interval(entry), *stages, _seconds(entry.step_s),
+        _text(entry.outcome), _seconds(entry.total_s), _interval(entry), *stages, _seconds(entry.step_s),
         _ratio(group.scaling(entry) if entry.ok else None), _ratio(group.gain(entry) if entry.ok else None),
         _bytes(entry), energy, parity,
     )  # fmt: skip

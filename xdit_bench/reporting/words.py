@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from xdit_bench.reporting.study import Entry, Group, Size
+from xdit_bench.reporting.entry import Size
+from xdit_bench.reporting.study import Group
 
 MISSING = "–"
 
@@ -46,24 +47,9 @@ def px(size: Size) -> str:
     return f"{height}px" if height == width else f"{width}x{height}px"
 
 
-def gpus(count: int) -> str:
-    """`1 GPU`, `4 GPUs`."""
-    return f"{count} GPU" if count == 1 else f"{count} GPUs"
-
-
-def ranks(group: Group, count: int) -> str:
-    """GPUs, or CPU ranks where a CPU was measured."""
-    return gpus(count) if not on_cpu(group) else f"{count} rank" if count == 1 else f"{count} ranks"
-
-
 def unit(group: Group) -> str:
     """What is counted along an axis."""
-    return "CPU ranks" if on_cpu(group) else "GPUs"
-
-
-def on_cpu(group: Group) -> bool:
-    """Measured on CPU ranks: the times say nothing about a GPU."""
-    return group.entries[0].record.machine.get("device") == "cpu"
+    return "CPU ranks" if group.on_cpu else "GPUs"
 
 
 def machine(group: Group) -> str:
@@ -72,7 +58,7 @@ def machine(group: Group) -> str:
     if group.setting.source == "predicted":
         return f"the performance model's {group.setting.topology}"
     count, kind = facts.get("gpus"), facts.get("gpu") or facts.get("cpu") or group.setting.topology
-    if on_cpu(group):
+    if group.on_cpu:
         return f"CPU ranks over gloo ({kind})" if kind != "cpu" else "CPU ranks over gloo"
     head = f"{count}×{kind}" if count else str(kind)
     links = facts.get("links")
@@ -97,8 +83,3 @@ def listing(words: Iterable[str]) -> str:
     """`a, b and c`."""
     items = list(words)
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
-
-
-def outcome(entry: Entry) -> str:
-    """A failure's short name on a bar: `OOM`, `timeout`."""
-    return "OOM" if entry.status == "oom" else entry.status

@@ -1,0 +1,111 @@
+"""Draws the study's headline figure: the best factorization of each GPU count against one GPU.
+
+Owns drawing alone; what competes and what the baseline is, `study` decides.
+
+    figure = headline(group, PAGE)
+"""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from xdit_bench.reporting import words
+from xdit_bench.reporting.entry import Entry, Size
+from xdit_bench.reporting.marks import bar_style, failed_bar, label_rows, shown_sizes
+from xdit_bench.reporting.study import Group
+from xdit_bench.reporting.style import BASELINE, BLUE, INK, MUTED, PAPER, Layout, empty, panels
+
+
+def headline(group: Group, layout: Layout) -> Figure:
+    """One panel a resolution: a bar a GPU count with its best factorization, the single-GPU baseline, the speedup."""
+    sizes = shown_sizes(group)
+    figure, axes = panels(len(sizes), layout, height=2.35)
+    for axis, size in zip(axes, sizes, strict=True):
+        _headline_panel(axis, group, size, narrow=layout.columns > 1 and len(sizes) > 2)
+        axis.set_title(words.px(size))
+    label_rows(axes, layout, "seconds an image")
+    return figure
+
+
+def _headline_panel(axis: Axes, group: Group, size: Size, *, narrow: bool) -> None:
+    cells = [group.cell(size, gpus) for gpus in group.gpu_counts]
+    baseline = group.baseline(size)
+    level = baseline[0].total_s if baseline else None
+    times = [entry.total_s for entry in cells if entry and entry.total_s] + ([level] if level else [])
+    if not times:
+        empty(axis, f"no success here\n({why_none(group, size)})")
+        return
+    top = max(times)
+    axis.set_ylim(0, top * 1.32)
+    wrap = (narrow and len(cells) > 2) or len(cells) > 4
+    labels = []
+    for x, (gpus, entry) in enumerate(zip(group.gpu_counts, cells, strict=True)):
+        labels.append(str(gpus))
+        if entry is None:
+            axis.text(x, top * 0.03, "not run", rotation=90, ha="center", va="bottom", color=MUTED)
+        elif entry.total_s is None:
+            failed_bar(axis, x, top * 0.8, entry)
+        else:
+            _timed_bar(axis, group, x, entry, level)
+            labels[-1] += f"{chr(10) if wrap else ' '}({entry.factors})"
+    axis.set_xticks(range(len(cells)), labels)
+    axis.set_xlim(-0.6, len(cells) - 0.4)
+    axis.set_xlabel(words.unit(group))
+    if baseline and level:
+        axis.axhline(level, color=BASELINE, linestyle=(0, (4, 2.5)), linewidth=1.1, zorder=3)
+        axis.annotate(f"╌ {baseline[1]}: {words.seconds(level)}", (1, 1), (0, 1), xycoords="axes fraction",
+                      textcoords="offset points", ha="right", va="top", color=BASELINE, fontsize=6.5)  # fmt: skip
+        _arrow(axis, group.best(size), baseline[0], level, cells)
+
+
+def why_none(group: Group, size: Size) -> str:
+    """The outcomes of a size without a success."""
+    cells = [group.cell(size, gpus) for gpus in group.gpu_counts]
+    return ", ".join(sorted({entry.outcome for entry in cells if entry})) or "not run"
+
+
+def _timed_bar(axis: Axes, group: Group, x: float, entry: Entry, level: float | None) -> None:
+    """A bar, its interval, and its seconds: above, or inside where the baseline would cross them."""
+    assert entry.total_s is not None, "a timed bar has a time"
+    axis.bar(x, entry.total_s, 0.62, **bar_style(group, BLUE))
+    tip, high = _whisker(axis, x, entry), axis.get_ylim()[1]
+    crossed = level is not None and tip - 0.01 * high <= level <= tip + 0.09 * high
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+    if crossed and entry.total_s > 0.15 * high:
+        start = min(entry.total_s, entry.low_s or entry.total_s)
+        axis.annotate(words.digits(entry.total_s), (x, start), (0, -2.5), textcoords="offset points", ha="center",
+                      va="top", color=INK, fontsize=7, zorder=5, bbox=box)  # fmt: skip
+    else:
+        axis.annotate(words.digits(entry.total_s), (x, tip), (0, 1.5), textcoords="offset points", ha="center",
+                      va="bottom", color=INK, fontsize=7, zorder=5, bbox=box)  # fmt: skip
+
+
+def _whisker(axis: Axes, x: float, entry: Entry) -> float:
+    """The interval of the median, or the span of a prediction; returns the height where text may start."""
+    if entry.total_s is None or entry.low_s is None or entry.high_s is None:
+        return entry.total_s or 0.0
+    spread = [[max(0.0, entry.total_s - entry.low_s)], [max(0.0, entry.high_s - entry.total_s)]]
+    axis.errorbar(x, entry.total_s, yerr=spread, fmt="none", ecolor=INK, elinewidth=0.8, capsize=2)
+    return max(entry.total_s, entry.high_s)
+
+
+def _arrow(axis: Axes, best: Entry | None, base: Entry, level: float, cells: list[Entry | None]) -> None:
+    """An arrow from the baseline down to the best bar, with the speedup beside it."""
+    if best is None or best.total_s is None or best is base or best not in cells:
+        return
+    high, x = axis.get_ylim()[1], cells.index(best)
+    text = words.times(level / best.total_s)
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+    end = max(best.total_s, best.high_s or 0.0) + 0.085 * high
+    if level - end < 0.12 * high:  # no room for an arrow between the line and the bar
+        axis.text(x, best.total_s / 2, text, ha="center", va="center", weight="bold", fontsize=8, bbox=box)
+        return
+    axis.annotate("", (x, end), (x, level), zorder=4,
+                  arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.0, "shrinkA": 0, "shrinkB": 0})  # fmt: skip
+    middle = (level + end) / 2
+    left = cells[x - 1] if x else None
+    crowded = x == 0 or (left is not None and (left.total_s or high) > middle - 0.05 * high)
+    side = 1 if crowded and x < len(cells) - 1 else -1
+    axis.annotate(text, (x, middle), (4 * side, 0), textcoords="offset points", ha="left" if side > 0 else "right",
+                  va="center", weight="bold", fontsize=8.5, zorder=6, bbox=box)  # fmt: skip

@@ -1,0 +1,160 @@
+"""Draws comparisons: engines side by side, parity, energy, and published figures beside ours.
+
+Owns drawing alone; see `draw_scaling` for latency over GPUs and `draw_parts` for what a point is made of.
+
+    figure = engines(group, PAGE)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from xdit_bench.reporting import words
+from xdit_bench.reporting.entry import Size, pick
+from xdit_bench.reporting.marks import bar_style, label_rows, legend, legend_patch, shown_sizes
+from xdit_bench.reporting.published import Match
+from xdit_bench.reporting.study import Group
+from xdit_bench.reporting.style import BASELINE, BLUE, CYCLE, MARKERS, MUTED, ORANGE, PAPER, Layout, empty, panels
+
+PARITY_BOUNDS = {"fp32": 1e-4, "bf16": 5e-2}  # design.md, section 5
+OURS = (BLUE, CYCLE[2], CYCLE[3], CYCLE[4])
+
+
+def energy(group: Group, layout: Layout) -> Figure:
+    """Joules an image over GPUs, a line a resolution: all GPUs of the point together."""
+    figure, (axis,) = panels(1, layout, height=2.4)
+    for index, size in enumerate(shown_sizes(group)):
+        points = [(g, e.energy_j) for g in group.gpu_counts if (e := group.best(size, g)) and e.energy_j]
+        if points:
+            colour = CYCLE[index % len(CYCLE)]
+            axis.plot(
+                *zip(*points, strict=True), color=colour, marker=MARKERS[index % len(MARKERS)], label=words.px(size)
+            )
+    axis.set_xticks(group.gpu_counts, [str(gpus) for gpus in group.gpu_counts])
+    axis.set_xlabel(words.unit(group))
+    axis.set_ylabel("joules an image")
+    axis.set_ylim(0, None)
+    axis.legend()
+    return figure
+
+
+def parity(group: Group, layout: Layout) -> Figure:
+    """Relative L2 of the latents to the one-GPU result, a dot a point, with the bound that makes it incorrect."""
+    entries = [e for e in group.entries if e.parity_l2 is not None]
+    runners = sorted({e.runner for e in entries})
+    figure, (axis,) = panels(1, layout, height=max(1.5, 0.32 * len(runners) + 0.9))
+    bound = PARITY_BOUNDS.get(group.setting.dtype)
+    floor = min([e.parity_l2 for e in entries if e.parity_l2] or [1e-8]) / 3
+    exact = any(not entry.parity_l2 for entry in entries)
+    rows: dict[tuple[str, float], int] = {}
+    for entry in entries:
+        x, y = max(entry.parity_l2 or 0.0, floor), runners.index(entry.runner)
+        key = (entry.runner, round(x / floor, 2))
+        rows[key] = rows.get(key, -1) + 1
+        wrong = not entry.ok
+        axis.plot(x, y + 0.05 * min(rows[key], 5), marker="X" if wrong else "o", color=BASELINE if wrong else BLUE,
+                  alpha=0.75, linestyle="none", markeredgewidth=0)  # fmt: skip
+    if bound:
+        axis.axvline(bound, color=BASELINE, linestyle="--", linewidth=1.1)
+        axis.annotate(f"bound {bound:g}", (bound, 1), (-3, -2), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", ha="right", va="top", color=BASELINE, fontsize=6.5)  # fmt: skip
+    axis.set_xscale("log")
+    axis.grid(axis="x")
+    axis.set_xlim(floor / 2, max([bound or 0.0] + [e.parity_l2 or 0.0 for e in entries]) * 3)
+    axis.set_yticks(range(len(runners)), runners)
+    axis.set_ylim(-0.6, len(runners) - 0.4)
+    axis.set_xlabel("relative L2 of the latents" + (" (equal to the last bit: left edge)" if exact else ""))
+    return figure
+
+
+def engine_rows(group: Group) -> list[tuple[int, str]]:
+    """(GPUs, `engine/execution`) of everything that ran with a step time somewhere."""
+    return sorted({(e.gpus, e.runner) for e in group.entries if e.ok and e.step_s})
+
+
+def engines(group: Group, layout: Layout) -> Figure:
+    """One denoising step by GPU count, engine and execution, best factorization; a panel a resolution."""
+    rows, sizes = engine_rows(group), shown_sizes(group)
+    counts = sorted({count for count, _ in rows})
+    figure, axes = panels(len(sizes), layout, height=0.17 * len(rows) + 0.75)
+    for index, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
+        first = index % layout.columns == 0
+        _engine_panel(axis, group, size, rows, [CYCLE[counts.index(c) % len(CYCLE)] for c, _ in rows], first)
+    legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], group.count(c)) for j, c in enumerate(counts)])
+    return figure
+
+
+def _engine_panel(
+    axis: Axes, group: Group, size: Size, rows: Sequence[tuple[int, str]], colours: Sequence[str], named: bool
+) -> None:
+    axis.set_title(words.px(size))
+    axis.grid(axis="x")
+    axis.grid(visible=False, axis="y")
+    peak = 0.0
+    for y, ((count, runner), colour) in enumerate(zip(rows, colours, strict=True)):
+        alike = [e for e in group.entries if (e.gpus, e.runner, e.size) == (count, runner, size)]
+        steps = [1e3 * e.step_s for e in alike if e.ok and e.step_s]
+        if steps:
+            peak = max(peak, min(steps))
+            axis.barh(y, min(steps), 0.74, **bar_style(group, colour))
+            axis.text(min(steps), y, f" {words.digits(min(steps))}", va="center", fontsize=6)
+        else:
+            failed = pick(alike)
+            axis.text(0, y, f" {failed.outcome if failed else 'not run'}", va="center", fontsize=6, color=MUTED)
+    axis.set_yticks(range(len(rows)), [runner for _, runner in rows] if named else [""] * len(rows))
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlim(0, peak * 1.28 or 1)
+    axis.set_xlabel("ms a step")
+
+
+def published(group: Group, matches: Sequence[Match], layout: Layout) -> Figure:
+    """Published bars, outlined, beside ours of each engine; a panel a resolution. Never one curve."""
+    sizes = sorted({match.entry.size for match in matches})
+    engines_here = published_engines(matches)
+    figure, axes = panels(len(sizes), layout, height=2.35)
+    for axis, size in zip(axes, sizes, strict=True):
+        _published_panel(axis, group, [m for m in matches if m.entry.size == size], engines_here)
+        axis.set_title(words.px(size))
+    label_rows(axes, layout, "seconds an image")
+    handles: list[Patch | Line2D] = [Patch(facecolor=PAPER, edgecolor=ORANGE, linewidth=1.4, label="published")]
+    handles += [
+        legend_patch(group, OURS[j % len(OURS)], f"{engine}, {group.setting.source}")
+        for j, engine in enumerate(engines_here)
+    ]
+    legend(figure, [*handles, Line2D([], [], linestyle="none", label="number: ours / published")])
+    return figure
+
+
+def published_engines(matches: Sequence[Match]) -> list[str]:
+    """Engines drawn beside the published bars: those that split a point, else whichever there are."""
+    several = {m.entry.engine for m in matches if m.entry.gpus > 1}
+    return sorted(several or {m.entry.engine for m in matches})
+
+
+def _published_panel(axis: Axes, group: Group, matches: Sequence[Match], engines_here: Sequence[str]) -> None:
+    points = list(dict.fromkeys(match.published for match in matches if match.entry.engine in engines_here))
+    if not points:
+        empty(axis, "no published point here")
+        return
+    width = 0.84 / (1 + len(engines_here))
+    top = 0.0
+    for x, point in enumerate(points):
+        at = x - 0.42 + width / 2
+        axis.bar(at, point.latency_s, width * 0.92, facecolor=PAPER, edgecolor=ORANGE, linewidth=1.4)
+        top = max(top, point.latency_s)
+        for match in matches:
+            if match.published == point and match.entry.engine in engines_here:
+                j = engines_here.index(match.entry.engine)
+                axis.bar(at + width * (j + 1), match.ours_s, width * 0.92, **bar_style(group, OURS[j % len(OURS)]))
+                axis.text(
+                    at + width * (j + 1), match.ours_s, f"{match.ratio:.2f}", ha="center", va="bottom", fontsize=6
+                )
+                top = max(top, match.ours_s)
+    axis.set_ylim(0, top * 1.08)
+    axis.set_xticks(range(len(points)), [f"{p.ulysses * p.ring}\nu{p.ulysses}r{p.ring}" for p in points])
+    axis.set_xlabel(words.unit(group))

@@ -1,0 +1,79 @@
+"""Pieces that several figures share: bars by source, failed bars, legends, the sizes shown.
+
+Owns the marks' meaning: measured solid, predicted hatched in its own colour, failed grey and crossed.
+
+    axis.bar(x, seconds, 0.62, **bar_style(group, BLUE))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from xdit_bench.reporting.entry import Entry, Size
+from xdit_bench.reporting.study import Group
+from xdit_bench.reporting.style import BASELINE, FAILED_HATCH, INK, MUTED, PAPER, PREDICTED_HATCH, Layout
+
+PANELS = 6  # sizes a figure shows at most; the table holds all of them
+
+
+def shown_sizes(group: Group) -> tuple[Size, ...]:
+    """The sizes figures show: those with the most points where there are more than `PANELS`."""
+    if len(group.sizes) <= PANELS:
+        return group.sizes
+    counts = {size: sum(e.size == size and e.engine == group.engine for e in group.entries) for size in group.sizes}
+    chosen = sorted(group.sizes, key=lambda size: (-counts[size], size))[:PANELS]
+    return tuple(size for size in group.sizes if size in chosen)
+
+
+def bar_style(group: Group, colour: str) -> dict[str, Any]:
+    """Measured is solid, predicted hatched in its own colour."""
+    if group.setting.source == "predicted":
+        return {"facecolor": PAPER, "edgecolor": colour, "hatch": PREDICTED_HATCH, "linewidth": 0.9}
+    return {"facecolor": colour, "edgecolor": colour, "linewidth": 0.9}
+
+
+def failed_bar(axes: Axes, x: float, height: float, entry: Entry, width: float = 0.62) -> None:
+    """A failure is drawn, never left out: a hatched grey bar with its name."""
+    axes.bar(x, height, width, facecolor=PAPER, edgecolor=MUTED, hatch=FAILED_HATCH, linewidth=0.7)
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.2}
+    axes.text(x, height / 2, entry.outcome, rotation=90, ha="center", va="center", weight="bold", color=INK, bbox=box)
+
+
+def legend_patch(group: Group, colour: str, label: str) -> Patch:
+    """A legend entry in the bars' own style."""
+    return Patch(label=label, **bar_style(group, colour))
+
+
+def label_rows(axes: Sequence[Axes], layout: Layout, label: str) -> None:
+    """The same label for the first panel of each row."""
+    for axis in axes[:: min(len(axes), layout.columns)]:
+        axis.set_ylabel(label)
+
+
+def legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
+    """One legend below all panels."""
+    columns = 3 if figure.get_figwidth() < 5 else 6
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns))
+
+
+def mark_group(figure: Figure, group: Group) -> Figure:
+    """Says in the figure itself what changes how it is read: it may be looked at far from its page."""
+    setting = group.setting
+    said = []
+    if setting.source == "predicted":
+        said.append(f"PREDICTED for {setting.topology} by the performance model, not measured")
+    if group.on_cpu:
+        said.append("CPU ranks over gloo: says nothing about a GPU")
+    if setting.memory_cap_gb is not None:
+        said.append(f"capped at {setting.memory_cap_gb:g} GB")
+    if setting.transport != "p2p":
+        said.append(f"transport {setting.transport}")
+    if said:
+        figure.suptitle("; ".join(said), fontsize=7, color=BASELINE, x=0.01, ha="left")
+    return figure
