@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from xdit_bench.engine.mesh import Mesh, split_sizes
-from xdit_bench.engine.vae_attention import blocked_attention
+from xdit_bench.engine.vae_attention import attention_dtype, blocked_attention
 from xdit_bench.engine.vae_exchange import exchange, gather_rows, gather_tokens
 from xdit_bench.engine.vae_memory import Slabs, chunks, others, recomputed, slab_elements
 from xdit_bench.engine.vae_operations import operations
@@ -170,13 +170,13 @@ class BandVae:
         rows, width, channels = x.shape
         inside = x.data[1:-1]
         scale, shift = self._affine(block.norm, x, halo=False)
-        tokens = self._ops.normalize(inside, scale, shift, silu=False, top=False, bottom=False).flatten(0, 1)
-        pairs = gather_tokens(F.linear(tokens, *block.key_value), [n * width for n in self._counts], self._mesh)
-        query = F.linear(tokens, *block.query)
-        scratch = self._slabs.flat(others(x.slot)[0])
-        mixed = blocked_attention(
-            query, [(pair[:, :channels], pair[:, channels:]) for pair in pairs], self._ops, scratch
-        )
+        kind = attention_dtype(self._dtype)
+        tokens = self._ops.normalize(inside, scale, shift, silu=False, top=False, bottom=False).flatten(0, 1).to(kind)
+        pairs = gather_tokens(_linear(tokens, block.key_value), [n * width for n in self._counts], self._mesh)
+        query = _linear(tokens, block.query)
+        scratch = self._slabs.flat(others(x.slot)[0]).view(kind)
+        halves = [(pair[:, :channels], pair[:, channels:]) for pair in pairs]
+        mixed = blocked_attention(query, halves, self._ops, scratch).to(self._dtype)
         y = F.linear(mixed, block.out[0]).view(rows, width, channels)
         return _Band(x.data, x.slot, self._ops.add_(inside, y, block.out[1].float(), block.norm.groups))
 
@@ -232,3 +232,8 @@ class BandVae:
 
     def _bottom(self, b: int, rows: int) -> bool:
         return b == rows and self._mesh.rank == self._mesh.size - 1
+
+
+def _linear(x: Tensor, layer: tuple[Tensor, Tensor]) -> Tensor:
+    weight, bias = layer
+    return F.linear(x, weight.to(x.dtype), bias.to(x.dtype))

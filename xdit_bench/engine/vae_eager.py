@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xdit_bench.engine.vae_operations import HEADROOM
 from xdit_bench.engine.vae_parts import Norm
 
 
 def convolve(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    pixels = F.conv2d(x.permute(2, 0, 1)[None], weight, padding=(0, 1))[0].permute(1, 2, 0)
+    pixels = F.conv2d(x[None].permute(0, 3, 1, 2), weight, padding=(0, 1))[0].permute(1, 2, 0)
     return pixels.contiguous() if out is None else out.copy_(pixels)
 
 
@@ -66,11 +67,11 @@ def to_uint8(x: Tensor, bias: Tensor, out: Tensor) -> Tensor:
     return out.copy_(((pixels / 2 + 0.5).clamp(0, 1).float() * 255).round())
 
 
-def softmax_(scores: Tensor, scale: float, accumulator: Tensor, peak: Tensor, total: Tensor) -> None:
-    higher = torch.maximum(peak, scores.amax(1).float() * scale)
-    weights = torch.exp(scores.float() * scale - higher[:, None])
+def softmax_(scores: Tensor, summed: Tensor, product: Tensor, peak: Tensor, total: Tensor) -> None:
+    higher = torch.maximum(peak, scores.amax(1).float())
+    weights = torch.exp(scores.float() - higher[:, None]) * HEADROOM
     fade = torch.exp(peak - higher)
     scores.copy_(weights)
     total.mul_(fade).add_(weights.sum(1))
-    accumulator.mul_(fade[:, None])
+    summed.add_(product).mul_(fade[:, None])
     peak.copy_(higher)

@@ -21,6 +21,9 @@ from torch import Tensor
 
 from xdit_bench.engine.vae_parts import Norm
 
+# a float16 weight 2^-24 below 1 is 0: this leaves 2^-32 of the largest, and cancels in the division by `total`
+HEADROOM = 256.0
+
 
 class Operations(Protocol):
     """What both twins offer."""
@@ -52,10 +55,11 @@ class Operations(Protocol):
     def to_uint8(self, x: Tensor, bias: Tensor, out: Tensor) -> Tensor:
         """Padded pixels n W 8 plus bias, in -1..1, to n W 3 uint8, as diffusers' `VaeImageProcessor` rounds them."""
 
-    def softmax_(self, scores: Tensor, scale: float, accumulator: Tensor, peak: Tensor, total: Tensor) -> None:
-        """One step of an online softmax: scores M n become weights under the new `peak` (M), in place.
+    def softmax_(self, scores: Tensor, summed: Tensor, product: Tensor, peak: Tensor, total: Tensor) -> None:
+        """One step of an online softmax: scores M n become weights `HEADROOM * exp(score - peak)`, in place.
 
-        `total` (M) gains their sums; it and `accumulator` (M D) are first rescaled from the old peak to the new.
+        `peak` (M) may rise; `summed` (M D) takes `product`, the last block's, and `total` (M) the new weights' sums,
+        both rescaled from the old peak to the new.
         """
 
 

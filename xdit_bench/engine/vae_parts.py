@@ -159,7 +159,7 @@ def _attention(attention: nn.Module, name: str) -> MidAttention:
     def linear(*layers: nn.Module) -> tuple[Tensor, Tensor]:
         known_layers = [_known(layer, nn.Linear, f"{name} projections") for layer in layers]
         weights: list[Tensor] = [layer.weight for layer in known_layers]
-        biases = [w.new_zeros(len(w)) if layer.bias is None else layer.bias
+        biases: list[Tensor] = [w.new_zeros(len(w)) if layer.bias is None else layer.bias
                   for w, layer in zip(weights, known_layers, strict=True)]  # fmt: skip
         return torch.cat(weights).detach(), torch.cat(biases).detach()
 
