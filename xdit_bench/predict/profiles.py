@@ -57,8 +57,8 @@ class EngineProfile:
     ops_per_ring: float = 100.0  # once a ring attention
     ops_per_ring_step: float = 25.0  # and a step of it
     pack_rows: float = 4.0  # copies before and after an exchange, rows read and written a row moved
-    merge_rows: float = 12.0  # merging a partial attention output in fp32
-    overlap: float = 0.6
+    merge_rows: float = 22.0  # merging a partial attention output in fp32, op by op
+    overlap: float = 0.5
     hides_exchanges: bool = False
     gathers_keys: bool = False  # may gather all keys and attend once, where that is faster than the ring
     modulation_once: bool = False  # for all steps at once, before the loop

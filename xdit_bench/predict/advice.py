@@ -1,0 +1,146 @@
+"""Which split of a machine's GPUs to use: the best point, its runner-up, whether they tie, and what limits them.
+
+Owns comparing predictions with their errors. Measured records of the same machine and point stand in for predictions
+where there are any.
+
+    advice = advise(point, model, topology, gpus=8)
+    advice.best, advice.tie, advice.fewest(latency_s=5.0)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from xdit_bench.config import ModelSpec, Point
+from xdit_bench.errors import PointFailure
+from xdit_bench.predict.model import Prediction, predict
+from xdit_bench.results.schema import Record
+from xdit_bench.topology.specs import Topology
+
+MODEL_ERROR = 0.02  # what two predictions of one machine err apart by, whatever they have in common
+
+
+@dataclass(frozen=True)
+class Option:
+    """One split: seconds an image, peak memory, and whether it was measured. `errors` are standard errors by class."""
+
+    point: Point
+    seconds: float
+    low: float
+    high: float
+    errors: Mapping[str, float]
+    peak_bytes: float
+    verdict: str
+    bottleneck: str
+    source: str
+
+    @property
+    def gpu_seconds(self) -> float:
+        """GPU-seconds an image."""
+        return self.point.gpus * self.seconds
+
+    @property
+    def split(self) -> str:
+        """`u2r4`."""
+        return f"u{self.point.ulysses}r{self.point.ring}"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """All options of a machine, fastest first, and why the other splits have none."""
+
+    options: tuple[Option, ...]
+    failures: Mapping[str, str]
+
+    @property
+    def best(self) -> Option:
+        """The fastest; of those that tie with it, the one with the fewest GPUs."""
+        fastest = self.options[0]
+        return min(self.options, key=lambda o: (o.point.gpus if ties(o, fastest) else math.inf, o.seconds))
+
+    @property
+    def runner_up(self) -> Option | None:
+        """The fastest of the others."""
+        return next((option for option in self.options if option is not self.best), None)
+
+    def fewest(self, latency_s: float) -> Option | None:
+        """The option with the fewest GPUs that meets a latency, the fastest of these."""
+        able = [option for option in self.options if option.seconds <= latency_s]
+        return min(able, key=lambda option: (option.point.gpus, option.seconds)) if able else None
+
+
+def splits(gpus: int) -> list[tuple[int, int]]:
+    """All (ulysses, ring) of up to `gpus` GPUs."""
+    return [(u, n // u) for n in range(1, gpus + 1) for u in range(1, n + 1) if n % u == 0]
+
+
+def advise(
+    point: Point,
+    model: ModelSpec,
+    topology: Topology,
+    gpus: int | None = None,
+    measured: Iterable[Record] = (),
+    exactly: bool = False,
+) -> Advice:
+    """Every split of up to `gpus` GPUs (default: all; `exactly`: of that many) of the point's picture on a machine.
+
+    A topology with nothing to predict from has its measured records alone.
+    """
+    known = {_key(Point.from_dict(record.point)): record for record in measured if record.status == "ok"}
+    options: list[Option] = []
+    failures: dict[str, str] = {}
+    for ulysses, ring in splits(gpus or topology.gpus):
+        if exactly and ulysses * ring != gpus:
+            continue
+        candidate = dataclasses.replace(point, ulysses=ulysses, ring=ring)
+        try:
+            record = known.get(_key(candidate))
+            options.append(from_record(record) if record else from_prediction(predict(candidate, model, topology)))
+        except PointFailure as failure:
+            failures[f"u{ulysses}r{ring}"] = str(failure)
+    return Advice(tuple(sorted(options, key=lambda option: option.seconds)), failures)
+
+
+def from_prediction(prediction: Prediction) -> Option:
+    """The option of a prediction."""
+    total, memory = prediction.stages["total"], prediction.memory
+    return Option(
+        prediction.point, total.median, total.low, total.high, prediction.errors, memory.peak_bytes, memory.verdict,
+        prediction.bottleneck, "predicted",
+    )  # fmt: skip
+
+
+def from_record(record: Record) -> Option:
+    """The option of a measured record; its error is the confidence interval of the median."""
+    total = record.latency_s["total"]
+    median = float(total["median"])
+    low, high = (float(bound) for bound in total.get("ci95") or (median, median))
+    parts = {k: v for k, v in record.attribution.items() if isinstance(v, int | float)}
+    largest = max(parts, key=lambda name: parts[name]) if parts else "not attributed"
+    return Option(
+        Point.from_dict(record.point), median, low, high, {"run": (high - low) / 3.92},
+        float(record.memory.get("peak_bytes") or 0.0), str(record.memory.get("verdict", "")), largest, record.source,
+    )  # fmt: skip
+
+
+def ties(one: Option, other: Option) -> bool:
+    """Whether two options are within the error of their difference.
+
+    What both have in common cancels: a class of terms errs by the same share in both, so that the difference errs
+    by the difference of the two errors; `MODEL_ERROR` of the time is each prediction's own.
+    """
+    classes = {*one.errors, *other.errors}
+    apart = [abs(one.errors.get(name, 0.0) - other.errors.get(name, 0.0)) for name in classes]
+    own = MODEL_ERROR * min(one.seconds, other.seconds) if "predicted" in (one.source, other.source) else 0.0
+    return abs(one.seconds - other.seconds) <= math.hypot(own, *apart)
+
+
+def _key(point: Point) -> tuple[object, ...]:
+    """What makes two points the same picture on the same ranks; prompt, seed and weights do not change a time."""
+    return (
+        point.model, point.height, point.width, point.steps, point.text_tokens, point.ulysses, point.ring, point.engine,
+        point.execution, point.attention, point.vae, point.transport, point.topology, point.memory_cap_gb,
+    )  # fmt: skip

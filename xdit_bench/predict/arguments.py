@@ -1,0 +1,49 @@
+"""`key=value` arguments of the verbs that only predict.
+
+options = parse(["res=2048"], {"res": "1024", "gpus": ""}, "recommend")  # {"res": "2048", "gpus": ""}
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from xdit_bench.errors import ConfigError
+
+
+def parse(arguments: Sequence[str], defaults: Mapping[str, str], verb: str) -> dict[str, str]:
+    """Defaults overlaid with what was typed. Raises ConfigError for an unknown key or a bare word."""
+    options = dict(defaults)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"{verb} takes key=value, such as {_example(defaults)}; got {argument!r}")
+        if key not in defaults:
+            near = difflib.get_close_matches(key, list(defaults), n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{verb} has no {key!r}; did you mean {near}? It takes {', '.join(defaults)}")
+        options[key] = value
+    return options
+
+
+def whole(options: Mapping[str, str], key: str) -> int:
+    """A whole number above 0. Raises ConfigError."""
+    value = options[key]
+    if not (value.isascii() and value.isdigit() and int(value) > 0):
+        raise ConfigError(f"{key} must be a whole number above 0; got {key}={value}")
+    return int(value)
+
+
+def positive(options: Mapping[str, str], key: str) -> float:
+    """A number above 0. Raises ConfigError."""
+    try:
+        number = float(options[key])
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ConfigError(f"{key} must be a number above 0; got {key}={options[key]}")
+    return number
+
+
+def _example(defaults: Mapping[str, str]) -> str:
+    key, value = next(iter(defaults.items()))
+    return f"{key}={value}"

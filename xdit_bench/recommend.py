@@ -1,0 +1,117 @@
+"""`python -m xdit_bench.recommend`: the best Ulysses x ring split of a machine for a picture, in a few sentences.
+
+Owns the words; `predict.advice` compares. Measured records of the machine stand in for predictions where there are any.
+
+    python -m xdit_bench.recommend topology=l40_pcie res=2048 [gpus=8] [latency_s=5] [model=flux_dev]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from xdit_bench.config import TOKEN_PIXELS, ModelSpec, Point
+from xdit_bench.errors import ConfigError, UserError
+from xdit_bench.predict.advice import Advice, Option, advise, ties
+from xdit_bench.predict.arguments import parse, positive, whole
+from xdit_bench.predict.model import predict
+from xdit_bench.predict.points import load_model, make_point
+from xdit_bench.results.schema import Record
+from xdit_bench.results.store import RECORDS, latest, read_records
+from xdit_bench.topology.specs import Topology, load
+
+DEFAULTS = {
+    "topology": "a100_nvlink", "res": "1024", "gpus": "", "latency_s": "", "model": "flux_schnell", "engine": "usp",
+    "execution": "eager", "vae": "parallel", "steps": "", "text_tokens": "", "transport": "p2p", "results_dir": "results",
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the advice. Returns 0; 1 when no split can run; 2 on bad input."""
+    try:
+        options = parse(arguments if arguments is not None else sys.argv[1:], DEFAULTS, "recommend")
+        topology, model = load(options["topology"]), load_model(options["model"])
+        point = _point(options, model, topology)
+        gpus = whole(options, "gpus") if options["gpus"] else topology.gpus
+        if gpus > topology.gpus:
+            raise ConfigError(f"gpus={gpus} is more than the {topology.gpus} of {topology.name}; use at most that")
+        latency_s = positive(options, "latency_s") if options["latency_s"] else None
+        advice = advise(point, model, topology, gpus, _measured(Path(options["results_dir"]), topology))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for line in render(advice, point, model, topology, latency_s):
+        print(line)
+    return 0 if advice.options else 1
+
+
+def _point(options: Mapping[str, str], model: ModelSpec, topology: Topology) -> Point:
+    side = whole(options, "res")
+    if side % TOKEN_PIXELS:
+        raise ConfigError(f"an image side must be a multiple of {TOKEN_PIXELS} pixels; res={side} is not")
+    changes = {key: whole(options, key) for key in ("steps", "text_tokens") if options[key]}
+    if changes.get("text_tokens", 1) > 512:
+        raise ConfigError(f"FLUX.1 takes 1 to 512 text tokens; text_tokens={changes['text_tokens']} is outside")
+    named = {key: options[key] for key in ("engine", "execution", "vae", "transport")}
+    for key, allowed in (("vae", ("parallel", "single", "tiled", "none")), ("transport", ("p2p", "host", "socket"))):
+        if named[key] not in allowed:
+            raise ConfigError(f"{key} is one of {', '.join(allowed)}; got {key}={named[key]}")
+    return make_point(model, topology=topology.name, height=side, width=side, **named, **changes)
+
+
+def _measured(results: Path, topology: Topology) -> list[Record]:
+    """Measured records of this machine in all studies; a later study's come last and win."""
+    found = []
+    for path in sorted(results.glob(f"*/{RECORDS}")):
+        records = latest(read_records(path.parent))
+        found += [r for r in records if r.source == "measured" and r.point["topology"] == topology.name]
+    return sorted(found, key=lambda record: record.time)
+
+
+def render(advice: Advice, point: Point, model: ModelSpec, topology: Topology, latency_s: float | None) -> list[str]:
+    """The advice as lines."""
+    lines = [
+        f"{model.name}, {point.res}px, {point.steps} steps on {topology.name}, engine {point.engine}/{point.execution}"
+    ]
+    if not advice.options:
+        return [*lines, *(f"  {split}: {reason}" for split, reason in advice.failures.items())]
+    best, second = advice.best, advice.runner_up
+    lines.append(f"best:      {_describe(best)}")
+    lines.append(f"           limited by {best.bottleneck}")
+    if second is not None:
+        tied = ", a tie: the difference is within the model's error" if ties(best, second) else ""
+        lines.append(f"runner-up: {_describe(second)}{tied}")
+        if not tied and second.bottleneck != best.bottleneck:
+            lines.append(f"           limited by {second.bottleneck}")
+    if latency_s is not None:
+        lines.append(_meeting(advice, latency_s))
+    return [*lines, *_warnings(best, model, topology)]
+
+
+def _describe(option: Option) -> str:
+    gpus = f"{option.point.gpus} GPU{'s' if option.point.gpus > 1 else ''}"
+    interval = f"{option.low:.2f} to {option.high:.2f}"
+    return (
+        f"{option.split} on {gpus}, {option.seconds:.2f} s an image ({interval}, {option.source}), "
+        f"{option.peak_bytes / 1e9:.1f} GB a GPU ({option.verdict}), {option.gpu_seconds:.2f} GPU-seconds an image"
+    )
+
+
+def _meeting(advice: Advice, latency_s: float) -> str:
+    fewest = advice.fewest(latency_s)
+    if fewest is None:
+        fastest = advice.options[0]
+        return f"within {latency_s:g} s: no split meets it; the fastest is {fastest.split} at {fastest.seconds:.2f} s"
+    sure = "" if fewest.high <= latency_s else " (not certain: its interval reaches beyond)"
+    return f"within {latency_s:g} s: {_describe(fewest)}{sure}"
+
+
+def _warnings(best: Option, model: ModelSpec, topology: Topology) -> list[str]:
+    if best.source != "predicted":
+        return []
+    return [f"warning: {warning}" for warning in predict(best.point, model, topology).warnings]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

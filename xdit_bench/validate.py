@@ -1,0 +1,71 @@
+"""`python -m xdit_bench.validate`: the model against published figures and against our own measurements, kept apart.
+
+Owns the printed report; `predict.validation` compares.
+
+    python -m xdit_bench.validate [results_dir=results]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from xdit_bench import data_dir
+from xdit_bench.errors import UserError
+from xdit_bench.predict.arguments import parse
+from xdit_bench.predict.validation import Report, Set, mean, validate, worst
+
+DEFAULTS = {"results_dir": "results"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the report. Returns 0, or 2 on bad input."""
+    try:
+        options = parse(arguments if arguments is not None else sys.argv[1:], DEFAULTS, "validate")
+        report = validate(data_dir("published"), Path(options["results_dir"]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(render(report))
+    return 0
+
+
+def render(report: Report) -> str:
+    """The report as text: published, then measured, then facts."""
+    lines: list[str] = []
+    for kind in ("published", "measured"):
+        lines += ["", f"Model against {kind} figures", ""]
+        sets = [s for s in report.latencies if s.kind == kind]
+        lines += [line for one in sets for line in _set(one, "s", 1.0)]
+        lines += [line for one in report.peaks if one.kind == kind for line in _set(one, "GB of peak memory", 1e9)]
+        left_out = [error for one in sets for error in one.left_out]
+        if left_out:
+            lines.append(f"leave-one-out over all {kind}: mean {mean(left_out):.1%}, worst {worst(left_out):.1%}")
+        if not sets:
+            lines.append(f"no {kind} figures")
+    lines += ["", "Facts of the study", ""]
+    lines += [f"  {fact.verdict:14s} {fact.text}: {fact.detail}" for fact in report.facts]
+    return "\n".join(lines[1:])
+
+
+def _set(one: Set, unit: str, scale: float) -> list[str]:
+    errors = [row.error for row in one.rows]
+    lines = [f"{one.name} ({unit}, {len(errors)} points)"]
+    if errors:
+        lines[0] += f": mean error {mean(errors):.1%}, worst {worst(errors):.1%}"
+    if one.left_out:
+        lines[0] += f"; leave-one-out mean {mean(one.left_out):.1%}, worst {worst(one.left_out):.1%}"
+    if one.regrets:
+        label, regret = max(one.regrets, key=lambda pair: pair[1])
+        lines.append(
+            f"  regret of the model's pick: mean {mean(r for _, r in one.regrets):.1%}, worst {regret:.1%} ({label})"
+        )
+    for number, row in enumerate(one.rows):
+        left_out = f"  left out {one.left_out[number]:+6.1%}" if one.left_out else ""
+        seen, predicted = row.seen / scale, row.predicted / scale
+        lines.append(f"  {row.point.label:62s} {seen:8.2f} {predicted:8.2f} {row.error:+6.1%}{left_out}")
+    return [*lines, *(f"  left out: {note}" for note in one.notes), ""]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
