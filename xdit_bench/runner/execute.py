@@ -19,14 +19,14 @@ from typing import Any
 from rich.console import Console
 
 from xdit_bench.config import Point
-from xdit_bench.errors import RankCrashed
+from xdit_bench.errors import RankCrashed, ResultsError
 from xdit_bench.measure.nvml import Telemetry
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
 from xdit_bench.runner.deadline import deadline_s
 from xdit_bench.runner.outcome import Outcome, judge, to_record
 from xdit_bench.runner.plan import FAKE, STOCK, Cell, Job, doomed, make_cells, reference_key
-from xdit_bench.runner.pool import Pool, environment_warnings
+from xdit_bench.runner.pool import Answer, Pool, environment_warnings
 from xdit_bench.runner.progress import Progress
 from xdit_bench.topology.probe import code_version
 
@@ -125,8 +125,7 @@ class _Runner:
                 outcome |= {"total_s": again.latency_s["total"], "drift": again.total_s / record.total_s - 1.0}
             else:
                 outcome["reason"] = again.reason
-            record.telemetry["recheck"] = outcome
-            self.store.append(record)
+            self.store.append(dataclasses.replace(record, telemetry={**record.telemetry, "recheck": outcome}))
 
     def close(self) -> None:
         """Lets the ranks go."""
@@ -181,6 +180,7 @@ class _Runner:
             telemetry = self.telemetry()
             with telemetry:
                 answers = pool.run(self._command(cell), deadline)
+            self._check_disk(answers)
             outcome = judge(answers, deadline)
             spans = [span for a in answers for span in a.body.get("spans", ())]
             outcome.telemetry = telemetry.report(spans, ranks=cell.point.gpus)
@@ -250,6 +250,15 @@ class _Runner:
                     command = {**self._command(cell), "point": record.point, "measure": None, "outputs": None}
                     pool.run(command, deadline_s(cell.job, record.total_s))
                     return
+
+    def _check_disk(self, answers: Sequence[Answer]) -> None:
+        """A full disk is no point's failure: it ends the plan. Raises ResultsError."""
+        for answer in answers:
+            if answer.body.get("kind") == "disk":
+                raise ResultsError(
+                    f"{self.store.study_dir} can not take the point's latents and image ({answer.body['message']}); "
+                    f"earlier records are intact: make room and run the same command again, it goes on from here"
+                )
 
     def _record(self, cell: Cell, outcome: Outcome) -> Record:
         record = to_record(outcome, cell.point, cell.run_id, self.study)

@@ -121,9 +121,7 @@ def _blame(answer: Answer) -> tuple[int, float]:
         return 2, answer.after_s
     # silent: one that does not even say where it is (stopped) before one that waits for others in a collective
     if answer.kind == "silent":
-        return (
-            3 if not answer.body.get("answered") else 4 if not answer.body.get("last_collective") else 5
-        ), answer.after_s
+        return 3 + bool(answer.body.get("answered")) + bool(answer.body.get("waiting")), answer.after_s
     return 6, answer.after_s
 
 

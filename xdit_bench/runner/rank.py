@@ -10,7 +10,9 @@ memory and parity to `measure`, and what a failure means for the point to `outco
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +125,7 @@ class Rank:
 
     def _prepare(self, backend: Backend, mesh: Mesh, point: Point, model: ModelSpec) -> int:
         """Bytes of parameters on this rank."""
+        self.note("prepare")
         if getattr(backend, "weightless", False):  # the fake engine computes nothing
             backend.prepare(mesh, None, point, model, None)  # type: ignore[arg-type]
             return 0
@@ -187,6 +190,8 @@ class Rank:
             report["bytes_asked"] = bytes_asked(error)
             with contextlib.suppress(RuntimeError):
                 report["bytes_free"] = watch.free_bytes() if watch else None
+        elif disk_refuses(error):
+            report["kind"] = "disk"
         elif isinstance(error, PointFailure):
             report |= {"kind": error.status, **error.details}
         elif isinstance(error, UserError):
@@ -223,6 +228,13 @@ class Rank:
         gc.collect()  # quick: the worker has frozen what was imported
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def disk_refuses(error: BaseException) -> bool:
+    """Whether reference or outputs could not be written: no fault of the point."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+    # safetensors wraps the system's error and keeps its words alone
+    return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes[:3])
 
 
 def _brief(error: BaseException) -> str:

@@ -74,23 +74,25 @@ def _listen(link: Link, commands: queue.SimpleQueue[dict[str, Any]]) -> None:
             if message["op"] == "where":
                 frame = sys._current_frames().get(main_thread or 0)
                 stack = "".join(traceback.format_stack(frame, limit=None)[-8:]) if frame else ""
-                link.send({"event": "where", "stack": stack, "last_collective": last_collective()})
+                link.send({"event": "where", "stack": stack, **last_collective()})
             else:
                 commands.put(message)
     os._exit(LOST_CONTROLLER)
 
 
-def last_collective() -> str:
-    """The newest entry of torch's flight recorder on this rank, empty when it holds none."""
+def last_collective() -> dict[str, Any]:
+    """From torch's flight recorder on this rank: the collective it waits in, else the last it finished, in words."""
     try:
         c10d: Any = import_module("torch._C._distributed_c10d")
         entries = json.loads(c10d._dump_fr_trace_json()).get("entries") or []
     except (ImportError, RuntimeError, ValueError, AttributeError):
-        return ""
+        return {}
     if not entries:
-        return ""
-    last = entries[-1]
-    return f"{last.get('profiling_name', '?')} number {last.get('collective_seq_id', '?')} ({last.get('state', '?')})"
+        return {}
+    waiting = [entry for entry in entries if not entry.get("retired", True)]
+    entry = (waiting or entries[-1:])[0]
+    name, number = entry.get("profiling_name", "?"), entry.get("collective_seq_id", "?")
+    return {"last_collective": f"{name} number {number} ({'waiting' if waiting else 'done'})", "waiting": bool(waiting)}
 
 
 if __name__ == "__main__":

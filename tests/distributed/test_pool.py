@@ -1,0 +1,86 @@
+"""A plan on real ranks over gloo: what comes out when all goes well, and what stays when it is run again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from plans import fake_point, run_points, wait_for
+
+from xdit_bench.results.store import Store
+from xdit_bench.runner.pool import Pool
+from xdit_bench.runner.process import running
+
+pytestmark = pytest.mark.usefixtures("no_process_left")
+
+
+def test_real_engine_on_two_ranks_matches_the_baseline_the_plan_added(tmp_path: Path) -> None:
+    records, printed = run_points([fake_point(1, 2, engine="usp", res=48)], tmp_path)
+
+    assert [(r.point["engine"], r.point["gpus"], r.status) for r in records] == [
+        ("stock", 1, "ok"), ("usp", 1, "ok"), ("usp", 2, "ok"),
+    ]  # fmt: skip
+    sharded = records[-1]
+    assert sharded.parity["reference"] == "stock u1r1 eager"
+    assert 0 < sharded.parity["latents_rel_l2"] < 1e-5
+    assert sharded.parity["image_max_abs"] <= 1
+    assert len(sharded.memory["peak_bytes_per_rank"]) == 2
+    assert sharded.memory["parameters_bytes"] > 0
+    samples = (sharded.latency_s[stage]["samples"] for stage in ("text", "denoise", "vae", "total"))
+    for text, denoise, vae, total in zip(*samples, strict=True):
+        assert max(text, denoise, vae) < total <= text + denoise + vae
+    assert sharded.step_s["median"] == pytest.approx(sharded.latency_s["denoise"]["median"] / 2)
+    assert printed.count("s an image") == 3
+    for record in records:
+        folder = tmp_path / "s" / "outputs" / record.run_id
+        assert sorted(path.name for path in folder.iterdir()) == ["image.png", "latents.safetensors"]
+
+
+def test_plan_resumes_retries_on_request_and_rechecks_in_fresh_processes(tmp_path: Path) -> None:
+    points = [fake_point(2, 1), fake_point(1, 2, fault="raise")]
+    first, _ = run_points(points, tmp_path)
+    assert sorted(r.status for r in first) == ["crashed", "crashed", "ok", "ok"]
+    again, printed = run_points(points, tmp_path, recheck=1.0)
+    assert again == first
+    assert printed.strip() == ""
+
+    points += [fake_point(2, 1, step_s=0.002)]
+    retried, printed = run_points(points, tmp_path, retry_failed=True, recheck=0.5)
+    assert len(retried) == len(first) + 2 + 2 + 1, "two failures once more, two new points, one recheck"
+    rechecked = [r.telemetry["recheck"] for r in retried if "recheck" in r.telemetry]
+    assert [r["status"] for r in rechecked] == ["ok"]
+    assert rechecked[0]["drift"] > -1
+    assert "fresh processes" in printed
+
+
+def test_nothing_listens_beyond_this_machine() -> None:
+    with Pool(2, "cpu") as pool:
+        listening = [
+            c for pid in pool.pids for c in psutil.Process(pid).net_connections("inet") if c.status == "LISTEN"
+        ]
+        assert [c for c in listening if not c.laddr.ip.startswith("127.") and c.laddr.ip != "::1"] == []
+
+
+def test_killed_parent_leaves_no_process_and_its_finished_records(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from plans import fake_point, run_points
+run_points([fake_point(2, 1, fault="hang", gpus=2)], Path({str(tmp_path)!r}))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    records = tmp_path / "s" / "records.jsonl"
+    wait_for(lambda: records.exists() and records.read_text().count("\n") == 1)
+    children = [child.pid for child in psutil.Process(parent.pid).children(recursive=True)]
+    assert len(children) == 3, "a launcher and two ranks"
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+
+    wait_for(lambda: not any(running(pid) for pid in children))
+    with Store.open(tmp_path, "s") as store:
+        assert [(r.status, r.point["gpus"]) for r in store.records] == [("ok", 1)]
