@@ -31,7 +31,8 @@ from xdit_bench.backends.base import Inputs, Modules
 from xdit_bench.config import PATCH, PIPELINE_PARTS, VAE_SCALE, ModelSpec, Point, check_weights
 from xdit_bench.errors import WeightsError
 
-V_GAIN = 3.0  # brings what attention picked to the size of what the MLP adds: averaging over keys shrinks it to a third
+V_GAIN = 4.0  # brings what attention picked to the size of what the MLP adds: averaging over keys shrinks it to a third
+TEXT_KEY_GAIN = 2.0  # lets 512 text keys draw as much as 4096 image keys do, so that a few of them are missed
 CLIP_TOKENS = 77  # CLIP's whole context; FLUX.1's pipeline always pads to it
 QK_GAIN = 1.6  # spreads the logits to a standard deviation of 2.5: attention that picks, as a trained one does
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -70,7 +71,9 @@ def fill_random(module: nn.Module, generator: torch.Generator) -> None:
     for name, tensor in module.named_parameters():
         tensor.normal_(generator=generator)
         leaf = name.rsplit(".", 2)
-        if "norm_q" in name or "norm_k" in name or "norm_added_q" in name or "norm_added_k" in name:
+        if "norm_added_k" in name:
+            tensor.mul_(0.1).add_(TEXT_KEY_GAIN)
+        elif "norm_q" in name or "norm_k" in name or "norm_added_q" in name:
             tensor.mul_(0.1).add_(QK_GAIN)
         elif tensor.ndim == 1 and leaf[-1] == "weight":
             tensor.mul_(0.1).add_(1.0)  # a norm's scale
