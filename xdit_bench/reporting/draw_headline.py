@@ -47,7 +47,7 @@ def _headline_panel(axis: Axes, group: Group, size: Size, *, narrow: bool) -> No
         elif entry.total_s is None:
             failed_bar(axis, x, top * 0.8, entry)
         else:
-            _timed_bar(axis, group, x, entry, level)
+            _timed_bar(axis, group, x, entry, level, _beside(group, size, entry, baseline, axis.get_ylim()[1]))
             labels[-1] += f"{chr(10) if wrap else ' '}({entry.factors})"
     axis.set_xticks(range(len(cells)), labels)
     axis.set_xlim(-0.6, len(cells) - 0.4)
@@ -55,7 +55,8 @@ def _headline_panel(axis: Axes, group: Group, size: Size, *, narrow: bool) -> No
     if baseline and level:
         axis.axhline(level, color=BASELINE, linestyle=(0, (4, 2.5)), linewidth=1.1, zorder=3)
         axis.annotate(f"╌ {baseline[1]}: {words.seconds(level)}", (1, 1), (0, 1), xycoords="axes fraction",
-                      textcoords="offset points", ha="right", va="top", color=BASELINE, fontsize=6.5)  # fmt: skip
+                      textcoords="offset points", ha="right", va="top", color=BASELINE, fontsize=6.5,
+                      bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6})  # fmt: skip
         _arrow(axis, group.best(size), baseline[0], level, cells)
 
 
@@ -65,19 +66,37 @@ def why_none(group: Group, size: Size) -> str:
     return ", ".join(sorted({entry.outcome for entry in cells if entry})) or "not run"
 
 
-def _timed_bar(axis: Axes, group: Group, x: float, entry: Entry, level: float | None) -> None:
+def _room(best: Entry, level: float, high: float) -> bool:
+    """Whether an arrow fits between the baseline and the best bar's label."""
+    return level - _arrow_end(best, high) >= 0.12 * high
+
+
+def _arrow_end(best: Entry, high: float) -> float:
+    return max(best.total_s or 0.0, best.high_s or 0.0) + 0.085 * high
+
+
+def _beside(group: Group, size: Size, entry: Entry, baseline: tuple[Entry, str] | None, high: float) -> str:
+    """The speedup as a line of the best bar's label, where there is no room for an arrow."""
+    if baseline is None or entry is baseline[0] or entry is not group.best(size):
+        return ""
+    level = baseline[0].total_s or 0.0
+    return "" if _room(entry, level, high) else words.times(level / (entry.total_s or level)) + "\n"
+
+
+def _timed_bar(axis: Axes, group: Group, x: float, entry: Entry, level: float | None, above: str) -> None:
     """A bar, its interval, and its seconds: above, or inside where the baseline would cross them."""
     assert entry.total_s is not None, "a timed bar has a time"
     axis.bar(x, entry.total_s, 0.62, **bar_style(group, BLUE))
     tip, high = _whisker(axis, x, entry), axis.get_ylim()[1]
-    crossed = level is not None and tip - 0.01 * high <= level <= tip + 0.09 * high
+    crossed = level is not None and tip - 0.01 * high <= level <= tip + (0.16 if above else 0.09) * high
     box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-    if crossed and entry.total_s > 0.15 * high:
+    if crossed and entry.total_s > (0.3 if above else 0.15) * high:
         start = min(entry.total_s, entry.low_s or entry.total_s)
-        axis.annotate(words.digits(entry.total_s), (x, start), (0, -2.5), textcoords="offset points", ha="center",
+        said = above + words.digits(entry.total_s)
+        axis.annotate(said, (x, start), (0, -2.5), textcoords="offset points", ha="center",
                       va="top", color=INK, fontsize=7, zorder=5, bbox=box)  # fmt: skip
     else:
-        axis.annotate(words.digits(entry.total_s), (x, tip), (0, 1.5), textcoords="offset points", ha="center",
+        axis.annotate(above + words.digits(entry.total_s), (x, tip), (0, 1.5), textcoords="offset points", ha="center",
                       va="bottom", color=INK, fontsize=7, zorder=5, bbox=box)  # fmt: skip
 
 
@@ -95,12 +114,10 @@ def _arrow(axis: Axes, best: Entry | None, base: Entry, level: float, cells: lis
     if best is None or best.total_s is None or best is base or best not in cells:
         return
     high, x = axis.get_ylim()[1], cells.index(best)
-    text = words.times(level / best.total_s)
-    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
-    end = max(best.total_s, best.high_s or 0.0) + 0.085 * high
-    if level - end < 0.12 * high:  # no room for an arrow between the line and the bar
-        axis.text(x, best.total_s / 2, text, ha="center", va="center", weight="bold", fontsize=8, bbox=box)
+    if not _room(best, level, high):
         return
+    text, end = words.times(level / best.total_s), _arrow_end(best, high)
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
     axis.annotate("", (x, end), (x, level), zorder=4,
                   arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.0, "shrinkA": 0, "shrinkB": 0})  # fmt: skip
     middle = (level + end) / 2

@@ -106,7 +106,7 @@ def _engine_panel(
         else:
             failed = pick(alike)
             axis.text(0, y, f" {failed.outcome if failed else 'not run'}", va="center", fontsize=6, color=MUTED)
-    axis.set_yticks(range(len(rows)), [runner for _, runner in rows] if named else [""] * len(rows))
+    axis.set_yticks(range(len(rows)), [f"{count}× {runner}" for count, runner in rows] if named else [""] * len(rows))
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlim(0, peak * 1.28 or 1)
     axis.set_xlabel("ms a step")

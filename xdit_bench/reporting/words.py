@@ -6,6 +6,7 @@ seconds(0.9312)  # '0.931 s'
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from xdit_bench.reporting.entry import Size
 from xdit_bench.reporting.study import Group
@@ -61,8 +62,16 @@ def machine(group: Group) -> str:
     if group.on_cpu:
         return f"CPU ranks over gloo ({kind})" if kind != "cpu" else "CPU ranks over gloo"
     head = f"{count}×{kind}" if count else str(kind)
-    links = facts.get("links")
-    return f"{head} ({links})" if isinstance(links, str) and links else head
+    links = _links(facts.get("links"))
+    return f"{head} ({links})" if links else head
+
+
+def _links(links: Any) -> str:
+    """`NV18` of a matrix of links, or of the word itself."""
+    if isinstance(links, str):
+        return links
+    rows = links if isinstance(links, list) else []
+    return "/".join(sorted({str(link) for row in rows if isinstance(row, list) for link in row} - {"X", "None"}))
 
 
 def title(group: Group) -> str:

@@ -5,6 +5,7 @@ record(res=1024, ulysses=2) is one; study() is a whole one whose times follow a 
 
 from __future__ import annotations
 
+import hashlib
 import random
 import statistics
 from typing import Any
@@ -22,6 +23,8 @@ POINT: dict[str, Any] = {
     "weights": "random", "seed": 0, "topology": "h200_nvlink", "transport": "p2p", "prompt": "a harbor",
     "memory_cap_gb": None,
 }  # fmt: skip
+
+SPLITS = ((1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4), (8, 1), (4, 2), (2, 4), (1, 8))
 
 
 def record(
@@ -41,7 +44,7 @@ def record(
     merged["res"] = merged["height"] if merged["height"] == merged["width"] else None
     merged["gpus"] = merged["ulysses"] * merged["ring"]
     fields: dict[str, Any] = {
-        "run_id": f"{abs(hash(str(sorted(merged.items(), key=str)))):x}"[:16],
+        "run_id": hashlib.sha256(repr(sorted(merged.items())).encode()).hexdigest()[:16],
         "study": "synthetic",
         "time": "2026-11-01T12:00:00.000+00:00",
         "machine": dict(H200 if machine is None else machine),

@@ -1,0 +1,114 @@
+"""The verb: exit codes, what it prints, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from synthetic import CPU, history, record
+
+from xdit_bench.compare import main, parse_threshold
+from xdit_bench.errors import ConfigError
+from xdit_bench.results.schema import Record
+from xdit_bench.results.store import Store
+
+
+def keep(folder: Path, records: Sequence[Record]) -> str:
+    with Store.open(folder.parent, folder.name) as store:
+        for item in records:
+            store.append(item)
+    return str(folder)
+
+
+def test_exits_0_without_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, new = keep(tmp_path / "a", [record(samples=history(1))]), keep(tmp_path / "b", [record(samples=history(2))])
+    assert main([base, new, "--fail-on", "regression", "--threshold", "2%"]) == 0
+    assert "No regression" in capsys.readouterr().out
+
+
+def test_exits_3_for_a_regression_and_0_where_it_may_not_fail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = keep(tmp_path / "a", [record(samples=history(1))])
+    new = keep(tmp_path / "b", [record(samples=history(2, median=1.1))])
+    assert main([base, new]) == 3
+    out = capsys.readouterr().out
+    assert "**1 regression** in 1 points" in out
+    assert "**slower**" in out
+    assert main([base, new, "--fail-on", "never"]) == 0
+
+
+def test_exits_4_when_nothing_is_comparable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = keep(tmp_path / "a", [record()])
+    assert main([base, keep(tmp_path / "b", [record(machine=CPU)])]) == 4
+    assert main([base, keep(tmp_path / "c", [record(res=4096)])]) == 4
+    assert main([keep(tmp_path / "d", [record(status="oom")]), keep(tmp_path / "e", [record(status="oom")])]) == 4
+    assert "device cuda -> cpu" in capsys.readouterr().out
+
+
+def test_an_ok_record_without_a_time_fails_its_point_and_hides_no_other(tmp_path: Path) -> None:
+    base = keep(tmp_path / "a", [record(res=1024), record(res=2048)])
+    new = tmp_path / "b" / "records.jsonl"
+    new.parent.mkdir()
+    bad = record(res=2048).to_dict()
+    bad["latency_s"]["total"]["median"] = float("nan")
+    new.write_text(json.dumps(record(res=1024).to_dict()) + "\n" + json.dumps(bad) + "\n")
+    assert main([base, str(new)]) == 3
+
+
+@pytest.mark.parametrize("content", ["", "not json\n{}\n", '{"schema": 99}\n', "[1]\n"])
+def test_unreadable_records_exit_2_with_one_line(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(content)
+    assert main([keep(tmp_path / "a", [record()]), str(bad)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert str(bad) in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["only-one"], ["a", "b", "--threshold", "two"], ["a", "b", "--metric", "x"]])
+def test_bad_arguments_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_torn_last_line_is_left_out_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = keep(tmp_path / "a", [record(samples=history(1))])
+    torn = tmp_path / "torn.jsonl"
+    torn.write_bytes((tmp_path / "a" / "records.jsonl").read_bytes() + b'{"schema":1,"run_')
+    assert main([base, str(torn)]) == 0
+    assert "torn" in capsys.readouterr().err
+
+
+def test_memory_that_moved_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [
+        keep(tmp_path / name, [record(samples=history(1), extra={"memory": {"peak_bytes": peak}})])
+        for name, peak in (("a", 40e9), ("b", 50e9))
+    ]
+    assert main(folders) == 0
+    assert "larger" in capsys.readouterr().out
+    assert main([*folders, "--metric", "peak_bytes"]) == 3
+
+
+def test_a_name_from_a_record_is_text_in_the_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = [record(engine="<script>alert(1)</script>|x")]
+    assert main([keep(tmp_path / "a", new), keep(tmp_path / "b", new)]) == 0
+    out = capsys.readouterr().out
+    assert "<script>" not in out
+    assert "\\|x" in out
+
+
+@pytest.mark.parametrize(("text", "share"), [("2%", 0.02), ("0.02", 0.02), ("0", 0.0), (" 5 % ", 0.05)])
+def test_reads_a_threshold(text: str, share: float) -> None:
+    assert parse_threshold(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["2", "-1%", "nan", "many", "150%"])
+def test_refuses_a_threshold_that_is_no_share(text: str) -> None:
+    with pytest.raises(ConfigError, match="2% or 0.02"):
+        parse_threshold(text)

@@ -1,0 +1,222 @@
+"""Two sets of records, point by point: ratio, interval, test and verdict.
+
+Owns the statistics and the rule of what is a regression; reads no files and exits no process (see the verb `compare`).
+
+    rows = compare(base_records, new_records, threshold=0.02)
+    bad = [row for row in rows if row.regression]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xdit_bench.reporting.entry import number
+from xdit_bench.results.schema import METRICS, Metric, Record
+
+ALPHA = 0.01  # of the two-sided Mann-Whitney test; the threshold stands beside it, both must be passed
+Z95 = 1.959964
+SLOWER, FASTER, SAME = "slower", "faster", "same"
+NEWLY_FAILING, FIXED, NOT_COMPARABLE = "newly failing", "fixed", "not comparable"
+VERDICTS = (NEWLY_FAILING, SLOWER, "larger", FASTER, "smaller", FIXED, SAME, NOT_COMPARABLE)
+REGRESSIONS = (NEWLY_FAILING, SLOWER, "larger")
+# what the fingerprint is made of; only these can make two machines unequal
+MACHINE_FIELDS = ("device", "gpus", "gpu", "gpu_kinds", "links", "pcie", "driver", "cpu", "cores", "topology")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point's verdict. `ratio` is new over base with its 95 % interval, `p` is of the Mann-Whitney test."""
+
+    point: dict[str, Any]
+    source: str
+    verdict: str
+    base: float | None = None
+    new: float | None = None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    samples: tuple[int, int] = (0, 0)
+    note: str = ""
+
+    @property
+    def regression(self) -> bool:
+        """Slower (or larger) by more than the threshold, or failing where it did not."""
+        return self.verdict in REGRESSIONS
+
+
+def compare(
+    base: Iterable[Record],
+    new: Iterable[Record],
+    *,
+    threshold: float = 0.02,
+    metric: str = "total_s",
+    allow: Collection[str] = (),
+) -> list[Row]:
+    """A row for every point of either side, the worst first.
+
+    Points are joined by their identity less machine and code. Unequal fingerprints are not comparable, unless all
+    that differs is named in `allow` (`driver`, `torch`, ...). A point that succeeded in `base` and is not in `new`
+    is newly failing: a gate must not pass because points vanished.
+    """
+    ours, theirs = _by_point(base), _by_point(new)
+    rows = []
+    for key in dict.fromkeys([*ours, *theirs]):
+        rows += _join(ours.get(key, []), theirs.get(key, []), METRICS[metric], threshold, frozenset(allow))
+    return sorted(rows, key=lambda row: (VERDICTS.index(row.verdict), -abs(math.log(row.ratio)) if row.ratio else 0.0))
+
+
+def _by_point(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The newest record of each point on each machine."""
+    newest: dict[str, dict[tuple[str, str], Record]] = {}
+    for record in records:
+        key = json.dumps(record.point, sort_keys=True, default=str)
+        newest.setdefault(key, {})[record.source, record.fingerprint] = record
+    return {key: list(found.values()) for key, found in newest.items()}
+
+
+def _join(base: list[Record], new: list[Record], metric: Metric, threshold: float, allow: frozenset[str]) -> list[Row]:
+    rows = []
+    left = list(base)
+    for record in new:
+        partner = next((other for other in left if not differences(other, record, allow)), None)
+        if partner is not None:
+            left.remove(partner)
+            rows.append(judge(partner, record, metric, threshold))
+            continue
+        note = f"differs: {'; '.join(differences(base[-1], record, allow))}" if base else "no record in BASE"
+        rows.append(Row(record.point, record.source, NOT_COMPARABLE, new=_value(record, metric), note=note))
+    for record in left:
+        if not new and _failure(record, metric) is None:
+            rows.append(
+                Row(record.point, record.source, NEWLY_FAILING, base=_value(record, metric), note="no record in NEW")
+            )
+        elif not new:
+            rows.append(Row(record.point, record.source, NOT_COMPARABLE, note="failed in BASE, no record in NEW"))
+    return rows
+
+
+def differences(base: Record, new: Record, allow: Collection[str] = ()) -> list[str]:
+    """Why two records of one point are not of one kind of machine; empty where they are.
+
+    A prediction has no machine: the same topology may be predicted by another version of the model.
+    """
+    if base.source != new.source:
+        return [f"source {base.source} -> {new.source}"]
+    if base.source == "predicted" or base.fingerprint == new.fingerprint:
+        return []
+    found = []
+    for name in MACHINE_FIELDS:
+        was, is_ = base.machine.get(name), new.machine.get(name)
+        if was != is_:
+            found.append((name, f"{name} {_short(was)} -> {_short(is_)}"))
+    for name in sorted({*base.software, *new.software} - {"xdit_bench", "code"}):
+        was, is_ = base.software.get(name), new.software.get(name)
+        if was != is_:
+            found.append((name, f"{name} {_short(was)} -> {_short(is_)}"))
+    if not found:
+        found.append(("fingerprint", "fingerprint, and no recorded field says why"))
+    return [text for name, text in found if name not in allow]
+
+
+def judge(base: Record, new: Record, metric: Metric, threshold: float) -> Row:
+    """The verdict of one point that both sides hold."""
+    was, now = _failure(base, metric), _failure(new, metric)
+    if was and now:
+        return Row(new.point, new.source, NOT_COMPARABLE, note=f"fails in both: {was} -> {now}")
+    if now:
+        return Row(new.point, new.source, NEWLY_FAILING, base=_value(base, metric), note=now)
+    if was:
+        return Row(new.point, new.source, FIXED, new=_value(new, metric), note=f"was: {was}")
+    olds, news = _samples(base, metric), _samples(new, metric)
+    before, after = _value(base, metric) or math.nan, _value(new, metric) or math.nan
+    if olds and news:
+        ratio, low, high = shift(olds, news)
+        p: float | None = mann_whitney(olds, news)
+        sure = p is not None and p <= max(ALPHA, smallest_p(len(olds), len(news)))
+        note = ""
+    else:
+        ratio, low, high, p, sure, note = after / before, None, None, None, True, "no samples: the medians alone decide"
+    worse, better = (SLOWER, FASTER) if metric.unit == "s" else ("larger", "smaller")
+    if not metric.lower_is_better:
+        worse, better = better, worse
+    verdict = SAME
+    if sure and ratio > 1 + threshold:
+        verdict = worse
+    elif sure and ratio < 1 / (1 + threshold):
+        verdict = better
+    elif high is not None and high > 1 + threshold:
+        note = f"up to {100 * (high - 1):.1f} % may hide in the noise: measure.repeats={2 * len(news)} would tell"
+    return Row(new.point, new.source, verdict, before, after, ratio, low, high, p, (len(olds), len(news)), note)
+
+
+def shift(base: Sequence[float], new: Sequence[float]) -> tuple[float, float, float]:
+    """Ratio of new over base and its 95 % interval, free of any distribution.
+
+    Hodges and Lehmann's estimate on logarithms (the median of all pairwise ratios) with Moses' interval, which
+    inverts the Mann-Whitney test (Hollander and Wolfe, Nonparametric Statistical Methods, 4.2 and 4.3).
+    """
+    logs = sorted(math.log(n) - math.log(b) for n in new for b in base)
+    count = len(logs)
+    middle = (logs[(count - 1) // 2] + logs[count // 2]) / 2
+    spread = Z95 * math.sqrt(count * (len(base) + len(new) + 1) / 12)
+    cut = max(0, min((count - 1) // 2, math.floor(count / 2 - spread) - 1))
+    return math.exp(middle), math.exp(logs[cut]), math.exp(logs[count - 1 - cut])
+
+
+def mann_whitney(base: Sequence[float], new: Sequence[float]) -> float:
+    """Two-sided p of the Mann-Whitney test; 1 where every sample is equal."""
+    from scipy.stats import mannwhitneyu  # a second to import, and a report needs none of it
+
+    p = float(mannwhitneyu(base, new, alternative="two-sided").pvalue)
+    return p if math.isfinite(p) else 1.0
+
+
+def smallest_p(base: int, new: int) -> float:
+    """The smallest p so many samples can give: with few, complete separation has to be enough."""
+    return 2 / math.comb(base + new, new) * (1 + 1e-9)
+
+
+def _failure(record: Record, metric: Metric) -> str | None:
+    """Why a record is no success in this metric, or None. A missing, zero or non-finite number never passes."""
+    if record.status != "ok":
+        return f"{record.status}: {record.reason}"
+    if record.parity.get("ok") is False:
+        return f"incorrect: relative L2 {record.parity.get('latents_rel_l2')}"
+    value = _dig(record, metric.path)
+    good = number(value)
+    if good is None or good <= 0:
+        return f"{metric.path} is {value!r}"
+    bad = [sample for sample in _raw_samples(record, metric) if (number(sample) or 0.0) <= 0]
+    return f"{metric.path.removesuffix('.median')}.samples hold {bad[0]!r}" if bad else None
+
+
+def _value(record: Record, metric: Metric) -> float | None:
+    return number(_dig(record, metric.path))
+
+
+def _samples(record: Record, metric: Metric) -> list[float]:
+    return [float(sample) for sample in _raw_samples(record, metric)]
+
+
+def _raw_samples(record: Record, metric: Metric) -> list[Any]:
+    head, _, tail = metric.path.rpartition(".")
+    found = _dig(record, f"{head}.samples") if tail == "median" else None
+    return list(found) if isinstance(found, list | tuple) else []
+
+
+def _dig(record: Record, path: str) -> Any:
+    first, *rest = path.split(".")
+    value: Any = getattr(record, first)
+    for key in rest:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
