@@ -74,6 +74,6 @@ def all_gather_uneven(own: Tensor, rows: Sequence[int], group: ProcessGroup | No
         return own
     padded = own.new_zeros(max(rows), *own.shape[1:])
     padded[: own.shape[0]] = own
-    gathered = own.new_empty(len(rows) * max(rows), *own.shape[1:])
-    dist.all_gather_into_tensor(gathered, padded, group=group)
-    return torch.cat([block[:count] for block, count in zip(torch.split(gathered, max(rows)), rows, strict=True)])
+    blocks = [torch.empty_like(padded) for _ in rows]
+    dist.all_gather(blocks, padded, group=group)
+    return torch.cat([block[:count] for block, count in zip(blocks, rows, strict=True)])

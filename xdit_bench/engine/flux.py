@@ -40,7 +40,9 @@ class Options:
     """What can be switched off, so that each gain can be measured by itself; one field a rung of the ladder."""
 
     modulation_once: bool = True  # adaLN of all steps in one pass over its weights, before the loop
-    fused: bool = True  # Triton kernels, and GELU in the products' epilogue
+    shard_modulation: bool = True  # each rank holds its share of the adaLN weights alone until close()
+    fused: bool = True  # Triton kernels for norm, RoPE and gates
+    gelu_epilogue: bool = True  # with fused: GELU in the product's epilogue, not as a kernel of its own
     overlap: bool = True  # a single block's MLP runs while its heads and its attention travel
     keys: str = "auto"  # a ring's keys: ring (overlapped hops), gathered (one attention call), auto (measured)
 
@@ -79,14 +81,14 @@ class UspFlux:
         with torch.no_grad():
             self.double = [double_weights(block) for block in transformer.transformer_blocks]
             self.single = [single_weights(block) for block in transformer.single_transformer_blocks]
-        self.modulation = Modulation(transformer)
-        self.ops = _operations(mesh.device, fused=options.fused and execution != "compile")
+        self.ops = _operations(mesh.device, options, execution)
         self.parts = make_parts(self.ops, _compiled) if execution == "compile" else make_parts(self.ops)
         q, kv = self._sample()
         kernel = choose(attention, q, *kv.transpose(0, 1).unbind(2))
         self.attention = UspAttention(mesh, self.shares, kernel, merge=self.ops.merge, overlap=options.overlap)
         self.attention.choose_keys(options.keys, q, kv)
         self.graphs = LoopGraphs(self._loop) if execution == "graph" else None
+        self.modulation = Modulation(transformer, mesh, shard=options.shard_modulation)  # last: close() undoes it
 
     @torch.no_grad()
     def denoise(
@@ -111,9 +113,10 @@ class UspFlux:
         return all_gather_uneven(own, self.shares.image, self.mesh.group).transpose(0, 1).contiguous()
 
     def close(self) -> None:
-        """Frees graphs and their memory; the model keeps its weights."""
+        """Frees graphs and their memory, and gives the model back all its weights."""
         if self.graphs is not None:
             self.graphs.clear()
+        self.modulation.close()
 
     def _loop(self, latents: Tensor, prompt: Tensor, pooled: Tensor, sigmas: Tensor, guidance: Tensor | None) -> Tensor:
         """Euler steps of FlowMatchEulerDiscrete on latents `i B 64`, with its roundings."""
@@ -157,16 +160,16 @@ class UspFlux:
         return torch.randn(1, keys, *shape, **like), torch.randn(keys, 1, 2, *shape, **like)
 
 
-def _operations(device: torch.device, *, fused: bool) -> Ops:
+def _operations(device: torch.device, options: Options, execution: str) -> Ops:
     """Fused kernels where they run; else plain torch, with one log line where a GPU could do better."""
-    if not fused or device.type != "cuda":
+    if device.type != "cuda" or execution == "compile" or not options.fused:
         return TORCH
     if find_spec("triton") is None:
         log.warning("triton is not installed: norms, RoPE and gates run as plain torch operations")
         return TORCH
     from xdit_bench.engine.kernels import triton_ops
 
-    return triton_ops()
+    return triton_ops(gelu_epilogue=options.gelu_epilogue)
 
 
 def _compiled(part: Callable[..., Any]) -> Callable[..., Any]:

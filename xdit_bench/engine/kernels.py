@@ -11,8 +11,6 @@ package triton; importing this module needs the package. Leaves matrix products 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -21,6 +19,8 @@ from torch import Tensor
 from xdit_bench.engine.modulation import Affine
 from xdit_bench.engine.ops import NORM_EPS, Ops
 from xdit_bench.engine.weights import Pair
+
+NORM_ROWS = 4  # tokens a program of the norm kernel: 1, 2, 4, 8 tried on an H200
 
 
 @triton.jit
@@ -32,50 +32,37 @@ def _pick(text_row, image_row, columns, inside, is_text):
 
 
 @triton.jit
-def _store_norm(x, n, offsets, inside, width, eps, scale, shift):
-    mean = tl.sum(x, axis=0) / width
-    centred = tl.where(inside, x - mean, 0.0)
-    variance = tl.sum(centred * centred, axis=0) / width
-    normed = centred * tl.rsqrt(variance + eps) * (1.0 + scale) + shift
-    tl.store(n + offsets, normed.to(n.dtype.element_ty), mask=inside)
-
-
-@triton.jit
 def _norm_kernel(
-    x, n, scale_text, scale_image, shift_text, shift_image, norm_stride, text, batch, width, eps, BLOCK: tl.constexpr
-):
-    row = tl.program_id(0)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < width
-    is_text = (row // batch) < text
-    modulation = (row % batch) * norm_stride
-    offsets = row.to(tl.int64) * width + columns
-    value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
-    scale = _pick(scale_text + modulation, scale_image + modulation, columns, inside, is_text)
-    shift = _pick(shift_text + modulation, shift_image + modulation, columns, inside, is_text)
-    _store_norm(value, n, offsets, inside, width, eps, scale, shift)
-
-
-@triton.jit
-def _gated_add_norm_kernel(
     x, y, n, gate_text, gate_image, scale_text, scale_image, shift_text, shift_image,
-    gate_stride, norm_stride, text, batch, width, eps, BLOCK: tl.constexpr,
+    gate_stride, norm_stride, text, tokens, batch, width, eps,
+    GATED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0)
+    """ROWS tokens of one kind share one load of their modulation, which else outweighs the tokens themselves."""
+    block, sample = tl.program_id(0), tl.program_id(1)
+    text_blocks = (text + ROWS - 1) // ROWS
+    is_text = block < text_blocks
+    first = tl.where(is_text, block * ROWS, text + (block - text_blocks) * ROWS)
+    end = tl.where(is_text, text, tokens)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    is_text = (row // batch) < text
-    sample = row % batch
-    offsets = row.to(tl.int64) * width + columns
-    value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
-    more = tl.load(y + offsets, mask=inside, other=0.0).to(tl.float32)
-    gate = _pick(gate_text + sample * gate_stride, gate_image + sample * gate_stride, columns, inside, is_text)
     modulation = sample * norm_stride
-    scale = _pick(scale_text + modulation, scale_image + modulation, columns, inside, is_text)
+    scale = 1.0 + _pick(scale_text + modulation, scale_image + modulation, columns, inside, is_text)
     shift = _pick(shift_text + modulation, shift_image + modulation, columns, inside, is_text)
-    value += gate * more
-    tl.store(x + offsets, value.to(x.dtype.element_ty), mask=inside)
-    _store_norm(value, n, offsets, inside, width, eps, scale, shift)
+    if GATED:
+        own = sample * gate_stride
+        gate = _pick(gate_text + own, gate_image + own, columns, inside, is_text)
+    for row in tl.static_range(ROWS):
+        token = first + row
+        here = inside & (token < end)
+        offsets = (token.to(tl.int64) * batch + sample) * width + columns
+        value = tl.load(x + offsets, mask=here, other=0.0).to(tl.float32)
+        if GATED:
+            value += gate * tl.load(y + offsets, mask=here, other=0.0).to(tl.float32)
+            tl.store(x + offsets, value.to(x.dtype.element_ty), mask=here)
+        centred = tl.where(inside, value - tl.sum(value, axis=0) / width, 0.0)
+        variance = tl.sum(centred * centred, axis=0) / width
+        normed = centred * tl.rsqrt(variance + eps) * scale + shift
+        tl.store(n + offsets, normed.to(n.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -144,23 +131,12 @@ def _merge_kernel(out, more, lse, more_lse, merged, total, tokens, heads, HEADS:
 
 def modulated_norm(x: Tensor, text: int, norm: Affine) -> Tensor:
     """Twin of `ops.modulated_norm`."""
-    n = torch.empty_like(x)
-    rows, batch, width = x.shape
-    _norm_kernel[(rows * batch,)](
-        x, n, *norm.scale, *norm.shift, norm.scale.image.stride(0), text, batch, width, NORM_EPS, **_row(width)
-    )  # fmt: skip
-    return n
+    return _norm(x, x, text, norm.scale, norm, gated=False)
 
 
 def gated_add_norm(x: Tensor, y: Tensor, text: int, gate: Pair, norm: Affine) -> tuple[Tensor, Tensor]:
     """Twin of `ops.gated_add_norm`; x is updated in place."""
-    n = torch.empty_like(x)
-    rows, batch, width = x.shape
-    _gated_add_norm_kernel[(rows * batch,)](
-        x, y, n, *gate, *norm.scale, *norm.shift, gate.image.stride(0), norm.scale.image.stride(0),
-        text, batch, width, NORM_EPS, **_row(width),
-    )  # fmt: skip
-    return x, n
+    return x, _norm(x, y, text, gate, norm, gated=True)
 
 
 def rotate(
@@ -197,6 +173,13 @@ def linear_gelu(x: Tensor, text: int, layer: Pair) -> Tensor:
     return _products(x, text, layer, gelu=True)
 
 
+def linear_then_gelu(x: Tensor, text: int, layer: Pair) -> Tensor:
+    """Twin of `ops.linear_gelu` with GELU as a kernel of its own, in place."""
+    hidden = _products(x, text, layer, gelu=False)
+    torch.ops.aten.gelu_(hidden, approximate="tanh")
+    return hidden
+
+
 def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Twin of `ops.add_product`, in place: out of place torch would first copy y."""
     y.flatten(0, 1).addmm_(x.flatten(0, 1), weight.t())
@@ -217,9 +200,10 @@ def merge(
     return merged, total
 
 
-def triton_ops() -> Ops:
+def triton_ops(*, gelu_epilogue: bool = True) -> Ops:
     """The fused implementation."""
-    return Ops(modulated_norm, gated_add_norm, rotate, linear, linear_gelu, add_product, merge)
+    mlp = linear_gelu if gelu_epilogue else linear_then_gelu
+    return Ops(modulated_norm, gated_add_norm, rotate, linear, mlp, add_product, merge)
 
 
 def _products(x: Tensor, text: int, layer: Pair, *, gelu: bool) -> Tensor:
@@ -239,5 +223,12 @@ def _products(x: Tensor, text: int, layer: Pair, *, gelu: bool) -> Tensor:
     return out
 
 
-def _row(width: int) -> dict[str, Any]:
-    return {"BLOCK": triton.next_power_of_2(width), "num_warps": 8 if width > 2048 else 4}
+def _norm(x: Tensor, y: Tensor, text: int, gate: Pair, norm: Affine, *, gated: bool) -> Tensor:
+    n = torch.empty_like(x)
+    tokens, batch, width = x.shape
+    blocks = triton.cdiv(text, NORM_ROWS) + triton.cdiv(tokens - text, NORM_ROWS)
+    _norm_kernel[(blocks, batch)](
+        x, y, n, *gate, *norm.scale, *norm.shift, gate.image.stride(0), norm.scale.image.stride(0), text, tokens,
+        batch, width, NORM_EPS, GATED=gated, ROWS=NORM_ROWS, BLOCK=triton.next_power_of_2(width), num_warps=8,
+    )  # fmt: skip
+    return n

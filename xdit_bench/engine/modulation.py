@@ -3,18 +3,21 @@
 It depends on no token, so all steps of an image are computed before the first: one pass over its 6.5 GB of
 weights an image instead of one a step. Leaves applying it to `ops`.
 
-    table = Modulation(transformer).table(timesteps, pooled, guidance)
+    table = Modulation(transformer, mesh).table(timesteps, pooled, guidance)
     norms, gates = table.step(0)
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xdit_bench.engine.collectives import all_gather_uneven
+from xdit_bench.engine.mesh import Mesh
 from xdit_bench.engine.weights import Pair
 
 
@@ -54,13 +57,28 @@ class Table(NamedTuple):
 
 
 class Modulation:
-    """The adaLN projections of a `FluxTransformer2DModel`."""
+    """The adaLN projections of a `FluxTransformer2DModel`, shared out over the ranks of a mesh.
 
-    def __init__(self, transformer: Any) -> None:
-        self.embed = transformer.time_text_embed
-        self.double = [Pair(b.norm1_context.linear, b.norm1.linear) for b in transformer.transformer_blocks]
-        self.single = [block.norm.linear for block in transformer.single_transformer_blocks]
-        self.last = transformer.norm_out.linear
+    Each rank projects its own layers and all gather the table: 6.5 GB of weights are read once an image by all ranks
+    together. With `shard` a rank also keeps only its own layers in device memory until `close`.
+    """
+
+    def __init__(self, transformer: Any, mesh: Mesh, *, shard: bool = True) -> None:
+        self.embed, self.mesh = transformer.time_text_embed, mesh
+        self.layers: list[torch.nn.Linear] = []
+        for block in transformer.transformer_blocks:
+            self.layers += [block.norm1_context.linear, block.norm1.linear]
+        self.doubles = len(transformer.transformer_blocks)
+        self.layers += [block.norm.linear for block in transformer.single_transformer_blocks]
+        self.layers.append(transformer.norm_out.linear)
+        self.own = range(mesh.rank, len(self.layers), mesh.size)  # dealt out: equal layers neighbour each other
+        self._to_device(range(len(self.layers)), mesh.device)  # a sharing that was never closed
+        if shard:
+            self._to_device([i for i in range(len(self.layers)) if i not in self.own], torch.device("cpu"))
+
+    def close(self) -> None:
+        """Brings every layer back to the device."""
+        self._to_device(range(len(self.layers)), self.mesh.device)
 
     def table(self, sigmas: Tensor, pooled: Tensor, guidance: Tensor | None) -> Table:
         """Modulation of K steps. sigmas `K` (timesteps over 1000), pooled `B C`, guidance one scale or None.
@@ -73,13 +91,24 @@ class Modulation:
         if guidance is not None:
             conditions.append((guidance.to(pooled.dtype) * 1000).expand(steps * batch))
         embedded = F.silu(self.embed(*conditions, pooled.repeat(steps, 1)))
+        rows = self._gather([F.linear(embedded, self.layers[i].weight, self.layers[i].bias) for i in self.own])
+        tables = [row.view(steps, batch, -1, embedded.shape[1]) for row in rows]
+        doubles = [Pair(tables[2 * i], tables[2 * i + 1]) for i in range(self.doubles)]
+        return Table(doubles, tables[2 * self.doubles : -1], tables[-1])
 
-        def project(linear: torch.nn.Linear) -> Tensor:
-            out: Tensor = F.linear(embedded, linear.weight, linear.bias)
-            return out.view(steps, batch, -1, linear.in_features)
+    def _gather(self, own: list[Tensor]) -> list[Tensor]:
+        """Every layer's rows `K*B n*h`, in the order of the layers, from each rank's own."""
+        if self.mesh.size == 1:
+            return own
+        dealt = [range(rank, len(self.layers), self.mesh.size) for rank in range(self.mesh.size)]
+        widths = [[self.layers[i].out_features for i in mine] for mine in dealt]
+        columns = torch.cat(own, dim=1).t().contiguous()  # the gather joins along dim 0
+        whole = all_gather_uneven(columns, [sum(mine) for mine in widths], self.mesh.group).t().contiguous()
+        parts = torch.split(whole, [width for mine in widths for width in mine], dim=1)
+        place = {i: at for at, i in enumerate(i for mine in dealt for i in mine)}
+        return [parts[place[i]] for i in range(len(self.layers))]
 
-        return Table(
-            [Pair(project(pair.text), project(pair.image)) for pair in self.double],
-            [project(linear) for linear in self.single],
-            project(self.last),
-        )
+    def _to_device(self, layers: Iterable[int], device: torch.device) -> None:
+        for i in layers:
+            for parameter in self.layers[i].parameters():
+                parameter.data = parameter.data.to(device)

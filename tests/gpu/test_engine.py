@@ -1,0 +1,120 @@
+"""The engine `usp` on one GPU: every kernel and execution against diffusers, and what a graph may and may not keep."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import engine_cases as cases
+import pytest
+import torch
+
+from xdit_bench.engine import flux as flux_module
+from xdit_bench.engine.attention import KERNELS, available
+from xdit_bench.engine.flux import Options, UspFlux
+from xdit_bench.engine.mesh import Mesh, build_mesh
+from xdit_bench.engine.modulation import Modulation
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def device() -> torch.device:
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module")
+def model(device: torch.device) -> Any:
+    return cases.build(device, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def exact(device: torch.device) -> torch.Tensor:
+    """The float32 result of diffusers."""
+    inputs = [x.float() for x in cases.inputs(device, torch.bfloat16)]
+    return cases.stock(cases.build(device, torch.bfloat16).float(), *inputs)
+
+
+def make(model: Any, device: torch.device, **options: Any) -> UspFlux:
+    mesh = build_mesh(1, 1, device)
+    assert mesh is not None
+    return UspFlux(model, mesh, height=cases.HEIGHT, width=cases.WIDTH, text_tokens=cases.TEXT, **options)
+
+
+@pytest.mark.parametrize("execution", ["eager", "graph", pytest.param("compile", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("attention", list(KERNELS))
+def test_bf16_is_as_near_to_float32_as_diffusers_is(
+    attention: str, execution: str, model: Any, exact: torch.Tensor, device: torch.device
+) -> None:
+    if attention not in available(device, torch.bfloat16):
+        pytest.skip(f"attention={attention} is not available here")
+    inputs = cases.inputs(device, torch.bfloat16)
+    flux = make(model, device, attention=attention, execution=execution)
+    error = cases.relative(flux.denoise(*inputs, cases.SIGMAS, None), exact)
+    flux.close()
+    assert error <= 1.2 * cases.relative(cases.stock(model, *inputs), exact)
+
+
+def test_fp32_equals_diffusers(device: torch.device) -> None:
+    model, inputs = cases.build(device, torch.float32), cases.inputs(device, torch.float32)
+    result = make(model, device).denoise(*inputs, cases.SIGMAS, None)
+    assert cases.relative(result, cases.stock(model, *inputs)) <= 1e-5
+
+
+def test_a_graph_takes_another_prompt_and_another_number_of_steps(model: Any, device: torch.device) -> None:
+    graph, eager = make(model, device, execution="graph", attention="flash"), make(model, device, attention="flash")
+    more = torch.tensor([1.0, 0.9, 0.5, 0.0])
+    results = []
+    for seed, sigmas in ((2, cases.SIGMAS), (3, cases.SIGMAS), (3, more), (2, cases.SIGMAS)):
+        inputs = cases.inputs(device, torch.bfloat16, seed)
+        results.append((graph.denoise(*inputs, sigmas, None), eager.denoise(*inputs, sigmas, None)))
+    graph.close()
+    for captured, expected in results:  # after all runs: a result must not live in memory a later replay writes
+        assert torch.equal(captured, expected)
+    assert cases.relative(results[0][0], results[1][0]) > 0.1
+
+
+def test_closing_frees_a_graph_s_memory(model: Any, device: torch.device) -> None:
+    make(model, device).denoise(*cases.inputs(device, torch.bfloat16), cases.SIGMAS, None)  # fuses, fills caches
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    flux = make(model, device, execution="graph")
+    flux.denoise(*cases.inputs(device, torch.bfloat16), cases.SIGMAS, None)
+    flux.close()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved(device) <= before + (2 << 20)
+
+
+@pytest.mark.parametrize(
+    "options", [Options(fused=False), Options(modulation_once=False), Options(gelu_epilogue=False)], ids=repr
+)
+def test_every_rung_of_the_ladder_is_correct(
+    options: Options, model: Any, exact: torch.Tensor, device: torch.device
+) -> None:
+    inputs = cases.inputs(device, torch.bfloat16)
+    error = cases.relative(make(model, device, options=options).denoise(*inputs, cases.SIGMAS, None), exact)
+    assert error <= 1.2 * cases.relative(cases.stock(model, *inputs), exact)
+
+
+def test_without_triton_plain_torch_runs_and_one_line_says_so(
+    model: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(flux_module, "find_spec", lambda name: None)
+    with caplog.at_level(logging.WARNING):
+        flux = make(model, device, attention="flash")
+    assert [record.getMessage() for record in caplog.records] == [
+        "triton is not installed: norms, RoPE and gates run as plain torch operations"
+    ]
+    assert torch.isfinite(flux.denoise(*cases.inputs(device, torch.bfloat16), cases.SIGMAS, None)).all()
+
+
+def test_a_rank_keeps_only_its_share_of_the_modulation_until_closed(device: torch.device) -> None:
+    model = cases.build(device, torch.bfloat16)
+    before = torch.cuda.memory_allocated(device)
+    modulation = Modulation(model, Mesh(2, 1, 1, device))
+    held = sum(layer.weight.numel() for layer in modulation.layers if layer.weight.is_cuda)
+    everything = sum(layer.weight.numel() for layer in modulation.layers)
+    assert 0.3 < held / everything < 0.7
+    assert torch.cuda.memory_allocated(device) < before - everything // 2
+    modulation.close()
+    assert all(layer.weight.is_cuda and layer.bias.is_cuda for layer in modulation.layers)

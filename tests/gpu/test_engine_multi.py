@@ -1,0 +1,59 @@
+"""The engine `usp` on two GPUs over NCCL against diffusers on one: every way heads and keys may travel."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import engine_cases as cases
+import pytest
+import torch
+
+pytestmark = pytest.mark.multigpu
+
+MESHES = [(2, 1, "ring"), (1, 2, "ring"), (1, 2, "gathered"), (1, 2, "auto")]
+EXECUTIONS = ["eager", "graph"]
+
+
+def worker(rank: int, folder: str) -> None:
+    from xdit_bench.engine.flux import Options, UspFlux
+    from xdit_bench.engine.mesh import build_mesh, connect
+
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    connect(rank, 2, f"{folder}/store", device)
+    model: Any = cases.build(device, torch.bfloat16)
+    inputs = cases.inputs(device, torch.bfloat16)
+    reference = cases.stock(model, *inputs)
+    results = {}
+    for (ulysses, ring, keys), execution in product(MESHES, EXECUTIONS):
+        mesh = build_mesh(ulysses, ring, device)
+        assert mesh is not None
+        flux = UspFlux(
+            model, mesh, height=cases.HEIGHT, width=cases.WIDTH, text_tokens=cases.TEXT, execution=execution,
+            options=Options(keys=keys),
+        )  # fmt: skip
+        for _ in range(2):  # a graph is captured, then replayed
+            latents = flux.gather(flux.denoise(*inputs, cases.SIGMAS, None))
+        results[ulysses, ring, keys, execution] = cases.relative(latents, reference)
+        flux.close()
+    if rank == 0:
+        torch.save(results, f"{folder}/results")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int, str, str], float]:
+    folder = str(tmp_path_factory.mktemp("ranks"))
+    torch.multiprocessing.start_processes(worker, (folder,), nprocs=2, start_method="spawn")
+    loaded: dict[tuple[int, int, str, str], float] = torch.load(f"{folder}/results")
+    return loaded
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize(("ulysses", "ring", "keys"), MESHES)
+def test_two_gpus_equal_one(
+    ulysses: int, ring: int, keys: str, execution: str, results: dict[tuple[int, int, str, str], float]
+) -> None:
+    assert results[ulysses, ring, keys, execution] <= 5e-2
