@@ -23,7 +23,8 @@ from xdit_bench.topology.specs import Topology, load
 
 DEFAULTS = {
     "topology": "a100_nvlink", "res": "1024", "gpus": "", "latency_s": "", "model": "flux_schnell", "engine": "usp",
-    "execution": "eager", "vae": "parallel", "steps": "", "text_tokens": "", "transport": "p2p", "results_dir": "results",
+    "execution": "eager", "vae": "parallel", "steps": "", "text_tokens": "", "transport": "p2p",
+    "results_dir": "results",
 }  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def render(advice: Advice, point: Point, model: ModelSpec, topology: Topology, l
         f"{model.name}, {point.res}px, {point.steps} steps on {topology.name}, engine {point.engine}/{point.execution}"
     ]
     if not advice.options:
-        return [*lines, *(f"  {split}: {reason}" for split, reason in advice.failures.items())]
+        return [*lines, *(f"no split can run: {reason}" for reason in dict.fromkeys(advice.failures.values()))]
     best, second = advice.best, advice.runner_up
     lines.append(f"best:      {_describe(best)}")
     lines.append(f"           limited by {best.bottleneck}")

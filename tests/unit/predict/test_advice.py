@@ -1,0 +1,72 @@
+"""Ties, runner-ups, fewest GPUs, and measured records in place of predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+
+from xdit_bench.config import ModelSpec, Point
+from xdit_bench.predict.advice import Option, advise, splits, ties
+from xdit_bench.predict.points import make_point
+from xdit_bench.predict.records import predicted_record
+from xdit_bench.results.schema import Record
+from xdit_bench.topology.specs import load
+
+L40 = load("l40_pcie")
+
+
+def option(seconds: float, errors: dict[str, float], source: str = "predicted", ulysses: int = 4) -> Option:
+    point = make_point(PLAIN, ulysses=ulysses)
+    return Option(point, seconds, 0.9 * seconds, 1.1 * seconds, errors, 1e9, "fits", "", source)
+
+
+@pytest.fixture(autouse=True)
+def _model(schnell: ModelSpec) -> None:
+    global PLAIN
+    PLAIN = schnell
+
+
+def test_splits_are_all_factorizations() -> None:
+    assert splits(4) == [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (2, 2), (4, 1)]
+
+
+def test_errors_in_common_cancel_in_a_tie() -> None:
+    assert not ties(option(1.0, {"compute": 0.2}), option(1.1, {"compute": 0.2}))
+    assert ties(option(1.0, {"compute": 0.2}), option(1.015, {"compute": 0.2}))
+    assert ties(option(1.0, {"network": 0.02}), option(1.1, {"network": 0.15}))
+    assert not ties(option(1.0, {}, "measured"), option(1.01, {}, "measured"))
+
+
+def test_of_tied_options_the_one_with_fewer_gpus_is_best(schnell: ModelSpec) -> None:
+    advice = advise(make_point(schnell, topology="l40_pcie"), schnell, L40)
+    tied = tuple(dataclasses.replace(o, seconds=1.0 + 0.001 * n, errors={}) for n, o in enumerate(advice.options))
+    assert dataclasses.replace(advice, options=tied).best.point.gpus == 1
+
+
+def test_the_fewest_gpus_that_meet_a_latency(study_point: Callable[..., Point], schnell: ModelSpec) -> None:
+    advice = advise(study_point("l40_pcie", 2048), schnell, L40)
+    for bound, gpus in ((20.0, 1), (9.0, 2), (4.6, 4)):
+        fewest = advice.fewest(bound)
+        assert fewest is not None
+        assert fewest.seconds <= bound
+        assert fewest.point.gpus == gpus
+    assert advice.fewest(0.5) is None
+    assert "24 heads cannot be split" in advice.failures["u5r1"]
+
+
+def test_measured_records_stand_in_for_their_own_point_alone(schnell: ModelSpec) -> None:
+    point = make_point(schnell, topology="h200_nvlink", ulysses=2)
+    predicted = predicted_record(point, schnell, load("h200_nvlink"), "s")
+    measured = Record(
+        run_id="1", study="s", source="measured", status="ok", point={**predicted.point, "prompt": "else"},
+        latency_s={"total": {"median": 0.1, "ci95": [0.09, 0.11]}}, memory={"peak_bytes": 5},
+    )  # fmt: skip
+    advice = advise(point, schnell, load("h200_nvlink"), 2, [measured])
+    sources = {o.split: o.source for o in advice.options}
+    assert sources == {"u1r1": "predicted", "u1r2": "predicted", "u2r1": "measured"}
+    assert advice.best.split == "u2r1"
+    assert (advice.best.seconds, advice.best.low) == (0.1, 0.09)
+    longer = advise(dataclasses.replace(point, steps=9), schnell, load("h200_nvlink"), 2, [measured])
+    assert {o.source for o in longer.options} == {"predicted"}

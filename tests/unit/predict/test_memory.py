@@ -1,0 +1,76 @@
+"""Peaks and verdicts against published and measured numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from xdit_bench.config import ModelSpec, Point
+from xdit_bench.predict.memory import plan_memory, tile_areas
+from xdit_bench.predict.points import make_point
+from xdit_bench.predict.profiles import find
+from xdit_bench.topology.specs import load
+
+GIB = 2**30
+Make = Callable[..., Point]
+
+
+@pytest.mark.parametrize(
+    ("res", "gpus", "vae", "peak_gb"),
+    [(2048, 8, "single", 46.10), (3072, 8, "parallel", 39.38), (4096, 8, "parallel", 42.09), (1024, 1, "none", 34.21),
+     (2048, 1, "none", 35.43), (1024, 8, "none", 33.86), (2048, 8, "none", 34.07)],
+)  # fmt: skip
+def test_published_peaks_are_within_five_percent(
+    study_point: Make, schnell: ModelSpec, res: int, gpus: int, vae: str, peak_gb: float
+) -> None:
+    point = study_point("a100_nvlink", res, gpus, vae=vae)
+    plan = plan_memory(point, schnell, load("a100_nvlink"), find("xdit_2024", "eager"))
+    assert plan.peak_bytes / 1e9 == pytest.approx(peak_gb, rel=0.05)
+
+
+@pytest.mark.parametrize(("res", "gib"), [(1024, 2.4), (2048, 9.5), (3072, 21.4), (4096, 38.1)])
+def test_plain_decodes_beyond_the_weights_are_those_measured(schnell: ModelSpec, res: int, gib: float) -> None:
+    point = make_point(schnell, topology="h200_nvlink", height=res, width=res, engine="stock", vae="single")
+    plan = plan_memory(point, schnell, load("h200_nvlink"), find("stock", "eager"))
+    assert (plan.peak_bytes - plan.parameters_bytes) / GIB == pytest.approx(gib, rel=0.02, abs=0.05)
+
+
+def test_an_h100_decodes_3072px_and_thrashes_at_4096px(schnell: ModelSpec) -> None:
+    def verdict(res: int, cap: float | None = None) -> str:
+        point = make_point(
+            schnell, topology="h100_nvlink", height=res, width=res, engine="stock", vae="single", memory_cap_gb=cap
+        )
+        return plan_memory(point, schnell, load("h100_nvlink"), find("stock", "eager")).verdict
+
+    assert [verdict(res) for res in (2048, 3072, 4096, 5120)] == ["fits", "fits", "pressure", "oom"]
+    assert verdict(2048, cap=40.0) == "oom"
+
+
+def test_a_cap_beyond_the_card_changes_nothing(schnell: ModelSpec) -> None:
+    def cap(gigabytes: float | None) -> int:
+        point = make_point(schnell, topology="l40_pcie", memory_cap_gb=gigabytes)
+        return plan_memory(point, schnell, load("l40_pcie"), find("usp", "eager")).cap_bytes
+
+    assert cap(141.0) == cap(None)
+    assert cap(40.0) == 40_000_000_000
+
+
+def test_only_rank_0_decodes_when_the_vae_is_not_parallel(schnell: ModelSpec) -> None:
+    plans = {
+        vae: plan_memory(
+            make_point(schnell, topology="h200_nvlink", height=2048, width=2048, ulysses=4, vae=vae),
+            schnell, load("h200_nvlink"), find("usp", "eager"),
+        )
+        for vae in ("single", "parallel")
+    }  # fmt: skip
+    first, *others = plans["single"].peak_bytes_per_rank
+    assert first > max(others)
+    assert len(set(plans["parallel"].peak_bytes_per_rank)) == 1
+    assert plans["parallel"].peak_bytes < first
+
+
+def test_tiles_cover_the_picture_with_a_quarter_of_overlap(schnell: ModelSpec) -> None:
+    point = make_point(schnell, height=1024, width=2048)
+    assert tile_areas(point, schnell) == [128 * 128, 128 * 128, 128 * 64, 32 * 128, 32 * 128, 32 * 64]
+    assert tile_areas(make_point(schnell, height=768, width=1024), schnell) == [96 * 128]

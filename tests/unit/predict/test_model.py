@@ -1,0 +1,154 @@
+"""Predictions: the published figures within the promised errors, sane behaviour everywhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from xdit_bench.config import ModelSpec, Point
+from xdit_bench.errors import Infeasible, OutOfMemory
+from xdit_bench.predict.model import predict
+from xdit_bench.predict.points import load_model, make_point
+from xdit_bench.topology.specs import load
+
+A100, L40, H200 = load("a100_nvlink"), load("l40_pcie"), load("h200_nvlink")
+Make = Callable[..., Point]
+
+
+def test_terms_add_up_to_the_step_and_stages_to_the_total(study_point: Make, schnell: ModelSpec) -> None:
+    prediction = predict(study_point("l40_pcie", 1024, 2, 2, vae="parallel"), schnell, L40)
+    assert sum(prediction.terms.values()) == pytest.approx(prediction.step.median)
+    stages = [prediction.stages[stage].median for stage in ("text", "denoise", "vae")]
+    assert sum(stages) == pytest.approx(prediction.total_s)
+    assert all(i.low < i.median < i.high for i in prediction.stages.values())
+
+
+@pytest.mark.parametrize(("ulysses", "ring"), [(1, 1), (4, 1), (1, 4), (2, 2)])
+def test_a_larger_picture_or_more_steps_never_take_less_time(ulysses: int, ring: int, schnell: ModelSpec) -> None:
+    def total(**changes: object) -> float:
+        point = make_point(schnell, topology="h200_nvlink", ulysses=ulysses, ring=ring, **changes)
+        return predict(point, schnell, H200).total_s
+
+    sizes = [total(height=side, width=side) for side in range(512, 3072, 128)]
+    assert sizes == sorted(sizes)
+    assert total(steps=5) > total(steps=4)
+    assert total(text_tokens=512) >= total(text_tokens=77)
+
+
+def test_twice_the_bandwidth_never_hurts(study_point: Make, schnell: ModelSpec) -> None:
+    def faster(key: str) -> float:
+        levels = tuple(dataclasses.replace(level, **{key: 2 * getattr(level, key)}) for level in L40.levels("p2p"))
+        topology = dataclasses.replace(L40, links={"p2p": levels})
+        return predict(study_point("l40_pcie", 2048, 4, 2), schnell, topology).total_s
+
+    base = predict(study_point("l40_pcie", 2048, 4, 2), schnell, L40).total_s
+    assert faster("all_to_all_bytes_per_s") < base
+    assert faster("bytes_per_s") < base
+
+
+def test_slow_links_cost_what_they_should(schnell: ModelSpec) -> None:
+    totals = [
+        predict(make_point(schnell, topology="h200_nvlink", ulysses=2, transport=t), schnell, H200).total_s
+        for t in ("p2p", "host", "socket")
+    ]
+    assert totals == sorted(totals)
+    assert totals[2] > 2 * totals[0]
+
+
+def test_a_captured_graph_has_no_launch_floor(schnell: ModelSpec) -> None:
+    point = make_point(schnell, topology="h200_nvlink", height=256, width=256, ulysses=2)
+    eager = predict(point, schnell, H200)
+    graph = predict(dataclasses.replace(point, execution="graph"), schnell, H200)
+    assert eager.terms["launch"] > 0
+    assert graph.terms["launch"] == pytest.approx(0.0, abs=1e-12)
+    assert eager.bottleneck.startswith("launching operations")
+
+
+@pytest.mark.parametrize(
+    ("engine", "execution", "attention", "res", "measured_ms"),
+    [
+        ("stock", "eager", "cudnn", 1024, 182), ("stock", "eager", "cudnn", 2048, 869),
+        ("stock", "eager", "flash", 4096, 10907), ("stock", "compile", "cudnn", 1024, 132),
+        ("stock", "compile", "cudnn", 4096, 6428),
+    ],
+)  # fmt: skip
+def test_plain_steps_on_one_h200_are_within_a_tenth(
+    schnell: ModelSpec, engine: str, execution: str, attention: str, res: int, measured_ms: float
+) -> None:
+    point = make_point(
+        schnell, topology="h200_nvlink", height=res, width=res, engine=engine, execution=execution,
+        attention=attention, vae="none",
+    )  # fmt: skip
+    assert 1e3 * predict(point, schnell, H200).step.median == pytest.approx(measured_ms, rel=0.10)
+
+
+def test_the_engine_compiled_on_8_a100s_is_what_was_published_and_never_fitted(
+    study_point: Make, schnell: ModelSpec
+) -> None:
+    for res, seconds in ((1024, 0.82), (2048, 2.4)):
+        point = study_point("a100_nvlink", res, 8, 1, vae="single", execution="compile")
+        assert predict(point, schnell, A100).total_s == pytest.approx(seconds, rel=0.05)
+
+
+def test_fewer_tokens_than_calibrated_widen_the_interval_with_a_warning(schnell: ModelSpec) -> None:
+    def spread(side: int) -> tuple[float, tuple[str, ...]]:
+        point = make_point(schnell, topology="a100_nvlink", height=side, width=side, vae="none")
+        prediction = predict(point, schnell, A100)
+        return prediction.stages["total"].high / prediction.total_s, prediction.warnings
+
+    assert spread(1024)[1] == ()
+    narrow, (warning,) = spread(512)
+    assert narrow > spread(1024)[0]
+    assert "1024 image tokens, outside the 4096 to 65536" in warning
+
+
+def test_another_width_of_model_is_predicted_with_a_warning(schnell: ModelSpec) -> None:
+    tiny = load_model("flux_tiny")
+    prediction = predict(make_point(tiny, topology="a100_nvlink", vae="none"), tiny, A100)
+    assert any("flux_tiny is 128 wide" in warning for warning in prediction.warnings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"ulysses": 8, "ring": 2}, "needs 16 GPUs, and there are 8"),
+        ({"ulysses": 5}, "24 heads cannot be split over ulysses=5"),
+        ({"engine": "stock", "ulysses": 2}, "plain diffusers on one GPU"),
+        ({"engine": "xfuser"}, "no profile of engine=xfuser"),
+        ({"attention": "fa3"}, "no number for attention=fa3"),
+        ({"transport": "host", "ulysses": 2}, "no link numbers for transport=host"),
+        ({"dtype": "fp32"}, "dtype=fp32 has to be measured"),
+    ],
+)
+def test_what_can_not_be_predicted_is_infeasible_with_a_reason(
+    schnell: ModelSpec, changes: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(Infeasible, match=reason):
+        predict(make_point(schnell, topology="a100_nvlink", **changes), schnell, A100)
+
+
+def test_cpu_ranks_are_never_predicted(schnell: ModelSpec) -> None:
+    with pytest.raises(Infeasible, match="topology=cpu is measured only"):
+        predict(make_point(schnell, topology="cpu"), schnell, load("cpu"))
+
+
+def test_out_of_memory_names_stage_bytes_and_remedy(study_point: Make, schnell: ModelSpec) -> None:
+    with pytest.raises(OutOfMemory, match=r"the vae stage needs 88\.\d GB .* use vae=parallel") as caught:
+        predict(study_point("a100_nvlink", 3072, vae="single"), schnell, A100)
+    assert caught.value.details["stage"] == "vae"
+    assert caught.value.details["bytes_asked"] > 85e9
+
+
+def test_importing_and_predicting_needs_no_torch() -> None:
+    code = (
+        "import sys; from xdit_bench.predict.points import *; from xdit_bench.predict.records import predicted_record;"
+        "from xdit_bench.topology.specs import load; model = load_model('flux_schnell');"
+        "record = predicted_record(make_point(model, ulysses=8), model, load('a100_nvlink'), 's');"
+        "assert record.status == 'ok', record;"
+        "assert not {'torch', 'diffusers', 'transformers', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,75 @@
+"""The verb names the best split, ties, the bottleneck and the fewest GPUs; bad input is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xdit_bench.recommend import main
+
+
+@pytest.fixture
+def say(tmp_path: Path, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main([*arguments, f"results_dir={tmp_path}"])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+STUDY = ("engine=xdit_2024", "text_tokens=256", "vae=none")
+
+
+def test_four_l40s_beat_eight_at_1024px(say) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = say("topology=l40_pcie", "res=1024", *STUDY)
+    assert code == 0
+    assert "best:      u2r2 on 4 GPUs" in out
+    assert "GPU-seconds an image" in out
+
+
+def test_ties_are_called_ties(say) -> None:  # type: ignore[no-untyped-def]
+    _, out, _ = say("topology=a100_nvlink", "res=4096", *STUDY)
+    assert "best:      u8r1 on 8 GPUs" in out
+    assert "a tie" in out
+
+
+def test_the_bottleneck_is_a_link_by_name(say) -> None:  # type: ignore[no-untyped-def]
+    _, out, _ = say("topology=l40_pcie", "res=2048", *STUDY)
+    assert "limited by ring exchange crosses the socket link" in out
+
+
+def test_the_fewest_gpus_that_meet_a_latency(say) -> None:  # type: ignore[no-untyped-def]
+    _, out, _ = say("topology=l40_pcie", "res=2048", "latency_s=9", *STUDY)
+    assert "within 9 s: u" in out
+    assert "on 2 GPUs" in out
+    _, out, _ = say("topology=l40_pcie", "res=2048", "latency_s=0.1", *STUDY)
+    assert "no split meets it" in out
+
+
+def test_a_machine_without_numbers_exits_1_and_says_why_once(say) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = say("topology=cpu")
+    assert code == 1
+    assert out.count("measured only") == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("topo=l40_pcie", "did you mean topology?"),
+        ("topology=l40", "did you mean l40_pcie?"),
+        ("model=flux_snell", "did you mean flux_schnell?"),
+        ("res=1000", "multiple of 16"),
+        ("res=big", "res must be a whole number"),
+        ("gpus=16", "more than the 8 of a100_nvlink"),
+        ("latency_s=0", "latency_s must be a number above 0"),
+        ("vae=paralel", "vae is one of"),
+        ("res", "takes key=value"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(say, argument: str, said: str) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = say(argument)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
