@@ -110,6 +110,12 @@ class BandVae:
     def _decode(self, latents: Tensor, sink: Callable[[int, int, Tensor], object]) -> None:
         """Runs the decoder on C h w; `sink` takes the rows [a, b) of its padded output without bias, n W 8."""
         self._slabs = Slabs(slab_elements(self._parts, latents.shape[1], self._width), self._dtype, self._device)
+        try:
+            self._run(latents, sink)
+        finally:
+            del self._slabs  # also when memory ran out: the next point needs it
+
+    def _run(self, latents: Tensor, sink: Callable[[int, int, Tensor], object]) -> None:
         x = self._conv_in(latents)
         for part in self._parts.mid:
             x = self._resnet(part, x) if isinstance(part, Resnet) else self._attention(part, x)
@@ -122,7 +128,6 @@ class BandVae:
         for a, b in self._chunks(x):
             z = self._normalize(x, a, b, scale, shift)
             sink(a, b, self._ops.convolve(z, self._parts.conv_out.weight))
-        del self._slabs
 
     def _conv_in(self, latents: Tensor) -> _Band:
         _, rows, width = latents.shape

@@ -10,11 +10,12 @@ from omegaconf import OmegaConf
 
 from xdit_bench import data_dir
 from xdit_bench.backends.modules import fill_random
+from xdit_bench.engine import vae as vae_module
 from xdit_bench.engine import vae_eager
 from xdit_bench.engine.mesh import Mesh, build_mesh
 from xdit_bench.engine.vae import BandVae
 from xdit_bench.engine.vae_attention import blocked_attention
-from xdit_bench.engine.vae_memory import chunks
+from xdit_bench.engine.vae_memory import Slabs, chunks, slab_elements
 from xdit_bench.engine.vae_operations import operations
 from xdit_bench.engine.vae_parts import Norm, fuse_upsample, read_decoder
 from xdit_bench.errors import Infeasible
@@ -172,6 +173,33 @@ def test_chunks_stay_below_their_limit_and_cover_all_rows() -> None:
     assert chunks(10, 100, 10_000) == [(0, 10)]
     assert chunks(10, 100, 450) == [(0, 4), (4, 7), (7, 10)]
     assert chunks(3, 100, 1) == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_slabs_are_as_large_as_the_decode_needs_and_no_larger(
+    vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: dict[int, int] = {}
+
+    class Watched(Slabs):
+        def take(self, slot: int, rows: int, width: int, channels: int) -> torch.Tensor:
+            band = super().take(slot, rows, width, channels)
+            taken[slot] = max(taken.get(slot, 0), band.numel())
+            return band
+
+    monkeypatch.setattr(vae_module, "Slabs", Watched)
+    decode = BandVae(vae, build_mesh(1, 1, CPU), height=80, width=48)
+    decode.decode(latents(80, 48))
+    assert [taken[slot] for slot in range(3)] == slab_elements(read_decoder(vae), 10, 6)
+
+
+def test_memory_is_free_again_after_a_decode_that_failed(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = BandVae(vae, build_mesh(1, 1, CPU), height=48, width=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(vae_module, "blocked_attention", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            decode.decode(latents(48, 32))
+    assert not hasattr(decode, "_slabs")
+    assert decode.decode(latents(48, 32)) is not None
 
 
 def test_reads_the_scale_off_the_decoder(vae: AutoencoderKL) -> None:
