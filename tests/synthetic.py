@@ -19,9 +19,9 @@ H200 = {
 CPU = {"fingerprint": "cpu-bbbb", "device": "cpu", "gpus": 8}
 POINT: dict[str, Any] = {
     "model": "flux_schnell", "res": 1024, "height": 1024, "width": 1024, "steps": 4, "text_tokens": 512, "ulysses": 1,
-    "ring": 1, "gpus": 1, "engine": "usp", "execution": "eager", "attention": "auto", "vae": "parallel", "dtype": "bf16",
-    "weights": "random", "seed": 0, "topology": "h200_nvlink", "transport": "p2p", "prompt": "a harbor",
-    "memory_cap_gb": None,
+    "ring": 1, "gpus": 1, "engine": "usp", "execution": "eager", "attention": "auto", "vae": "parallel",
+    "dtype": "bf16", "weights": "random", "seed": 0, "topology": "h200_nvlink", "transport": "p2p",
+    "prompt": "a harbor", "memory_cap_gb": None,
 }  # fmt: skip
 
 SPLITS = ((1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4), (8, 1), (4, 2), (2, 4), (1, 8))
@@ -98,9 +98,10 @@ def study(
     for res in sizes:
         work = scale * (0.15 * (res / 1024) ** 2 + 0.58 * (res / 1024) ** 2.6)
         for engine, (u, r) in [("stock", (1, 1)), *(("usp", split) for split in splits)]:
+            vae = "single" if engine == "stock" else "parallel"
             total = work * (1.12 if engine == "stock" else 1) / (u * r) + 0.05 * (u * r - 1) ** 0.5 + 0.015 * (r - 1)
             if res >= oom_at and u * r == 1:
-                made.append(oom(res=res, engine=engine, source=source, machine=machine, **point))
+                made.append(oom(res=res, engine=engine, source=source, machine=machine, **{"vae": vae, **point}))
                 continue
             extra = {
                 "memory": {
@@ -110,7 +111,6 @@ def study(
                 "telemetry": {"energy_j_per_image": 600 * total * (u * r) ** 0.9},
                 "parity": {"latents_rel_l2": 0.004 * (u * r - 1), "ok": True, "reference": "stock"},
             }  # fmt: skip
-            vae = "single" if engine == "stock" else "parallel"
             made.append(
                 record(
                     total,
@@ -122,7 +122,7 @@ def study(
                     ulysses=u,
                     ring=r,
                     **{"vae": vae, **point},
-                )  # fmt: skip
+                )
             )
     return made
 

@@ -142,7 +142,8 @@ def _line(row: Row, metric: Metric) -> str:
     interval = f"{row.low:.3f} to {row.high:.3f}" if row.low is not None and row.high is not None else words.MISSING
     cells = [
         f"**{row.verdict}**" if row.regression else row.verdict, escape(label(row)), say(row.base), say(row.new),
-        f"{row.ratio:.3f}" if row.ratio else words.MISSING, interval, f"{row.p:.1e}" if row.p is not None else words.MISSING,
+        f"{row.ratio:.3f}" if row.ratio else words.MISSING, interval,
+        f"{row.p:.1e}" if row.p is not None else words.MISSING,
         f"{row.samples[0]}, {row.samples[1]}" if any(row.samples) else words.MISSING, escape(row.note),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"

@@ -45,7 +45,7 @@ def test_exits_4_when_nothing_is_comparable(tmp_path: Path, capsys: pytest.Captu
     assert main([base, keep(tmp_path / "b", [record(machine=CPU)])]) == 4
     assert main([base, keep(tmp_path / "c", [record(res=4096)])]) == 4
     assert main([keep(tmp_path / "d", [record(status="oom")]), keep(tmp_path / "e", [record(status="oom")])]) == 4
-    assert "device cuda -> cpu" in capsys.readouterr().out
+    assert "device cuda" in capsys.readouterr().out
 
 
 def test_an_ok_record_without_a_time_fails_its_point_and_hides_no_other(tmp_path: Path) -> None:
@@ -110,5 +110,5 @@ def test_reads_a_threshold(text: str, share: float) -> None:
 
 @pytest.mark.parametrize("text", ["2", "-1%", "nan", "many", "150%"])
 def test_refuses_a_threshold_that_is_no_share(text: str) -> None:
-    with pytest.raises(ConfigError, match="2% or 0.02"):
+    with pytest.raises(ConfigError, match=r"2% or 0\.02"):
         parse_threshold(text)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Entry, Size
@@ -20,12 +21,19 @@ from xdit_bench.results.schema import Record
 SHOWN = 3  # sizes a sentence names
 
 
+class Sentence(NamedTuple):
+    """What a sentence answers (empty where nothing succeeded), and the answer."""
+
+    lead: str
+    text: str
+
+
 @dataclass(frozen=True)
 class Head:
     """What stands above everything else. `banners` change how every number is read."""
 
     banners: tuple[str, ...]
-    sentences: tuple[str, ...]
+    sentences: tuple[Sentence, ...]
     measured_on: str
     warnings: tuple[str, ...]
 
@@ -62,15 +70,19 @@ def _banners(groups: Sequence[Group]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _sentences(group: Group) -> tuple[str, ...]:
+def _sentences(group: Group) -> tuple[Sentence, ...]:
     if not any(entry.ok for entry in group.entries):
         counts = Counter(entry.status for entry in group.entries)
         said = words.listing(f"{count} {status}" for status, count in sorted(counts.items()))
-        return (f"No point succeeded: {said}. The table of failures says why and what to do.",)
+        return (Sentence("", f"No point succeeded: {said}. The table of failures says why and what to do."),)
     sizes = [size for size in group.sizes if group.best(size)]
     if len(sizes) > SHOWN:  # the smallest, the largest, and what lies between them
         sizes = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
-    return tuple(filter(None, (_best(group, sizes), _speedup(group, sizes), _memory(group))))
+    return (
+        Sentence("Best configuration", _best(group, sizes)),
+        Sentence("Speedup", _speedup(group, sizes)),
+        Sentence("Memory", _memory(group)),
+    )
 
 
 def _best(group: Group, sizes: Sequence[Size]) -> str:
@@ -84,7 +96,7 @@ def _best(group: Group, sizes: Sequence[Size]) -> str:
                         f"({entry.factors}, {entry.runner}{note})")  # fmt: skip
     verb = "is predicted to take" if group.setting.source == "predicted" else "took"
     held = " without the VAE decode" if group.decode == "none" else ""
-    return f"Best configuration: one {group.setting.model} image{held} {verb} {words.listing(said)}."
+    return f"One {group.setting.model} image{held} {verb} {words.listing(said)}."
 
 
 def _speedup(group: Group, sizes: Sequence[Size]) -> str:
@@ -105,8 +117,8 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
     if scalings:
         parts.append(f"{words.listing(scalings)} over {group.engine} itself on one {_one(group)}")
     if not parts:
-        return "Speedup: none can be stated, because no one-GPU point of this group succeeded beside another."
-    return f"Speedup: {'; '.join(parts)}."
+        return "None can be stated, because no one-GPU point of this group succeeded beside another."
+    return f"{'; '.join(parts)}."
 
 
 def _one(group: Group) -> str:
@@ -125,14 +137,14 @@ def _memory(group: Group) -> str:
             else ""
         )
         return (
-            f"Memory: at {words.px(first.size)} {first.runner} with vae={first.vae} runs out on "
+            f"At {words.px(first.size)} {first.runner} with vae={first.vae} runs out on "
             f"{group.count(first.gpus)}{beyond}."
         )
     if fullest is None:
-        return "Memory: nothing ran out of it; no peak was recorded."
+        return "Nothing ran out of it; no peak was recorded."
     limit = f" of {words.gigabytes(fullest.limit_bytes)}" if fullest.limit_bytes else ""
     return (
-        f"Memory: nothing ran out of it; the fullest device held {words.gigabytes(fullest.peak_bytes)}{limit}, at "
+        f"Nothing ran out of it; the fullest device held {words.gigabytes(fullest.peak_bytes)}{limit}, at "
         f"{words.px(fullest.size)} on {group.count(fullest.gpus)}."
     )
 

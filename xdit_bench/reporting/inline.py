@@ -71,7 +71,13 @@ def inline(figure: Figure, svg: str, prefix: str) -> tuple[str, str]:
     head, rest = body.split(">", 1)
     found = re.search(r'viewBox="([^"]+)"', head)
     assert found, "matplotlib writes a viewBox"
-    rest = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\g<1>"', rest)
+    seen = windows(figure)
+    needed = {window.target for window in seen} | set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', rest))
+
+    def own(match: re.Match[str]) -> str:
+        return f' id="{prefix}{match[1]}"' if match[1] in needed else ""
+
+    rest = re.sub(r'\sid="([^"]+)"', own, rest)
     rest = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}", rest)
     for colour, name in NAMES.items():
         rest = rest.replace(colour, f"var({name})")
@@ -79,7 +85,7 @@ def inline(figure: Figure, svg: str, prefix: str) -> tuple[str, str]:
     narrow = "".join(
         f"{_open(' '.join(f'{side:.1f}' for side in window.box), PHONE * window.box[2])}"
         f'<use href="#{prefix}{window.target}"/></svg>'
-        for window in windows(figure)
+        for window in seen
     )
     return wide, narrow
 

@@ -177,7 +177,8 @@ def markdown_report(report: Report) -> str:
     lines = [f"# {escape(report.study)}", ""]
     lines += [f"> **{escape(banner)}**\n" for banner in report.head.banners]
     lines += [f"> Warning: {escape(warning)}\n" for warning in report.head.warnings]
-    lines += [*(escape(sentence) for sentence in report.head.sentences), ""]
+    for sentence in report.head.sentences:
+        lines += [f"**{sentence.lead}.** {escape(sentence.text)}" if sentence.lead else escape(sentence.text), ""]
     first = report.sections[0].pictures[0]
     if not first.figure.why_empty:
         lines += [f"![{escape(first.figure.alternative)}]({first.stem}.png)", "", escape(first.figure.caption), ""]

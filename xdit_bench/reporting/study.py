@@ -67,11 +67,11 @@ class Group:
 
     @cached_property
     def engine(self) -> str:
-        """The engine with the most points that succeeded on several GPUs; `usp` where that ties."""
+        """The engine with the most successes on several GPUs; `usp` where that ties, the baseline only when alone."""
         score: Counter[str] = Counter()
         for entry in self.entries:
             score[entry.engine] += (1000 if entry.gpus > 1 else 1) if entry.ok else 0
-        return max(sorted(score), key=lambda name: (score[name], name == "usp", name != "stock"))
+        return max(sorted(score), key=lambda name: (score[name] > 0 and name != "stock", score[name], name == "usp"))
 
     @cached_property
     def decode(self) -> str:

@@ -1,0 +1,67 @@
+"""The first lines of a report: banners, three sentences, warnings."""
+
+from __future__ import annotations
+
+from synthetic import CPU, H200, record, study
+
+from xdit_bench.reporting.answer import Head, answer
+from xdit_bench.reporting.study import group_records
+from xdit_bench.results.schema import Record
+
+
+def head(records: list[Record]) -> Head:
+    return answer(group_records(records), records)
+
+
+def test_names_best_configuration_speedup_and_limit_of_memory() -> None:
+    best, speedup, memory = (sentence.text for sentence in head(study()).sentences)
+    assert "0.224 s at 1024px on 8 GPUs (u8r1, usp/eager" in best
+    assert "3.10 s at 4096px on 8 GPUs" in best
+    assert "3.7x at 1024px" in speedup
+    assert "over plain diffusers on one GPU" in speedup
+    assert "over 2 GPUs, as fewer failed" in speedup
+    assert "At 4096px stock/eager with vae=single runs out on 1 GPU" in memory
+    assert "the largest image that fits is 4096px" in memory
+
+
+def test_a_study_without_oom_names_the_fullest_device_and_its_capacity() -> None:
+    memory = head(study(oom_at=9999)).sentences[2].text
+    assert "Nothing ran out" in memory
+    assert "of 151 GB" in memory
+
+
+def test_a_prediction_says_so_before_anything_else() -> None:
+    found = head(study(source="predicted"))
+    assert found.banners[0].startswith("PREDICTED")
+    assert "is predicted to take" in found.sentences[0].text
+
+
+def test_cpu_times_carry_their_note() -> None:
+    assert any("nothing about a GPU" in banner for banner in head([record(machine=CPU)]).banners)
+
+
+def test_unequal_machines_are_announced() -> None:
+    found = head([record(), record(machine=H200 | {"fingerprint": "other"})])
+    assert any("2 unequal machines" in banner for banner in found.banners)
+
+
+def test_capped_points_are_announced() -> None:
+    assert any(
+        "cap of 48 and 80 GB" in b for b in head([record(memory_cap_gb=80.0), record(memory_cap_gb=48.0)]).banners
+    )
+
+
+def test_a_study_without_success_says_what_happened() -> None:
+    found = head([record(status="oom"), record(status="oom", res=2048), record(status="crashed", res=4096)])
+    assert [sentence.text for sentence in found.sentences] == [
+        "No point succeeded: 1 crashed and 2 oom. The table of failures says why and what to do."
+    ]
+
+
+def test_a_study_without_a_baseline_states_no_speedup() -> None:
+    assert "None can be stated" in head([record(ulysses=2)]).sentences[1].text
+
+
+def test_warnings_are_counted_once_each() -> None:
+    warned = [record(res=res, extra={"warnings": ["NCCL_P2P_DISABLE=1 cripples this run"]}) for res in (1024, 2048)]
+    assert head(warned).warnings == ("NCCL_P2P_DISABLE=1 cripples this run (2 points)",)

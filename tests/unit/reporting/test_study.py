@@ -1,0 +1,156 @@
+"""Rules of fairness: what shares a curve, what a speedup stands on, what counts as success."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from synthetic import CPU, H200, oom, record, study
+
+from xdit_bench.errors import ResultsError
+from xdit_bench.reporting.entry import Entry, number
+from xdit_bench.reporting.study import group_records, newest
+
+BIG = (4096, 4096)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "nan", None, True, "1.0"])
+def test_what_is_not_a_finite_number_is_no_metric(value: object) -> None:
+    assert number(value) is None
+
+
+def test_unequal_fingerprints_sources_caps_and_links_never_share_a_group() -> None:
+    records = [
+        record(),
+        record(machine=H200 | {"fingerprint": "other"}),
+        record(source="predicted"),
+        record(memory_cap_gb=80.0),
+        record(transport="host"),
+        record(model="flux_dev"),
+        record(text_tokens=256),
+    ]
+    assert len(group_records(records)) == len(records)
+    assert len(group_records([record(), record(ulysses=2), record(engine="stock"), record(vae="single")])) == 1
+
+
+def test_measured_groups_stand_before_predicted_ones_and_successes_before_failures() -> None:
+    groups = group_records([*study(source="predicted"), record(status="oom", model="flux_dev"), record()])
+    assert [group.setting.source for group in groups] == ["measured", "predicted", "measured"]
+
+
+def test_the_newest_record_of_a_point_stands_even_when_it_failed() -> None:
+    assert newest([record(1.0), record(2.0)])[0].total_s == 2.0
+    assert newest([record(1.0), record(status="timeout")])[0].status == "timeout"
+
+
+def test_best_is_the_fastest_success_over_factorizations() -> None:
+    records = [record(2.0, ulysses=4), record(1.5, ulysses=2, ring=2), record(status="oom", ring=4), record(9.0)]
+    group = group_records(records)[0]
+    best = group.best((1024, 1024), 4)
+    assert best is not None
+    assert best.factors == "u2r2"
+    assert group.gpu_counts == (1, 4)
+
+
+def test_a_point_with_a_wrong_image_is_never_best() -> None:
+    wrong = record(0.1, ulysses=2, extra={"parity": {"ok": False, "latents_rel_l2": 0.5}})
+    group = group_records([wrong, record(1.0, ring=2), record(2.0)])[0]
+    best = group.best((1024, 1024))
+    assert best is not None
+    assert best.factors == "u1r2"
+    assert Entry.of(wrong).status == "incorrect"
+    assert "0.5" in Entry.of(wrong).reason
+
+
+def test_leaving_out_the_vae_or_tiling_it_wins_nothing() -> None:
+    group = group_records([record(1.0), record(0.5, vae="none"), record(0.7, vae="tiled")])[0]
+    best = group.best((1024, 1024))
+    assert best is not None
+    assert best.vae == "parallel"
+    assert group.decode == "exact"
+
+
+def test_both_speedups_stand_on_one_gpu() -> None:
+    records = [record(3.0, engine="stock", vae="single"), record(2.0), record(1.0, ulysses=2)]
+    group = group_records(records)[0]
+    best = group.best((1024, 1024))
+    assert best is not None
+    gain, scaling = group.gain(best), group.scaling(best)
+    assert gain is not None
+    assert scaling is not None
+    assert (gain.value, scaling.value) == (pytest.approx(3.0), pytest.approx(2.0))
+    assert (gain.over, scaling.over) == ("stock on 1 GPU", "usp/eager on 1 GPU")
+
+
+def test_a_gain_without_vae_stands_on_a_baseline_without_vae() -> None:
+    records = [
+        record(3.0, engine="stock", vae="single"),
+        record(2.0, engine="stock", vae="none"),
+        record(1.0, vae="none"),
+    ]
+    group = group_records(records)[0]
+    best = group.best((1024, 1024))
+    assert best is not None
+    gain = group.gain(best)
+    assert gain is not None
+    assert gain.value == pytest.approx(2.0)
+
+
+def test_rebases_on_the_fewest_gpus_that_fit_and_says_so() -> None:
+    group = group_records(study(sizes=(4096,)))[0]
+    best = group.best(BIG, 8)
+    assert best is not None
+    scaling = group.scaling(best)
+    assert scaling is not None
+    assert scaling.rebased
+    assert scaling.base.gpus == 2
+    assert scaling.over == "usp/eager on 2 GPUs (1 GPU failed)"
+    baseline = group.baseline(BIG)
+    assert baseline is not None
+    assert baseline[1] == "2 GPUs, usp (1 GPU: OOM)"
+    assert group.gain(best) is None
+
+
+def test_no_speedup_stands_on_several_gpus_where_one_was_never_tried() -> None:
+    group = group_records([record(2.0, ulysses=2), record(1.0, ulysses=4)])[0]
+    best = group.best((1024, 1024))
+    assert best is not None
+    assert group.scaling(best) is None
+
+
+def test_a_stock_baseline_that_ran_out_of_memory_gives_way_to_the_engine_on_one_gpu() -> None:
+    group = group_records([oom(engine="stock", vae="single"), record(2.0), record(1.0, ulysses=2)])[0]
+    baseline = group.baseline((1024, 1024))
+    assert baseline is not None
+    assert baseline[1] == "1 GPU, usp (stock: OOM)"
+
+
+def test_overlapping_intervals_are_a_tie() -> None:
+    group = group_records([record(1.0, ulysses=2), record(1.001, ring=2), record(2.0)])[0]
+    best = group.best((1024, 1024))
+    assert best is not None
+    tie = group.tie(best)
+    assert tie is not None
+    assert tie.factors == "u1r2"
+    apart = group_records([record(1.0, ulysses=2), record(1.1, ring=2)])[0]
+    alone = apart.best((1024, 1024))
+    assert alone is not None
+    assert apart.tie(alone) is None
+
+
+def test_counts_where_everything_is_infeasible_have_no_bar() -> None:
+    group = group_records([record(), record(status="infeasible", ulysses=8, ring=2)])[0]
+    assert group.gpu_counts == (1,)
+
+
+def test_cpu_ranks_are_not_called_gpus() -> None:
+    group = group_records([record(machine=CPU)])[0]
+    assert group.on_cpu
+    assert group.count(2) == "2 ranks"
+
+
+def test_a_point_whose_numbers_are_no_numbers_is_refused_by_name() -> None:
+    bad = record()
+    bad.point["height"] = "<script>"
+    with pytest.raises(ResultsError, match="height, width, ulysses and ring must be numbers"):
+        group_records([bad])
