@@ -1,0 +1,54 @@
+"""Telemetry's summary on made-up samples of two GPUs."""
+
+from __future__ import annotations
+
+import pytest
+
+from xdit_bench.measure.nvml import HostTelemetry, summarise_samples
+
+
+def samples(reasons: dict[float, int], watts: float = 500.0) -> list[dict[str, float]]:
+    """One sample each 50 ms for two seconds; the energy counter of a steady draw."""
+    times = [i * 0.05 for i in range(41)]
+    return [
+        {"time": t, "sm_mhz": 1500.0, "memory_mhz": 2600.0, "watts": watts, "celsius": 40 + t, "joules": watts * t,
+         "reasons": float(next((bits for at, bits in reasons.items() if abs(at - t) < 0.01), 0))}
+        for t in times
+    ]  # fmt: skip
+
+
+SPANS = [(0.2, 0.6), (0.7, 1.1), (1.2, 1.6)]
+
+
+def test_image_is_throttled_when_any_of_its_gpus_was() -> None:
+    found = summarise_samples([samples({}), samples({0.9: 0x40})], SPANS)
+    assert found["throttled_images"] == 1
+    assert found["throttle_reasons"] == ["hardware thermal slowdown"]
+
+
+def test_software_power_cap_is_told_and_not_called_throttling() -> None:
+    found = summarise_samples([samples({0.9: 0x04})], SPANS)
+    assert found["throttled_images"] == 0
+    assert found["power_capped"] is True
+
+
+def test_throttling_between_and_before_images_does_not_count() -> None:
+    assert summarise_samples([samples({0.05: 0x08, 1.9: 0x80})], SPANS)["throttled_images"] == 0
+
+
+def test_energy_is_of_all_gpus_and_of_one_image() -> None:
+    found = summarise_samples([samples({}, 500.0), samples({}, 300.0)], SPANS)
+    assert found["energy_j_per_image"] == pytest.approx(800 * 0.4, rel=1e-6)
+    assert found["watts"] == [500.0, 300.0]
+
+
+def test_image_between_two_samples_still_gets_numbers() -> None:
+    assert summarise_samples([samples({})], [(5.0, 5.001)])["sm_mhz"] == [1500.0]
+
+
+def test_cpu_runs_record_the_load() -> None:
+    with HostTelemetry() as telemetry:
+        pass
+    report = telemetry.report([], ranks=2)
+    assert report["cores"] >= 1
+    assert report["load_before"] >= 0

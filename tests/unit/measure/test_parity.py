@@ -1,0 +1,69 @@
+"""The bounds of parity: what passes, what does not, and what a record says about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from xdit_bench.measure.parity import compare, finite, relative_l2, save_result
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> tuple[Path, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 12, 64, generator=generator)
+    image = torch.randint(0, 256, (32, 48, 3), dtype=torch.uint8, generator=generator)
+    save_result(tmp_path / "references" / "key.safetensors", latents, image, "stock u1r1 eager")
+    return tmp_path / "references" / "key.safetensors", latents, image
+
+
+@pytest.mark.parametrize(("dtype", "share", "ok"), [
+    ("fp32", 5e-5, True), ("fp32", 2e-4, False), ("bf16", 2e-2, True), ("bf16", 6e-2, False),
+])  # fmt: skip
+def test_latents_are_judged_by_relative_l2_and_the_number_format(reference, dtype: str, share: float, ok: bool) -> None:  # type: ignore[no-untyped-def]
+    path, latents, image = reference
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    moved = latents + noise * (share * latents.norm() / noise.norm())
+    verdict = compare(moved, image, path, dtype=dtype, exact_image=True)
+    assert verdict["ok"] is ok
+    assert verdict["latents_rel_l2"] == pytest.approx(share, rel=1e-3)
+    assert verdict["reference"] == "stock u1r1 eager"
+    assert bool(verdict["reason"]) is not ok
+
+
+def test_nan_never_passes(reference) -> None:  # type: ignore[no-untyped-def]
+    path, latents, image = reference
+    broken = latents.clone()
+    broken[0, 3, 5] = float("nan")
+    assert not finite(broken)
+    assert compare(broken, image, path, dtype="bf16", exact_image=True)["ok"] is False
+
+
+def test_wrong_size_never_passes(reference) -> None:  # type: ignore[no-untyped-def]
+    path, latents, image = reference
+    assert compare(latents[:, :11], image, path, dtype="bf16", exact_image=True)["latents_rel_l2"] == float("inf")
+
+
+@pytest.mark.parametrize(("dtype", "change", "ok"), [("fp32", 1, True), ("fp32", 40, False), ("bf16", 40, True)])
+def test_image_of_right_latents_is_judged_where_the_decode_is_exact(
+    reference, dtype: str, change: int, ok: bool
+) -> None:  # type: ignore[no-untyped-def]
+    path, latents, image = reference
+    other = image.clone()
+    other[4, 5, 1] = (int(image[4, 5, 1]) + change) % 256
+    assert compare(latents, other, path, dtype=dtype, exact_image=True)["ok"] is ok
+    assert compare(latents, other, path, dtype=dtype, exact_image=False)["ok"] is True
+
+
+def test_unrelated_image_is_wrong_in_bf16_too(reference) -> None:  # type: ignore[no-untyped-def]
+    path, latents, image = reference
+    verdict = compare(latents, image.flip(0), path, dtype="bf16", exact_image=True)
+    assert verdict["ok"] is False
+    assert "the latents are right but the image is not" in verdict["reason"]
+
+
+def test_relative_l2_is_relative() -> None:
+    wanted = torch.tensor([3.0, 4.0])
+    assert relative_l2(torch.tensor([3.0, 4.5]), wanted) == pytest.approx(0.1)

@@ -1,0 +1,89 @@
+"""The timing protocol on one CPU rank, with a pipeline whose times are chosen."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from xdit_bench.config import MeasureConfig
+from xdit_bench.measure.stats import EXTRA_WARMUPS
+from xdit_bench.measure.timers import ImageTimer
+
+CPU = torch.device("cpu")
+
+
+class Sleeper:
+    """Takes the next of the given seconds for each image's denoising."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.seconds = seconds
+        self.images = 0
+
+    def encode(self) -> None:
+        pass
+
+    def denoise(self, embeddings: None) -> torch.Tensor:
+        time.sleep(self.seconds[min(self.images, len(self.seconds) - 1)])
+        self.images += 1
+        return torch.full((1, 1, 1), float(self.images))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents.to(torch.uint8)
+
+
+def measure(pipeline: Sleeper, *, decodes: bool = True, **knobs: float):  # type: ignore[no-untyped-def]
+    stages: list[tuple[str, int]] = []
+    timer = ImageTimer(pipeline, None, CPU, decodes, lambda stage, image: stages.append((stage, image)))
+    return timer.measure(MeasureConfig(**knobs)), stages  # type: ignore[arg-type]
+
+
+def test_warm_up_goes_on_until_two_times_agree() -> None:
+    pipeline = Sleeper([0.08, 0.04, 0.02, 0.02, 0.02])
+    timing, _ = measure(pipeline, warmup=2, repeats=2, max_repeats=2)
+    assert len(timing.warmup) >= 4
+    assert max(timing.samples["total"]) < 0.04
+
+
+def test_warm_up_of_a_pipeline_that_never_settles_ends() -> None:
+    timing, _ = measure(Sleeper([0.002 * (i % 2 + 1) for i in range(40)]), warmup=1, repeats=1, max_repeats=1)
+    assert len(timing.warmup) == 1 + EXTRA_WARMUPS
+
+
+def test_no_warm_up_when_none_is_asked_for() -> None:
+    timing, stages = measure(Sleeper([0.001]), warmup=0, repeats=1, max_repeats=1)
+    assert timing.warmup == []
+    assert stages == [("text", 0), ("denoise", 0), ("vae", 0), ("agree", 0)]
+
+
+def test_repeats_until_precise_and_no_more_than_the_most() -> None:
+    precise, _ = measure(Sleeper([0.01]), warmup=1, repeats=3, max_repeats=20, precision=0.9)
+    assert len(precise.samples["total"]) == 3
+    noisy, _ = measure(Sleeper([0.001, 0.001, 0.002, 0.004, 0.001, 0.003]), warmup=1, repeats=2, max_repeats=6,
+                       precision=1e-6)  # fmt: skip
+    assert len(noisy.samples["total"]) == 6
+
+
+def test_time_cap_ends_the_repeats() -> None:
+    timing, _ = measure(Sleeper([0.02]), warmup=0, repeats=5, max_repeats=50, precision=1e-9, time_cap_s=0.05)
+    assert 1 <= len(timing.samples["total"]) <= 4
+
+
+def test_last_images_latents_are_kept_and_stages_add_up() -> None:
+    pipeline = Sleeper([0.003])
+    timing, _ = measure(pipeline, warmup=1, repeats=3, max_repeats=3)
+    assert timing.latents is not None
+    assert float(timing.latents) == pipeline.images
+    assert len(timing.spans) == len(timing.own_total) == 3
+    for text, denoise, vae, total in zip(
+        *(timing.samples[s] for s in ("text", "denoise", "vae", "total")), strict=True
+    ):
+        assert total == pytest.approx(text + denoise + vae)
+
+
+def test_without_a_vae_total_is_text_and_denoising() -> None:
+    timing, stages = measure(Sleeper([0.003]), decodes=False, warmup=0, repeats=1, max_repeats=1)
+    assert "vae" not in timing.samples
+    assert timing.image is None
+    assert "vae" not in {stage for stage, _ in stages}

@@ -1,0 +1,90 @@
+"""Which rank's word counts, and what the record says."""
+
+from __future__ import annotations
+
+import pytest
+
+from xdit_bench.config import Point
+from xdit_bench.runner.outcome import judge, to_record
+from xdit_bench.runner.pool import Answer, environment_warnings
+
+POINT = Point(
+    model="flux_tiny", height=64, width=64, steps=2, text_tokens=77, ulysses=2, ring=1, engine="usp",
+    execution="eager", attention="auto", vae="parallel", dtype="fp32", weights="random", seed=0, topology="cpu",
+    transport="p2p", memory_cap_gb=2.0,
+)  # fmt: skip
+
+
+def result(rank: int, **body: object) -> Answer:
+    memory = {"peak_bytes": 100 + rank, "reserved_bytes": 200, "alloc_retries": rank, "parameters_bytes": 7,
+              "verdict": "pressure" if rank else "fits"}  # fmt: skip
+    samples = {"text": [0.1, 0.1], "denoise": [0.4, 0.6], "vae": [0.2, 0.2], "total": [0.7, 0.9]}
+    return Answer(rank, "result", {"member": True, "memory": memory, "own_total": [0.7, 0.9], "parity": {"ok": True},
+                                   "samples": samples, "warmup": [1.0], "spans": [], **body})  # fmt: skip
+
+
+def error(rank: int, after_s: float, kind: str = "exception", message: str = "boom", **body: object) -> Answer:
+    said = {"kind": kind, "type": "RuntimeError", "message": message, "stage": "denoise", "iteration": 2, **body}
+    return Answer(rank, "error", said, after_s)
+
+
+def test_record_of_a_success_holds_the_ranks_memory_and_step_times() -> None:
+    idle = Answer(2, "result", {"member": False})
+    record = to_record(judge([result(0), result(1), idle], 60), POINT, "id", "s")
+    assert record.status == "ok"
+    assert record.reason == ""
+    assert record.latency_s["total"]["median"] == 0.8
+    assert record.step_s["samples"] == [0.2, 0.3]
+    assert record.memory["peak_bytes_per_rank"] == [100, 101]
+    assert record.memory["peak_bytes"] == 101
+    assert record.memory["verdict"] == "pressure"
+    assert record.memory["cap_bytes"] == 2_000_000_000
+
+
+def test_out_of_memory_is_the_cause_whatever_came_before_it() -> None:
+    outcome = judge([error(0, 0.1), error(1, 0.9, kind="oom", bytes_asked=2**31, bytes_free=2**30)], 60)
+    assert outcome.status == "oom"
+    assert outcome.reason == (
+        "rank 1 ran out of memory in stage denoise of image 3: asked for 2.00 GiB with 1.00 GiB free"
+    )
+    record = to_record(outcome, POINT, "id", "s")
+    assert record.memory["verdict"] == "oom"
+    assert record.latency_s == {}
+
+
+@pytest.mark.parametrize("echo", ["Connection closed by peer [127.0.0.1]:1", "NCCL error: remote process exited"])
+def test_peers_that_lost_a_dead_rank_are_not_the_cause(echo: str) -> None:
+    died = Answer(1, "died", {"stage": "vae", "iteration": 0, "exit": -9}, 0.5)
+    outcome = judge([error(0, 0.1, message=echo), died], 60)
+    assert outcome.reason == "rank 1 was killed by SIGKILL in stage vae of image 1; see failure.log_tail"
+
+
+def test_rank_that_failed_is_the_cause_and_not_those_waiting_for_it() -> None:
+    waiting = Answer(
+        0, "silent", {"answered": True, "waiting": True, "last_collective": "nccl:all_to_all number 7"}, 9.0
+    )
+    outcome = judge([waiting, error(1, 8.0)], 60)
+    assert (outcome.status, outcome.failure["rank"]) == ("crashed", 1)
+    assert outcome.failure["last_collective"] == {"0": "nccl:all_to_all number 7"}
+
+
+def test_first_of_several_failures_is_the_cause() -> None:
+    assert judge([error(0, 0.5, message="later"), error(1, 0.2, message="first")], 60).reason.endswith("first")
+
+
+def test_engine_that_refuses_a_point_gives_status_and_reason() -> None:
+    outcome = judge([error(0, 0.1, kind="infeasible", message="24 heads; use 8"), error(1, 0.1, kind="infeasible")], 60)
+    assert (outcome.status, outcome.reason) == ("infeasible", "24 heads; use 8")
+
+
+def test_wrong_image_keeps_its_times_and_is_no_success() -> None:
+    wrong = result(0, parity={"ok": False, "reason": "the latents' relative L2 is 1"})
+    record = to_record(judge([wrong, result(1)], 60), POINT, "id", "s")
+    assert (record.status, record.reason) == ("incorrect", "the latents' relative L2 is 1")
+    assert record.latency_s["total"]["median"] == 0.8
+
+
+def test_crippling_variables_are_called_out_unless_the_transport_sets_them() -> None:
+    shell = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "0", "HOME": "/"}
+    assert [w.split(" ")[0] for w in environment_warnings(shell, "p2p")] == ["NCCL_P2P_DISABLE=1"]
+    assert environment_warnings(shell, "host") == []

@@ -1,0 +1,48 @@
+"""The probe's facts on this machine, and its identity."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+from xdit_bench.topology.probe import code_version, fingerprint, probe, software
+
+
+def test_probe_reads_this_machine_as_json_without_its_name() -> None:
+    machine = probe()
+    assert machine["device"] in ("cuda", "cpu")
+    assert machine["cores"] == len(os.sched_getaffinity(0))
+    assert machine["memory_bytes"] > 2**28
+    assert platform.node() not in json.dumps(machine)
+
+
+def test_probe_and_versions_need_no_torch() -> None:
+    code = (
+        "import sys; from xdit_bench.topology import probe as p; p.probe(); p.software(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_versions_are_those_installed() -> None:
+    import torch
+
+    assert software()["torch"] == torch.__version__
+    assert software()["python"] == platform.python_version()
+
+
+def test_fingerprint_changes_with_what_makes_times_incomparable_alone() -> None:
+    gpu = {"device": "cuda", "gpus": 2, "gpu_kinds": [{"name": "A"}], "links": [["X"]], "driver": "1", "numa": [0]}
+    base = fingerprint(gpu, {"torch": "2.13", "xdit_bench": "1"})
+    assert fingerprint({**gpu, "numa": [1]}, {"torch": "2.13", "xdit_bench": "2"}) == base
+    for change in ({"gpus": 4}, {"driver": "2"}, {"gpu_kinds": [{"name": "B"}]}, {"device": "cpu"}):
+        assert fingerprint({**gpu, **change}, {"torch": "2.13"}) != base
+    assert fingerprint(gpu, {"torch": "2.14"}) != base
+
+
+def test_code_version_is_stable_and_short() -> None:
+    assert code_version() == code_version()
+    assert len(code_version()) == 16
