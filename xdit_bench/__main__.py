@@ -157,7 +157,7 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
     for note in dict.fromkeys(note for planned in points for note in planned.notes):
         console.print(f"[bold yellow]PREDICTED[/] {note}", soft_wrap=True)
     for planned in points:
-        record = predicted_record(planned.point, planned.model, planned.topology, study)
+        record = predicted_record(planned.point, planned.model, planned.topology, study, lacking(planned.cfg))
         record.command = command
         record.warnings = [*planned.notes, *record.warnings]
         if not store.find(record.run_id):

@@ -126,3 +126,10 @@ def test_a_cell_its_engine_can_not_run_is_a_record(here: Path) -> None:
     assert {key for key, r in records.items() if r.status == "ok"} == {
         ("stock", "single"), ("stock", "none"), ("usp", "parallel"), ("usp", "none")
     }  # fmt: skip
+
+
+def test_a_predicted_cell_its_engine_lacks_is_infeasible_too(here: Path) -> None:
+    assert main(["-m", "engine=stock", "vae=parallel,single", "study=s", "run.report=false"]) == 0
+    by_vae = {r.point["vae"]: r for r in read_records(here / "results" / "s")}
+    assert by_vae["parallel"].status == "infeasible"
+    assert by_vae["single"].status == "ok"

@@ -16,7 +16,7 @@ from typing import Any
 
 from xdit_bench import __version__
 from xdit_bench.config import ModelSpec, Point, run_id
-from xdit_bench.errors import PointFailure
+from xdit_bench.errors import Infeasible, PointFailure
 from xdit_bench.predict.model import Interval, Prediction, predict
 from xdit_bench.results.schema import Record
 from xdit_bench.topology.specs import Topology
@@ -24,8 +24,13 @@ from xdit_bench.topology.specs import Topology
 FINGERPRINT = "predicted-"
 
 
-def predicted_record(point: Point, model: ModelSpec, topology: Topology, study: str) -> Record:
-    """The record of a point on a machine that is not here; source "predicted", intervals and no samples."""
+def predicted_record(
+    point: Point, model: ModelSpec, topology: Topology, study: str, why_not: str | None = None
+) -> Record:
+    """The record of a point on a machine that is not here; source "predicted", intervals and no samples.
+
+    `why_not` is what the point's engine is known to lack for it: the record is infeasible then.
+    """
     point = dataclasses.replace(point, dtype="bf16") if point.dtype == "auto" else point
     identity = fingerprint(topology)
     machine = {"topology": topology.name, "gpu": topology.gpu.name, "gpus": topology.gpus, "fingerprint": identity}
@@ -38,6 +43,8 @@ def predicted_record(point: Point, model: ModelSpec, topology: Topology, study: 
         "software": {"xdit_bench": __version__},
     }
     try:
+        if why_not:
+            raise Infeasible(why_not)
         prediction = predict(point, model, topology)
     except PointFailure as failure:
         return Record(status=failure.status, reason=str(failure), failure=dict(failure.details), **common)
