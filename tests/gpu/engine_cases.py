@@ -1,4 +1,4 @@
-"""A FLUX.1 of the real head size that fits any GPU, its inputs, and diffusers' own result: for the engine's GPU tests."""
+"""A small FLUX.1 of the real head size, its inputs, and diffusers' own result: for the engine's GPU tests."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ class Parts(NamedTuple):
 
     begin: Callable[..., tuple[Tensor, ...]]
     double_end: Callable[..., tuple[Tensor, Tensor]]
+    mlp: Callable[[Tensor, int, Pair, Pair], Tensor]
     single_mlp: Callable[[Tensor, int, Linear], Tensor]
     single_mlp_out: Callable[[Tensor, int, Linear], Tensor]
     single_end: Callable[..., tuple[Tensor, Tensor]]
@@ -51,7 +52,7 @@ def make_parts(ops: Ops, wrap: Callable[[Callable[..., object]], Callable[..., o
         x: Tensor, a: Tensor, text: int, w: DoubleWeights, gates: Sequence[Pair], norms: Sequence[Affine]
     ) -> tuple[Tensor, Tensor]:
         x, n = ops.gated_add_norm(x, ops.linear(a, text, w.out), text, gates[0], norms[0])
-        y = ops.linear(ops.linear_gelu(n, text, w.ff_in), text, w.ff_out)
+        y = ops.mlp(n, text, w.ff_in, w.ff_out)
         return ops.gated_add_norm(x, y, text, gates[1], norms[1])
 
     def single_mlp(n: Tensor, text: int, layer: Linear) -> Tensor:
@@ -65,7 +66,7 @@ def make_parts(ops: Ops, wrap: Callable[[Callable[..., object]], Callable[..., o
     ) -> tuple[Tensor, Tensor]:
         return ops.gated_add_norm(x, ops.add_product(y, a, out_attention), text, gate, norm)
 
-    return Parts(*(wrap(f) for f in (begin, double_end, single_mlp, single_mlp_out, single_end)))  # type: ignore[arg-type]
+    return Parts(*(wrap(f) for f in (begin, double_end, ops.mlp, single_mlp, single_mlp_out, single_end)))  # type: ignore[arg-type]
 
 
 def double_block(
@@ -99,7 +100,11 @@ def single_block(
     mesh = attention.mesh
     slabs = parts.begin(n, rope, Pair(w.qkv, w.qkv), w.norm_q, w.norm_k, mesh.ulysses, mesh.ring > 1)
     sent = attention.start(slabs)
-    hidden = parts.single_mlp(n, rope.text, w.mlp)
-    back = attention.attend(sent)
-    y = parts.single_mlp_out(hidden, rope.text, w.out_mlp)
+    if mesh.size == 1:  # nothing travels: the MLP may as well run in one go
+        back = attention.attend(sent)
+        y = parts.mlp(n, rope.text, Pair(w.mlp, w.mlp), Pair(w.out_mlp, w.out_mlp))
+    else:
+        hidden = parts.single_mlp(n, rope.text, w.mlp)
+        back = attention.attend(sent)
+        y = parts.single_mlp_out(hidden, rope.text, w.out_mlp)
     return parts.single_end(x, attention.finish(back), y, rope.text, w.out_attention, gate, norm)

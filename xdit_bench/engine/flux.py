@@ -43,6 +43,7 @@ class Options:
     shard_modulation: bool = True  # each rank holds its share of the adaLN weights alone until close()
     fused: bool = True  # Triton kernels for norm, RoPE and gates
     gelu_epilogue: bool = True  # with fused: GELU in the product's epilogue, not as a kernel of its own
+    mlp_chunk: int = 0  # with fused: tokens the MLP takes at a time, so that its hidden layer stays in cache; 0: all
     overlap: bool = True  # a single block's MLP runs while its heads and its attention travel
     keys: str = "auto"  # a ring's keys: ring (overlapped hops), gathered (one attention call), auto (measured)
 
@@ -169,7 +170,7 @@ def _operations(device: torch.device, options: Options, execution: str) -> Ops:
         return TORCH
     from xdit_bench.engine.kernels import triton_ops
 
-    return triton_ops(gelu_epilogue=options.gelu_epilogue)
+    return triton_ops(gelu_epilogue=options.gelu_epilogue, chunk=options.mlp_chunk)
 
 
 def _compiled(part: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,6 +11,9 @@ package triton; importing this module needs the package. Leaves matrix products 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +21,9 @@ from torch import Tensor
 
 from xdit_bench.engine.modulation import Affine
 from xdit_bench.engine.ops import NORM_EPS, Ops
-from xdit_bench.engine.weights import Pair
+from xdit_bench.engine.weights import Linear, Pair
+
+Product = Callable[[Tensor, Linear, Tensor], None]
 
 NORM_ROWS = 4  # tokens a program of the norm kernel: 1, 2, 4, 8 tried on an H200
 
@@ -165,19 +170,7 @@ def rotate(
 
 def linear(x: Tensor, text: int, layer: Pair) -> Tensor:
     """Twin of `ops.linear`: text and image write into one tensor."""
-    return _products(x, text, layer, gelu=False)
-
-
-def linear_gelu(x: Tensor, text: int, layer: Pair) -> Tensor:
-    """Twin of `ops.linear_gelu`: bias and GELU in cuBLAS's epilogue, which is the tanh form."""
-    return _products(x, text, layer, gelu=True)
-
-
-def linear_then_gelu(x: Tensor, text: int, layer: Pair) -> Tensor:
-    """Twin of `ops.linear_gelu` with GELU as a kernel of its own, in place."""
-    hidden = _products(x, text, layer, gelu=False)
-    torch.ops.aten.gelu_(hidden, approximate="tanh")
-    return hidden
+    return _by_kind(x, text, layer, _linear)
 
 
 def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -200,27 +193,58 @@ def merge(
     return merged, total
 
 
-def triton_ops(*, gelu_epilogue: bool = True) -> Ops:
+def triton_ops(*, gelu_epilogue: bool = True, chunk: int = 0) -> Ops:
     """The fused implementation."""
-    mlp = linear_gelu if gelu_epilogue else linear_then_gelu
-    return Ops(modulated_norm, gated_add_norm, rotate, linear, mlp, add_product, merge)
+    product = _linear_gelu if gelu_epilogue else _linear_then_gelu
+
+    def mlp_gelu(x: Tensor, text: int, layer: Pair) -> Tensor:
+        return _by_kind(x, text, layer, product)
+
+    def mlp(x: Tensor, text: int, first: Pair, second: Pair) -> Tensor:
+        out = x.new_empty(*x.shape[:2], second.image.weight.shape[0])
+        for part, one, two in _kinds(x, text, first, second):
+            rows, target = x[part].flatten(0, 1), out[part].flatten(0, 1)
+            size = chunk or max(1, rows.shape[0])
+            for some, result in zip(torch.split(rows, size), torch.split(target, size), strict=True):
+                hidden = x.new_empty(some.shape[0], one.weight.shape[0])
+                product(some, one, hidden)
+                _linear(hidden, two, result)
+        return out
+
+    return Ops(modulated_norm, gated_add_norm, rotate, linear, mlp_gelu, mlp, add_product, merge)
 
 
-def _products(x: Tensor, text: int, layer: Pair, *, gelu: bool) -> Tensor:
-    tokens, batch, _ = x.shape
-    out = x.new_empty(tokens, batch, layer.image.weight.shape[0])
-    parts = [(slice(0, tokens), layer.image)]
-    if layer.text is not layer.image:
-        parts = [(slice(0, text), layer.text), (slice(text, tokens), layer.image)]
-    for part, (weight, bias) in parts:
-        rows, target = x[part].flatten(0, 1), out[part].flatten(0, 1)
-        if rows.shape[0] == 0:
-            continue
-        if gelu:
-            torch.ops.aten._addmm_activation.out(bias, rows, weight.t(), use_gelu=True, out=target)
-        else:
-            torch.addmm(bias, rows, weight.t(), out=target)
+def _kinds(x: Tensor, text: int, *layers: Pair) -> list[tuple[Any, ...]]:
+    """The tokens with layers of their own: a slice and its layers, for text and image or for both at once."""
+    tokens = x.shape[0]
+    if layers[0].text is layers[0].image:
+        return [(slice(0, tokens), *(layer.image for layer in layers))]
+    kinds = [
+        (slice(0, text), *(layer.text for layer in layers)),
+        (slice(text, tokens), *(layer.image for layer in layers)),
+    ]
+    return [kind for kind in kinds if kind[0].stop > kind[0].start]
+
+
+def _by_kind(x: Tensor, text: int, layer: Pair, product: Product) -> Tensor:
+    out = x.new_empty(*x.shape[:2], layer.image.weight.shape[0])
+    for part, own in _kinds(x, text, layer):
+        product(x[part].flatten(0, 1), own, out[part].flatten(0, 1))
     return out
+
+
+def _linear(rows: Tensor, layer: Linear, out: Tensor) -> None:
+    torch.addmm(layer.bias, rows, layer.weight.t(), out=out)
+
+
+def _linear_gelu(rows: Tensor, layer: Linear, out: Tensor) -> None:
+    """Bias and GELU in cuBLAS's epilogue, which is the tanh form."""
+    torch.ops.aten._addmm_activation.out(layer.bias, rows, layer.weight.t(), use_gelu=True, out=out)
+
+
+def _linear_then_gelu(rows: Tensor, layer: Linear, out: Tensor) -> None:
+    _linear(rows, layer, out)
+    torch.ops.aten.gelu_(out, approximate="tanh")
 
 
 def _norm(x: Tensor, y: Tensor, text: int, gate: Pair, norm: Affine, *, gated: bool) -> Tensor:

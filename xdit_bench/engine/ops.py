@@ -30,6 +30,7 @@ class Ops(NamedTuple):
     rotate: Callable[..., tuple[Tensor, ...]]
     linear: Callable[[Tensor, int, Pair], Tensor]
     linear_gelu: Callable[[Tensor, int, Pair], Tensor]
+    mlp: Callable[[Tensor, int, Pair, Pair], Tensor]
     add_product: Callable[[Tensor, Tensor, Tensor], Tensor]
     merge: Merge
 
@@ -81,6 +82,11 @@ def linear_gelu(x: Tensor, text: int, layer: Pair) -> Tensor:
     return F.gelu(linear(x, text, layer), approximate="tanh")
 
 
+def mlp(x: Tensor, text: int, first: Pair, second: Pair) -> Tensor:
+    """`linear_gelu` through the first layer, `linear` through the second."""
+    return linear(linear_gelu(x, text, first), text, second)
+
+
 def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`y + x @ weight.T`; may overwrite y."""
     return torch.addmm(y.flatten(0, 1), x.flatten(0, 1), weight.t()).view_as(y)
@@ -104,4 +110,4 @@ def same(layer: Linear) -> Pair:
     return Pair(layer, layer)
 
 
-TORCH = Ops(modulated_norm, gated_add_norm, rotate, linear, linear_gelu, add_product, merge)
+TORCH = Ops(modulated_norm, gated_add_norm, rotate, linear, linear_gelu, mlp, add_product, merge)
