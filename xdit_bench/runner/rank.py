@@ -26,6 +26,7 @@ from xdit_bench.backends.base import Backend
 from xdit_bench.config import MeasureConfig, ModelSpec, Point
 from xdit_bench.engine.mesh import Mesh, build_mesh
 from xdit_bench.errors import PointFailure, UserError
+from xdit_bench.measure.collectives import probe_collectives
 from xdit_bench.measure.memory import MemoryWatch, bytes_asked, out_of_memory
 from xdit_bench.measure.parity import compare, finite, save_result
 from xdit_bench.measure.timers import ImageTimer, Timing
@@ -91,6 +92,15 @@ class Rank:
             return report
         finally:
             self.note("idle")
+
+    def exchanges(self, command: Message) -> Message:
+        """How fast all ranks exchange tensors. Collective over the pool. Never raises."""
+        del command
+        try:
+            self.note("exchange")
+            return {"event": "result", "rows": probe_collectives(None, self.device)}
+        except Exception as error:
+            return self._error(error, None) | {"clean": False}
 
     def _run_member(self, command: Message, point: Point, model: ModelSpec, mesh: Mesh, watch: MemoryWatch) -> Message:
         backend = make_backend(point.engine)

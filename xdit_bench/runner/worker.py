@@ -60,7 +60,7 @@ def serve(rank: int, world: int, link: Link, commands: queue.SimpleQueue[dict[st
             here.forget_meshes()
             link.send({"event": "forgot"})
         else:
-            act = here.load if command["op"] == "load" else here.run
+            act = {"load": here.load, "run": here.run, "exchanges": here.exchanges}[command["op"]]
             link.send({"id": command["id"], **act(command)})
     if world > 1:
         torch.distributed.destroy_process_group()
