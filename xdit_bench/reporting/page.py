@@ -29,7 +29,7 @@ from xdit_bench.reporting.tables import Table, escape, markdown, report_tables
 from xdit_bench.results.schema import Record
 
 DRAWN_GROUPS = 4  # groups with figures of their own; the tables hold all
-BRIEF = ("headline", "strategies", "stages", "memory", "vae", "published")  # figures of a group after the first
+BRIEF = ("headline", "memory", "vae", "published")  # figures of a group after the first
 MARKDOWN_ROWS = 60
 
 
@@ -169,6 +169,7 @@ def html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["brief"] = lambda key: f"{key:.6g}" if isinstance(key, int | float) else key
     return environment.get_template("page.html.j2").render(report=report, palette=palette)
 
 

@@ -104,7 +104,11 @@ def points_table(groups: Sequence[Group]) -> Table:
 
 
 def _point_row(group: Group, entry: Entry) -> tuple[Cell, ...]:
-    parity = Cell(f"{entry.parity_l2:.1e}", entry.parity_l2) if entry.parity_l2 is not None else Cell(words.MISSING)
+    parity = (
+        Cell(f"{entry.parity_l2:.1e}" if entry.parity_l2 else "0", entry.parity_l2)
+        if entry.parity_l2 is not None
+        else Cell(words.MISSING)
+    )
     energy = Cell(f"{words.digits(entry.energy_j)} J", entry.energy_j) if entry.energy_j else Cell(words.MISSING)
     stages = [_seconds(entry.stages.get(stage)) for stage in ("text", "denoise", "vae")]
     return (

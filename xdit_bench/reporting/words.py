@@ -15,14 +15,16 @@ MISSING = "–"
 
 
 def digits(value: float | None) -> str:
-    """Three significant digits without an exponent: 0.0123, 0.931, 12.3, 1230."""
+    """Three significant digits: 0.00123, 0.931, 12.3, 1230."""
     if value is None:
         return MISSING
     if value == 0:
         return "0"
     size = abs(value)
-    places = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.9995 else 3 if size >= 0.09995 else 4
-    return f"{value:.{places}f}" if size >= 5e-4 else f"{value:.1e}"
+    if size < 0.09995:
+        return f"{value:.3g}"
+    places = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.9995 else 3
+    return f"{value:.{places}f}"
 
 
 def seconds(value: float | None) -> str:

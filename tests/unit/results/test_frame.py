@@ -1,0 +1,72 @@
+"""A study as a DataFrame: columns, failures as rows, lazy import."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic import oom, record, study
+
+import xdit_bench.results
+from xdit_bench.errors import ResultsError
+from xdit_bench.results.frame import to_frame
+from xdit_bench.results.schema import METRICS, POINT_KEYS
+from xdit_bench.results.store import Store
+
+
+def test_loads_a_study_with_a_row_a_record(tmp_path: Path) -> None:
+    records = [*study(sizes=(1024, 4096), splits=((1, 1), (2, 1)))]
+    with Store.open(tmp_path, "demo") as store:
+        for item in records:
+            store.append(item)
+    frame = xdit_bench.results.load(str(tmp_path / "demo"))
+    assert len(frame) == len(records)
+    assert {*POINT_KEYS, *METRICS, "ok", "samples", "fingerprint", "gpu"} <= set(frame.columns)
+    assert frame.loc[frame.ok, "total_s"].min() == pytest.approx(min(r.total_s or math.inf for r in records))
+    assert len(frame.iloc[0]["samples"]) == 10
+
+
+def test_every_documented_column_is_there_and_every_column_documented() -> None:
+    text = xdit_bench.results.load.__doc__ or ""
+    documented = {word.strip(".,`:;()") for line in text.splitlines() for word in line.replace("`", " ").split()}
+    assert set(to_frame([record()], samples=True).columns) <= documented
+
+
+def test_a_failure_is_a_row_without_a_time() -> None:
+    frame = to_frame([record(), oom(), record(extra={"parity": {"ok": False}})])
+    assert list(frame["ok"]) == [True, False, False]
+    assert list(frame["total_s"].isna()) == [False, True, True]
+    assert frame.loc[1, "reason"].startswith("vae on rank 0")
+
+
+def test_numbers_that_are_not_finite_are_nan() -> None:
+    frame = to_frame([record(extra={"memory": {"peak_bytes": "nan"}, "telemetry": {"energy_j_per_image": True}})])
+    assert frame["peak_bytes"].isna().all()
+    assert frame["energy_j"].isna().all()
+
+
+def test_a_prediction_gives_its_span() -> None:
+    row = to_frame([record(2.0, source="predicted")]).iloc[0]
+    assert (row["total_low_s"], row["total_high_s"]) == (pytest.approx(1.9), pytest.approx(2.1))
+
+
+def test_the_newest_record_of_a_run_is_kept_unless_all_are_asked_for(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "demo") as store:
+        store.append(record(1.0))
+        store.append(record(2.0))
+    assert list(xdit_bench.results.load(tmp_path / "demo")["total_s"]) == [2.0]
+    assert len(xdit_bench.results.load(tmp_path / "demo", all_records=True)) == 2
+
+
+def test_a_folder_without_records_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="no records at"):
+        xdit_bench.results.load(tmp_path)
+
+
+def test_writing_records_imports_no_tables() -> None:
+    code = "import sys, xdit_bench.results.schema, xdit_bench.results.store; print('pandas' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "False"

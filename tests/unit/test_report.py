@@ -1,0 +1,61 @@
+"""The verb: rebuilds a report from records alone, without torch; refuses bad input with one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic import record
+
+from xdit_bench.report import main
+from xdit_bench.results.store import Store
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    with Store.open(tmp_path / "results", "demo") as store:
+        store.append(record())
+        store.append(record(engine="stock", vae="single", total=1.3))
+    return tmp_path / "results"
+
+
+def test_rebuilds_a_report(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["study=demo", f"results_dir={results}", f"reports_dir={tmp_path / 'reports'}", "formats=png,svg,pdf"])
+        == 0
+    )
+    assert "index.html" in capsys.readouterr().out
+    assert (tmp_path / "reports/demo/figures/headline.pdf").exists()
+
+
+def test_needs_no_torch(results: Path, tmp_path: Path) -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'diffusers', 'transformers']))\n"
+    code = f"{blocked}from xdit_bench.report import main\nsys.exit(main(sys.argv[1:]))"
+    words = ["study=demo", f"results_dir={results}", f"reports_dir={tmp_path / 'reports'}"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "reports/demo/index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [([], "study=<name>"), (["study"], "key=value"), (["what=1"], "key=value"), (["study=gone"], "no records at"),
+     (["study=demo", "formats=png,gif"], "formats are any of")],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_2(
+    results: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, f"results_dir={results}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_an_unknown_schema_is_named_with_its_line(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (results / "demo/records.jsonl").open("a") as file:
+        file.write('{"schema": 7, "status": "ok"}\n')
+    assert main(["study=demo", f"results_dir={results}"]) == 2
+    assert "line 3" in capsys.readouterr().err
