@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import engine_cases as cases
@@ -12,7 +13,7 @@ import torch
 from xdit_bench.engine import flux as flux_module
 from xdit_bench.engine.attention import KERNELS, available
 from xdit_bench.engine.flux import Options, UspFlux
-from xdit_bench.engine.mesh import Mesh, build_mesh
+from xdit_bench.engine.mesh import Mesh, build_mesh, connect
 from xdit_bench.engine.modulation import Modulation
 
 pytestmark = pytest.mark.gpu
@@ -108,6 +109,30 @@ def test_without_triton_plain_torch_runs_and_one_line_says_so(
         "triton is not installed: norms, RoPE and gates run as plain torch operations"
     ]
     assert torch.isfinite(flux.denoise(*cases.inputs(device, torch.bfloat16), cases.SIGMAS, None)).all()
+
+
+def test_symmetric_exchange_delivers_eagerly_and_from_a_graph(device: torch.device, tmp_path: Path) -> None:
+    """One rank that sends to itself: the interface, streams and capture; what peers do is for `test_engine_multi`."""
+    from xdit_bench.engine.symmetric import SymmetricCarrier
+
+    connect(0, 1, str(tmp_path / "store"), device)
+    try:
+        world = torch.distributed.group.WORLD
+        carrier = SymmetricCarrier(Mesh(1, 1, 0, device, world, world, world))
+        for value in (1.0, 2.0):
+            sent = torch.full((6, 2, 3), value, device=device)
+            assert torch.equal(carrier.scatter(sent, [6]).wait(), sent)
+            assert torch.equal(carrier.gather(sent, [6]).wait(), sent)
+            assert torch.equal(carrier.shift(sent, [6], 0).wait(), sent)
+            assert torch.equal(carrier.collect(sent, [6]).wait(), sent)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            arrived = carrier.scatter(sent, [6]).wait() * 2
+        sent.fill_(7.0)
+        graph.replay()
+        assert (arrived == 14).all()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_rank_keeps_only_its_share_of_the_modulation_until_closed(device: torch.device) -> None:

@@ -11,8 +11,10 @@ import torch
 
 pytestmark = pytest.mark.multigpu
 
+Results = dict[tuple[int, int, str, str, str], float]
 MESHES = [(2, 1, "ring"), (1, 2, "ring"), (1, 2, "gathered"), (1, 2, "auto")]
 EXECUTIONS = ["eager", "graph"]
+EXCHANGES = ["distributed", "symmetric"]
 
 
 def worker(rank: int, folder: str) -> None:
@@ -26,16 +28,18 @@ def worker(rank: int, folder: str) -> None:
     inputs = cases.inputs(device, torch.bfloat16)
     reference = cases.stock(model, *inputs)
     results = {}
-    for (ulysses, ring, keys), execution in product(MESHES, EXECUTIONS):
+    for (ulysses, ring, keys), execution, exchange in product(MESHES, EXECUTIONS, EXCHANGES):
         mesh = build_mesh(ulysses, ring, device)
         assert mesh is not None
         flux = UspFlux(
             model, mesh, height=cases.HEIGHT, width=cases.WIDTH, text_tokens=cases.TEXT, execution=execution,
-            options=Options(keys=keys),
+            options=Options(keys=keys, exchange=exchange),
         )  # fmt: skip
         for _ in range(2):  # a graph is captured, then replayed
             latents = flux.gather(flux.denoise(*inputs, cases.SIGMAS, None))
-        results[ulysses, ring, keys, execution] = cases.relative(latents, reference)
+        if exchange == "symmetric":
+            assert type(flux.attention.carrier).__name__ == "SymmetricCarrier"
+        results[ulysses, ring, keys, execution, exchange] = cases.relative(latents, reference)
         flux.close()
     if rank == 0:
         torch.save(results, f"{folder}/results")
@@ -44,16 +48,17 @@ def worker(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int, str, str], float]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = str(tmp_path_factory.mktemp("ranks"))
     torch.multiprocessing.start_processes(worker, (folder,), nprocs=2, start_method="spawn")
-    loaded: dict[tuple[int, int, str, str], float] = torch.load(f"{folder}/results")
+    loaded: Results = torch.load(f"{folder}/results")
     return loaded
 
 
+@pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize(("ulysses", "ring", "keys"), MESHES)
 def test_two_gpus_equal_one(
-    ulysses: int, ring: int, keys: str, execution: str, results: dict[tuple[int, int, str, str], float]
+    ulysses: int, ring: int, keys: str, execution: str, exchange: str, results: Results
 ) -> None:
-    assert results[ulysses, ring, keys, execution] <= 5e-2
+    assert results[ulysses, ring, keys, execution, exchange] <= 5e-2

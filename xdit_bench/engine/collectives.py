@@ -1,17 +1,17 @@
-"""The few exchanges between ranks that sequence parallelism needs, over sizes both ends know beforehand.
+"""The few exchanges between ranks that sequence parallelism needs, over sizes all ranks know beforehand.
 
-Owns how bytes move; knows nothing of heads or attention. Every exchange starts at once and is waited for later,
-so that work on the default stream can go on beside it.
+Owns how bytes move; knows nothing of heads or attention. Every exchange starts at once and is waited for later, so
+that work on the current stream can go on beside it. Blocks are rows (dim 0) and may differ in size.
 
-    pending = start_all_to_all(send, send_rows, recv_rows, mesh.ulysses_group)
-    received = pending.wait()
+    carrier = DistributedCarrier(mesh)
+    received = carrier.scatter(slabs, rows).wait()
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -37,35 +37,72 @@ class Pending:
         return self.received
 
 
-def start_all_to_all(send: Tensor, send_rows: Sequence[int], recv_rows: Sequence[int], group: ProcessGroup) -> Pending:
-    """Sends `send_rows[p]` rows (dim 0) to group rank p and receives `recv_rows[p]` from it, both contiguous in p."""
-    received = send.new_empty(sum(recv_rows), *send.shape[1:])
-    work = dist.all_to_all_single(received, send, list(recv_rows), list(send_rows), group=group, async_op=True)
-    return Pending(received, send, [work])
+class Carrier(Protocol):
+    """A way to move blocks over the two axes of a mesh. Every rank of the axis calls in step."""
+
+    def scatter(self, slabs: Tensor, rows: Sequence[int]) -> Pending:
+        """Slab u of `U*S ...` goes to Ulysses rank u; arrive all ranks' slabs for this one, `rows[u]` rows each."""
+
+    def gather(self, whole: Tensor, rows: Sequence[int]) -> Pending:
+        """Inverse of `scatter`: `rows[u]` rows of `sum(rows) ...` go to Ulysses rank u; arrive U slabs of own rows."""
+
+    def shift(self, block: Tensor, rows: Sequence[int], hop: int) -> Pending:
+        """The block goes to the next ring position, at hop 0, 1, ...; arrives the block that started `hop + 1`
+        positions back, of `rows[position]` rows."""
+
+    def collect(self, own: Tensor, rows: Sequence[int]) -> Pending:
+        """Every ring position's block on all of them, in ring order, `sum(rows) ...`."""
+
+    def close(self) -> None:
+        """Frees what the carrier holds."""
 
 
-def start_shift(send: Tensor, recv_rows: int, mesh: Mesh) -> Pending:
-    """Sends a block to the next ring position and receives the previous one's, `recv_rows` rows (dim 0)."""
-    received = send.new_empty(recv_rows, *send.shape[1:])
-    to, source = (mesh.rank_at(mesh.ulysses_rank, (mesh.ring_rank + hop) % mesh.ring) for hop in (1, -1))
-    ops = [
-        dist.P2POp(dist.isend, send, to, mesh.ring_group),
-        dist.P2POp(dist.irecv, received, source, mesh.ring_group),
-    ]
-    return Pending(received, send, dist.batch_isend_irecv(ops))
+class DistributedCarrier:
+    """`torch.distributed`: NCCL between GPUs of any number of hosts, gloo between CPU ranks."""
 
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
 
-def start_ring_gather(own: Tensor, rows: Sequence[int], mesh: Mesh) -> Pending:
-    """Every ring position's block on all of them, in ring order: `sum(rows)` rows. Blocks may differ in size."""
-    received = own.new_empty(sum(rows), *own.shape[1:])
-    blocks = torch.split(received, list(rows))
-    blocks[mesh.ring_rank].copy_(own)
-    ops = []
-    for hop in range(1, mesh.ring):
-        to, source = (mesh.ring_rank + hop) % mesh.ring, (mesh.ring_rank - hop) % mesh.ring
-        ops.append(dist.P2POp(dist.isend, own, mesh.rank_at(mesh.ulysses_rank, to), mesh.ring_group))
-        ops.append(dist.P2POp(dist.irecv, blocks[source], mesh.rank_at(mesh.ulysses_rank, source), mesh.ring_group))
-    return Pending(received, own, dist.batch_isend_irecv(ops))
+    def scatter(self, slabs: Tensor, rows: Sequence[int]) -> Pending:
+        """See Carrier."""
+        return self._all_to_all(slabs, [rows[self.mesh.ulysses_rank]] * len(rows), rows)
+
+    def gather(self, whole: Tensor, rows: Sequence[int]) -> Pending:
+        """See Carrier."""
+        return self._all_to_all(whole, rows, [rows[self.mesh.ulysses_rank]] * len(rows))
+
+    def shift(self, block: Tensor, rows: Sequence[int], hop: int) -> Pending:
+        """See Carrier."""
+        position = self.mesh.ring_rank
+        received = block.new_empty(rows[(position - hop - 1) % self.mesh.ring], *block.shape[1:])
+        ops = [self._point(dist.isend, block, position + 1), self._point(dist.irecv, received, position - 1)]
+        return Pending(received, block, dist.batch_isend_irecv(ops))
+
+    def collect(self, own: Tensor, rows: Sequence[int]) -> Pending:
+        """See Carrier."""
+        position = self.mesh.ring_rank
+        received = own.new_empty(sum(rows), *own.shape[1:])
+        blocks = torch.split(received, list(rows))
+        blocks[position].copy_(own)
+        ops = []
+        for hop in range(1, self.mesh.ring):
+            source = (position - hop) % self.mesh.ring
+            ops.append(self._point(dist.isend, own, position + hop))
+            ops.append(self._point(dist.irecv, blocks[source], source))
+        return Pending(received, own, dist.batch_isend_irecv(ops))
+
+    def close(self) -> None:
+        """See Carrier; there is nothing to free."""
+
+    def _all_to_all(self, send: Tensor, send_rows: Sequence[int], recv_rows: Sequence[int]) -> Pending:
+        received = send.new_empty(sum(recv_rows), *send.shape[1:])
+        group = self.mesh.ulysses_group
+        work = dist.all_to_all_single(received, send, list(recv_rows), list(send_rows), group=group, async_op=True)
+        return Pending(received, send, [work])
+
+    def _point(self, way: Any, tensor: Tensor, position: int) -> dist.P2POp:
+        peer = self.mesh.rank_at(self.mesh.ulysses_rank, position % self.mesh.ring)
+        return dist.P2POp(way, tensor, peer, self.mesh.ring_group)
 
 
 def all_gather_uneven(own: Tensor, rows: Sequence[int], group: ProcessGroup | None) -> Tensor:

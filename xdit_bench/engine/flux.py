@@ -20,7 +20,7 @@ from torch import Tensor
 
 from xdit_bench.engine.attention import choose
 from xdit_bench.engine.blocks import Rope, double_block, make_parts, single_block
-from xdit_bench.engine.collectives import all_gather_uneven
+from xdit_bench.engine.collectives import Carrier, DistributedCarrier, all_gather_uneven
 from xdit_bench.engine.graphs import LoopGraphs
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.engine.modulation import Modulation, Table
@@ -45,6 +45,7 @@ class Options:
     gelu_epilogue: bool = True  # with fused: GELU in the product's epilogue, not as a kernel of its own
     mlp_chunk: int = 0  # with fused: tokens the MLP takes at a time, so that its hidden layer stays in cache; 0: all
     overlap: bool = True  # a single block's MLP runs while its heads and its attention travel
+    exchange: str = "distributed"  # distributed (NCCL, gloo) or symmetric (copy engines, GPUs of one host)
     keys: str = "auto"  # a ring's keys: ring (overlapped hops), gathered (one attention call), auto (measured)
 
 
@@ -86,7 +87,14 @@ class UspFlux:
         self.parts = make_parts(self.ops, _compiled) if execution == "compile" else make_parts(self.ops)
         q, kv = self._sample()
         kernel = choose(attention, q, *kv.transpose(0, 1).unbind(2))
-        self.attention = UspAttention(mesh, self.shares, kernel, merge=self.ops.merge, overlap=options.overlap)
+        self.attention = UspAttention(
+            mesh,
+            self.shares,
+            kernel,
+            merge=self.ops.merge,
+            carrier=_carrier(mesh, options.exchange),
+            overlap=options.overlap,
+        )
         self.attention.choose_keys(options.keys, q, kv)
         self.graphs = LoopGraphs(self._loop) if execution == "graph" else None
         self.modulation = Modulation(transformer, mesh, shard=options.shard_modulation)  # last: close() undoes it
@@ -117,6 +125,7 @@ class UspFlux:
         """Frees graphs and their memory, and gives the model back all its weights."""
         if self.graphs is not None:
             self.graphs.clear()
+        self.attention.carrier.close()
         self.modulation.close()
 
     def _loop(self, latents: Tensor, prompt: Tensor, pooled: Tensor, sigmas: Tensor, guidance: Tensor | None) -> Tensor:
@@ -171,6 +180,18 @@ def _operations(device: torch.device, options: Options, execution: str) -> Ops:
     from xdit_bench.engine.kernels import triton_ops
 
     return triton_ops(gelu_epilogue=options.gelu_epilogue, chunk=options.mlp_chunk)
+
+
+def _carrier(mesh: Mesh, exchange: str) -> Carrier:
+    """Symmetric memory where it is asked for and proves to work on all ranks, else torch.distributed."""
+    if exchange == "symmetric" and mesh.size > 1 and mesh.device.type == "cuda":
+        from xdit_bench.engine.symmetric import working_carrier
+
+        carrier = working_carrier(mesh)
+        if carrier is not None:
+            return carrier
+        log.warning("symmetric memory does not work between these GPUs; exchanging through torch.distributed")
+    return DistributedCarrier(mesh)
 
 
 def _compiled(part: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 Blocks may differ in size. Two ways to move them: `ring_attention` overlaps each hop with the attention to the
 block at hand; `gathered_attention` collects all blocks first and attends once, which wins while they are small.
 
-    out = ring_attention(q, kv, rows, kernel, mesh)   # Ring Attention, arXiv:2310.01889
+    out = ring_attention(q, kv, rows, kernel, mesh, carrier)   # Ring Attention, arXiv:2310.01889
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xdit_bench.engine.attention import Kernel
-from xdit_bench.engine.collectives import start_ring_gather, start_shift
+from xdit_bench.engine.collectives import Carrier
 from xdit_bench.engine.mesh import Mesh
 
 Merge = Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
@@ -33,7 +33,7 @@ def merge(
 
 
 def ring_attention(
-    q: Tensor, kv: Tensor, rows: Sequence[int], kernel: Kernel, mesh: Mesh, merge: Merge = merge
+    q: Tensor, kv: Tensor, rows: Sequence[int], kernel: Kernel, mesh: Mesh, carrier: Carrier, merge: Merge = merge
 ) -> Tensor:
     """Attention of q `B S H D` to the keys of all ring positions. kv is this one's block, `K B 2 H D` contiguous;
     `rows[r]` is K of ring position r. Returns `B S H D` in q's number format."""
@@ -41,8 +41,7 @@ def ring_attention(
     lse = q.new_empty(0)
     block = kv
     for hop in range(mesh.ring):
-        source = (mesh.ring_rank - hop) % mesh.ring  # whose block is at hand
-        arriving = start_shift(block, rows[source - 1], mesh) if hop + 1 < mesh.ring else None
+        arriving = carrier.shift(block, rows, hop) if hop + 1 < mesh.ring else None
         k, v = block.transpose(0, 1).unbind(2)
         partial, partial_lse = kernel(q, k, v)
         if out is None:
@@ -56,8 +55,8 @@ def ring_attention(
     return out
 
 
-def gathered_attention(q: Tensor, kv: Tensor, rows: Sequence[int], kernel: Kernel, mesh: Mesh) -> Tensor:
+def gathered_attention(q: Tensor, kv: Tensor, rows: Sequence[int], kernel: Kernel, carrier: Carrier) -> Tensor:
     """As `ring_attention`, with all blocks gathered first and one attention call over them."""
-    gathered = start_ring_gather(kv, rows, mesh).wait()
+    gathered = carrier.collect(kv, rows).wait()
     k, v = gathered.transpose(0, 1).unbind(2)
     return kernel(q, k, v)[0]

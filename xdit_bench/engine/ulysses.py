@@ -2,7 +2,7 @@
 
 Tokens lead (`S B ...`) so that blocks of unequal length arrive one after another and need no repacking.
 
-    heads = start_scatter_heads(send, rows, mesh).wait()     # DeepSpeed Ulysses, arXiv:2309.14509
+    heads = scatter_heads(slabs, rows, mesh, carrier).wait()     # DeepSpeed Ulysses, arXiv:2309.14509
 """
 
 from __future__ import annotations
@@ -11,31 +11,29 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from xdit_bench.engine.collectives import Pending, start_all_to_all
+from xdit_bench.engine.collectives import Carrier, Pending
 from xdit_bench.engine.mesh import Mesh
 
 
-def start_scatter_heads(send: Tensor, rows: Sequence[int], mesh: Mesh) -> Pending:
+def scatter_heads(slabs: Tensor, rows: Sequence[int], mesh: Mesh, carrier: Carrier) -> Pending:
     """U S B n H/U D, one slab a destination  ->  sum(rows) B n H/U D, tokens of all Ulysses ranks in their order.
 
     `rows[u]` is S of Ulysses rank u. On an axis of one rank this is a view.
     """
-    if mesh.ulysses_group is None:
-        return Pending(send[0])
-    return start_all_to_all(send.flatten(0, 1), [send.shape[1]] * mesh.ulysses, rows, mesh.ulysses_group)
-
-
-def start_gather_heads(out: Tensor, rows: Sequence[int], mesh: Mesh) -> Pending:
-    """sum(rows) B H/U D  ->  U S B H/U D flattened to U*S: own tokens, a slab for each Ulysses rank's heads."""
-    if mesh.ulysses_group is None:
-        return Pending(out)
-    return start_all_to_all(out, rows, [rows[mesh.ulysses_rank]] * mesh.ulysses, mesh.ulysses_group)
-
-
-def finish_gather_heads(pending: Pending, mesh: Mesh) -> Tensor:
-    """What `start_gather_heads` began  ->  S B H*D of this rank's tokens."""
-    received = pending.wait()
     if mesh.ulysses == 1:
-        return received.flatten(2)
-    slabs = received.view(mesh.ulysses, -1, *received.shape[1:])
-    return slabs.permute(1, 2, 0, 3, 4).flatten(2)
+        return Pending(slabs[0])
+    return carrier.scatter(slabs.flatten(0, 1), rows)
+
+
+def gather_heads(out: Tensor, rows: Sequence[int], mesh: Mesh, carrier: Carrier) -> Pending:
+    """sum(rows) B H/U D  ->  U S B H/U D flattened to U*S: own tokens, a slab for each Ulysses rank's heads."""
+    if mesh.ulysses == 1:
+        return Pending(out)
+    return carrier.gather(out, rows)
+
+
+def join_heads(slabs: Tensor, mesh: Mesh) -> Tensor:
+    """What `gather_heads` brings  ->  S B H*D of this rank's tokens."""
+    if mesh.ulysses == 1:
+        return slabs.flatten(2)
+    return slabs.view(mesh.ulysses, -1, *slabs.shape[1:]).permute(1, 2, 0, 3, 4).flatten(2)

@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from xdit_bench.engine.attention import Kernel
-from xdit_bench.engine.collectives import Pending
+from xdit_bench.engine.collectives import Carrier, DistributedCarrier, Pending
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.engine.ring import Merge, gathered_attention, merge, ring_attention
 from xdit_bench.engine.shares import Shares
-from xdit_bench.engine.ulysses import finish_gather_heads, start_gather_heads, start_scatter_heads
+from xdit_bench.engine.ulysses import gather_heads, join_heads, scatter_heads
 
 GATHERED_BYTES = 512 << 20  # keys and values of all ring positions that may lie on one rank
 
@@ -28,9 +28,17 @@ class UspAttention:
     """Attention of all tokens to all tokens over the ranks of a mesh."""
 
     def __init__(
-        self, mesh: Mesh, shares: Shares, kernel: Kernel, *, merge: Merge = merge, overlap: bool = True
+        self,
+        mesh: Mesh,
+        shares: Shares,
+        kernel: Kernel,
+        *,
+        merge: Merge = merge,
+        carrier: Carrier | None = None,
+        overlap: bool = True,
     ) -> None:
         self.mesh, self.kernel, self.merge, self.overlap = mesh, kernel, merge, overlap
+        self.carrier: Carrier = carrier or DistributedCarrier(mesh)
         self.gather_keys = False
         self.rows = [shares.tokens(mesh.rank_at(u, mesh.ring_rank)) for u in range(mesh.ulysses)]
         self.ring_rows = [sum(shares.tokens(mesh.rank_at(u, r)) for u in range(mesh.ulysses)) for r in range(mesh.ring)]
@@ -38,7 +46,7 @@ class UspAttention:
     def start(self, slabs: tuple[Tensor, ...]) -> list[Pending]:
         """Begins the exchange of heads: slabs `U S B n H/U D`, q, k and v in one tensor (n = 3), or on a ring queries
         and keys with values, of which the latter leave first: the ring waits for them."""
-        return [self._begun(start_scatter_heads(slab, self.rows, self.mesh)) for slab in reversed(slabs)]
+        return [self._begun(scatter_heads(slab, self.rows, self.mesh, self.carrier)) for slab in reversed(slabs)]
 
     def attend(self, sent: list[Pending]) -> Pending:
         """Waits for the heads, attends, and begins the exchange back."""
@@ -49,11 +57,11 @@ class UspAttention:
             kv = sent[0].wait()
             q = sent[1].wait().transpose(0, 1)[:, :, 0]
             out = self._ring(q, kv, self.gather_keys)
-        return self._begun(start_gather_heads(out.transpose(0, 1).contiguous(), self.rows, self.mesh))
+        return self._begun(gather_heads(out.transpose(0, 1).contiguous(), self.rows, self.mesh, self.carrier))
 
     def finish(self, back: Pending) -> Tensor:
         """This rank's tokens with all heads, `S B H*D`."""
-        return finish_gather_heads(back, self.mesh)
+        return join_heads(back.wait(), self.mesh)
 
     def choose_keys(self, way: str, q: Tensor, kv: Tensor) -> None:
         """How a ring moves its keys: `ring`, `gathered`, or `auto`, which times both on q and kv on GPUs, while all
@@ -78,8 +86,8 @@ class UspAttention:
 
     def _ring(self, q: Tensor, kv: Tensor, gathered: bool) -> Tensor:
         if gathered:
-            return gathered_attention(q, kv, self.ring_rows, self.kernel, self.mesh)
-        return ring_attention(q, kv, self.ring_rows, self.kernel, self.mesh, self.merge)
+            return gathered_attention(q, kv, self.ring_rows, self.kernel, self.carrier)
+        return ring_attention(q, kv, self.ring_rows, self.kernel, self.mesh, self.carrier, self.merge)
 
     def _begun(self, pending: Pending) -> Pending:
         if not self.overlap:

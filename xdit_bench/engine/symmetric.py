@@ -1,0 +1,142 @@
+"""Exchanges through symmetric memory: each rank copies straight into its peers' buffers, then all meet at a barrier.
+
+The copies run on the GPUs' copy engines and leave every multiprocessor to the matrix products beside them; a
+persistent product next to NCCL's kernels waits for the processors they hold. Needs GPUs of one host that reach each
+other. Same interface as `collectives.DistributedCarrier`.
+
+    carrier = SymmetricCarrier(mesh)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed._symmetric_memory as symmetric_memory
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from xdit_bench.engine.collectives import Pending
+from xdit_bench.engine.mesh import Mesh
+
+
+class _Arrival:
+    """Makes the current stream wait for what a side stream has done so far."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.event.record(stream)
+
+    def wait(self) -> None:
+        torch.cuda.current_stream().wait_event(self.event)
+
+
+class SymmetricCarrier:
+    """Why no peer overwrites what is still read: a rank writes into a buffer again only after a later barrier of the
+    same axis, which the reader enters once its stream has passed the reading. Between two `scatter`s lies a `gather`
+    and the other way round; a ring has no such pair, so its buffers come in two sets that take turns."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.stream = torch.cuda.Stream(mesh.device, priority=-1)  # type: ignore[no-untyped-call]
+        self.boxes: dict[tuple[Any, ...], tuple[Any, list[Tensor]]] = {}
+        self.turn = 0
+
+    def scatter(self, slabs: Tensor, rows: Sequence[int]) -> Pending:
+        """See Carrier. Keys and values and queries of a ring differ in shape, so they have buffers of their own."""
+        own = self.mesh.ulysses_rank
+        sends = [(peer, sum(rows[:own]), slab) for peer, slab in enumerate(slabs.chunk(len(rows)))]
+        return self._send("scatter", self.mesh.ulysses_group, own, (sum(rows), *slabs.shape[1:]), sends, slabs)
+
+    def gather(self, whole: Tensor, rows: Sequence[int]) -> Pending:
+        """See Carrier."""
+        own = self.mesh.ulysses_rank
+        parts = torch.split(whole, list(rows))
+        sends = [(peer, own * rows[peer], part) for peer, part in enumerate(parts)]
+        shape = (len(rows) * max(rows), *whole.shape[1:])
+        pending = self._send("gather", self.mesh.ulysses_group, own, shape, sends, whole)
+        pending.received = pending.received[: len(rows) * rows[own]]
+        return pending
+
+    def shift(self, block: Tensor, rows: Sequence[int], hop: int) -> Pending:
+        """See Carrier."""
+        own = self.mesh.ring_rank
+        if hop == 0:
+            self.turn = 1 - self.turn
+        sends = [((own + 1) % self.mesh.ring, 0, block)]
+        name = f"shift {hop} {self.turn}"
+        pending = self._send(name, self.mesh.ring_group, own, (max(rows), *block.shape[1:]), sends, block)
+        pending.received = pending.received[: rows[(own - hop - 1) % self.mesh.ring]]
+        return pending
+
+    def collect(self, own: Tensor, rows: Sequence[int]) -> Pending:
+        """See Carrier."""
+        position = self.mesh.ring_rank
+        self.turn = 1 - self.turn
+        sends = [(peer, sum(rows[:position]), own) for peer in range(self.mesh.ring)]
+        shape = (sum(rows), *own.shape[1:])
+        return self._send(f"collect {self.turn}", self.mesh.ring_group, position, shape, sends, own)
+
+    def close(self) -> None:
+        """See Carrier."""
+        self.boxes.clear()
+
+    def _send(
+        self,
+        name: str,
+        group: ProcessGroup | None,
+        own: int,
+        shape: tuple[int, ...],
+        sends: Sequence[tuple[int, int, Tensor]],
+        sent: Tensor,
+    ) -> Pending:
+        """Puts each (peer, first row, block) into the peers' buffers, farther peers last, and meets them."""
+        assert group is not None
+        handle, views = self._box(name, group, shape, sent.dtype)
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            for peer, start, block in sorted(sends, key=lambda send: (send[0] - own - 1) % len(views)):
+                views[peer][start : start + block.shape[0]].copy_(block, non_blocking=True)
+            handle.barrier(channel=0)
+        return Pending(views[own], sent, [_Arrival(self.stream)])
+
+    def _box(
+        self, name: str, group: ProcessGroup, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> tuple[Any, list[Tensor]]:
+        """This exchange's buffer on every rank of the group; made on first use, by all ranks in step."""
+        key = (name, shape, dtype)
+        if key not in self.boxes:
+            memory = symmetric_memory.empty(*shape, dtype=dtype, device=self.mesh.device)
+            handle = symmetric_memory.rendezvous(memory, group)
+            views = [handle.get_buffer(peer, shape, dtype) for peer in range(dist.get_world_size(group))]
+            self.boxes[key] = handle, views
+        return self.boxes[key]
+
+
+def working_carrier(mesh: Mesh) -> SymmetricCarrier | None:
+    """A carrier that has just moved numbers rightly over both axes on every rank, or None on all of them."""
+    works = torch.ones(1, device=mesh.device)
+    carrier = None
+    try:
+        carrier = SymmetricCarrier(mesh)
+        works.fill_(float(_moves_rightly(carrier)))
+    except (RuntimeError, ImportError, AttributeError):
+        works.zero_()
+    dist.all_reduce(works, dist.ReduceOp.MIN, group=mesh.group)
+    return carrier if works.item() else None
+
+
+def _moves_rightly(carrier: SymmetricCarrier) -> bool:
+    mesh, right = carrier.mesh, True
+    if mesh.ulysses_group is not None:
+        rows = [2] * mesh.ulysses
+        sent = torch.full((sum(rows), 4), float(mesh.ulysses_rank), device=mesh.device)
+        expected = torch.arange(mesh.ulysses, device=mesh.device).repeat_interleave(2)
+        right = bool((carrier.scatter(sent, rows).wait()[:, 0] == expected).all())
+    if mesh.ring_group is not None:
+        own = torch.full((2, 4), float(mesh.ring_rank), device=mesh.device)
+        arrived = carrier.shift(own, [2] * mesh.ring, 0).wait()
+        right = right and bool((arrived == (mesh.ring_rank - 1) % mesh.ring).all())
+    return right
