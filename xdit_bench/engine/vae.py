@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from xdit_bench.engine.graphs import LoopGraphs
 from xdit_bench.engine.mesh import Mesh, split_sizes
 from xdit_bench.engine.vae_attention import attention_dtype, blocked_attention
 from xdit_bench.engine.vae_exchange import exchange, gather_rows, gather_tokens
@@ -54,13 +55,16 @@ class BandVae:
     """Row-band decode of one image size on the ranks of `mesh`. `band`: this rank's latent rows [start, stop).
 
     Raises Infeasible for a VAE this decode does not know, sizes that are not multiples of 16, and more ranks
-    than rows of latents. The VAE's modules are not changed.
+    than rows of latents. The VAE's modules are not changed. `graph=True` replays a CUDA graph of the decode (one
+    exception: the pixels' way to rank 0) where bands are small enough to be bound by the host's launches.
     """
 
-    # small enough that a chunk's elementwise steps mostly hit the cache, large enough to fill the GPU
-    chunk_bytes: int = 64 << 20
+    # a tensor's rows in one chunk: fewer bytes hit the cache more often, but 64 MiB keeps the host too busy
+    chunk_bytes: int = 128 << 20
+    # largest slabs that a captured decode may hold on to between images; larger bands do not wait for the host
+    captured_bytes: int = 1 << 30
 
-    def __init__(self, vae: AutoencoderKL, mesh: Mesh, *, height: int, width: int) -> None:
+    def __init__(self, vae: AutoencoderKL, mesh: Mesh, *, height: int, width: int, graph: bool = False) -> None:
         self._parts = read_decoder(vae)
         rows = height // self._parts.scale
         if height % 16 or width % 16:
@@ -75,14 +79,14 @@ class BandVae:
         weight = self._parts.conv_in.weight
         self._dtype, self._device = weight.dtype, weight.device
         self._ops = operations(self._device)
+        self._slab_sizes = slab_elements(self._parts, self.band[1] - self.band[0], self._width)
+        small = sum(self._slab_sizes) * self._dtype.itemsize <= self.captured_bytes
+        self._graphs = LoopGraphs(self._decode_band) if graph and small and self._device.type == "cuda" else None
 
     def decode(self, latents: Tensor) -> Tensor | None:
         """This rank's latents, 1 16 h w (unscaled decoder input) -> uint8 height width 3 on rank 0, None elsewhere."""
         assert len(latents) == 1, "one image at a time"
-        rows, width = self._pixels
-        pixels = torch.empty(rows, width, 3, dtype=torch.uint8, device=self._device)
-        bias = self._parts.conv_out.bias
-        self._decode(latents[0], lambda a, b, x: self._ops.to_uint8(x, bias, pixels[a:b]))
+        pixels = (self._graphs or self._decode_band)(latents)
         starts = [start * self._parts.scale for start in self._starts]
         return gather_rows(pixels, starts, starts[-1], self._mesh)
 
@@ -99,17 +103,27 @@ class BandVae:
         return images
 
     def close(self) -> None:
-        """Drops the copies of the weights."""
+        """Drops the copies of the weights, and the captured decode."""
+        if self._graphs is not None:
+            self._graphs.clear()
         del self._parts
 
     @property
     def _pixels(self) -> tuple[int, int]:
         return (self.band[1] - self.band[0]) * self._parts.scale, self._width * self._parts.scale
 
+    def _decode_band(self, latents: Tensor) -> Tensor:
+        """This rank's latents, 1 16 h w -> its rows of pixels, 8h 8w 3 uint8."""
+        rows, width = self._pixels
+        bias = self._parts.conv_out.bias
+        pixels = torch.empty(rows, width, len(bias), dtype=torch.uint8, device=self._device)
+        self._decode(latents[0], lambda a, b, x: self._ops.to_uint8(x, bias, pixels[a:b]))
+        return pixels
+
     @torch.no_grad()
     def _decode(self, latents: Tensor, sink: Callable[[int, int, Tensor], object]) -> None:
         """Runs the decoder on C h w; `sink` takes the rows [a, b) of its padded output without bias, n W 8."""
-        self._slabs = Slabs(slab_elements(self._parts, latents.shape[1], self._width), self._dtype, self._device)
+        self._slabs = Slabs(self._slab_sizes, self._dtype, self._device)
         try:
             self._run(latents, sink)
         finally:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from xdit_bench.engine.vae_operations import Operations
 
-# 132 output tiles of 128x128 in the second product: one wave on the 132 multiprocessors of an H100 or H200
-QUERIES_A_BLOCK = 4224
-KEYS_A_BLOCK = 8192
+# The second product then has 264 output tiles of 128x128, two full waves on the 132 multiprocessors of an H100 or
+# H200: 468 TFLOP/s on one H200 at 262144 keys, against 435 for half of both and 418 for a quarter of the keys.
+QUERIES_A_BLOCK = 8448
+KEYS_A_BLOCK = 16384
+ALIGNED = 64  # keys: rows of scores that start off a 16-byte boundary slow both products down
 
 
 def attention_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -27,7 +29,7 @@ def attention_dtype(dtype: torch.dtype) -> torch.dtype:
 def blocked_attention(q: Tensor, parts: list[tuple[Tensor, Tensor]], ops: Operations, scratch: Tensor) -> Tensor:
     """Softmax(q kᵀ / √D) v over the keys of all parts. `q` M D, each part `k` n D and `v` n D -> M D.
 
-    `scratch` (flat, q's dtype) holds the scores of one block: it bounds the memory, and at least M elements are needed.
+    `scratch` (flat, q's dtype) holds the scores of one block and bounds the memory; 64 scores a query must fit.
     """
     out = torch.empty_like(q)
     for rows, target in zip(torch.split(q, QUERIES_A_BLOCK), torch.split(out, QUERIES_A_BLOCK), strict=True):
@@ -35,15 +37,23 @@ def blocked_attention(q: Tensor, parts: list[tuple[Tensor, Tensor]], ops: Operat
         summed, product = torch.zeros(2, *rows.shape, dtype=torch.float32, device=q.device)
         peak = torch.full((len(rows),), -torch.inf, dtype=torch.float32, device=q.device)
         total = torch.zeros_like(peak)
-        keys_a_block = min(KEYS_A_BLOCK, scratch.numel() // len(rows))
         for keys, values in parts:
-            for k, v in zip(torch.split(keys, keys_a_block), torch.split(values, keys_a_block), strict=True):
-                scores = scratch[: len(rows) * len(k)].view(len(rows), len(k))
+            size = _block_size(len(keys), min(KEYS_A_BLOCK, scratch.numel() // len(rows)))
+            block = scratch[: len(rows) * size].view(len(rows), size)
+            for k, v in zip(torch.split(keys, size), torch.split(values, size), strict=True):
+                scores = block[:, : len(k)]
                 torch.mm(scaled, k.t(), out=scores)
                 ops.softmax_(scores, summed, product, peak, total)
                 _multiply(scores, v, product)
         target.copy_((summed + product) / total[:, None])
     return out
+
+
+def _block_size(keys: int, limit: int) -> int:
+    """Keys a block: about equal blocks, as few as the limit allows, of a multiple of 64."""
+    assert limit >= ALIGNED, f"the scratch holds {limit} scores a query; it must hold {ALIGNED}"
+    blocks = -(-keys // (limit // ALIGNED * ALIGNED))
+    return -(-keys // (blocks * ALIGNED)) * ALIGNED
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:

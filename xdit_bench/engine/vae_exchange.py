@@ -47,7 +47,7 @@ def exchange(band: Tensor | None, moments: Tensor | None, mesh: Mesh) -> Tensor 
 
 
 def gather_tokens(x: Tensor, counts: list[int], mesh: Mesh) -> list[Tensor]:
-    """Every rank's tokens, `counts[p]` C each. Shorter ranks are padded on the way, the padding is cut off."""
+    """Every rank's tokens, `counts[p]` C each, in one part where all have as many, else one part a rank."""
     if mesh.size == 1:
         return [x]
     longest = max(counts)
@@ -56,6 +56,8 @@ def gather_tokens(x: Tensor, counts: list[int], mesh: Mesh) -> list[Tensor]:
     sent[len(x) :].zero_()
     received = x.new_empty(mesh.size * longest, x.shape[1])
     dist.all_gather_into_tensor(received, sent, group=mesh.group)
+    if len(received) == sum(counts):
+        return [received]
     return [part[:count] for part, count in zip(torch.split(received, longest), counts, strict=True)]
 
 
@@ -63,14 +65,16 @@ def gather_rows(rows: Tensor, starts: list[int], total: int, mesh: Mesh) -> Tens
     """All ranks' rows on rank 0, `total` rows; None elsewhere. `starts` has P+1 entries."""
     if mesh.size == 1:
         return rows
+    whole = None
     if mesh.rank > 0:
-        dist.send(rows, 0, group=mesh.group)
-        return None
-    whole = rows.new_empty(total, *rows.shape[1:])
-    whole[: starts[1]] = rows
-    parts = [whole[start:stop] for start, stop in pairwise(starts[1:])]
-    arrivals = [dist.P2POp(dist.irecv, part, p + 1, group=mesh.group) for p, part in enumerate(parts)]
-    for work in dist.batch_isend_irecv(arrivals):
+        transfers = [dist.P2POp(dist.isend, rows, 0, group=mesh.group)]
+    else:
+        whole = rows.new_empty(total, *rows.shape[1:])
+        whole[: starts[1]] = rows
+        parts = [whole[start:stop] for start, stop in pairwise(starts[1:])]
+        transfers = [dist.P2POp(dist.irecv, part, p + 1, group=mesh.group) for p, part in enumerate(parts)]
+    # batched on both sides: NCCL gives a lone send a communicator of its own, where the batch would not listen
+    for work in dist.batch_isend_irecv(transfers):
         work.wait()
     return whole
 

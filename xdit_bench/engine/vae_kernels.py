@@ -15,25 +15,28 @@ def moments(
     x_ptr, y_ptr, bias_ptr, out_ptr, pixels, rounds, programs,
     ADD: tl.constexpr, HAS_BIAS: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    # Moments of `rounds` tiles around the mean of the first: close enough to the mean of all that nothing cancels.
+    # Sums of distances, and of their squares, from the first tile's mean of each channel: nothing large cancels.
+    # Channels join their group at the end, so that the loop holds whole vectors and never talks across threads.
     pid = tl.program_id(0)
-    group = tl.arange(0, GROUPS)[None, :, None]
-    channel = group * SIZE + tl.arange(0, SIZE)[None, None, :]
-    pixel = tl.arange(0, PIXELS)[:, None, None]
+    channel = tl.arange(0, GROUPS * SIZE)
+    pixel = tl.arange(0, PIXELS)[:, None]
     start = pid.to(tl.int64) * rounds * PIXELS
     left = tl.minimum(pixels - start, rounds * PIXELS).to(tl.int32)
-    offsets = pixel * (GROUPS * SIZE) + channel
+    offsets = pixel * (GROUPS * SIZE) + channel[None, :]
     x_ptr += start * (GROUPS * SIZE)
     y_ptr += start * (GROUPS * SIZE)
-    bias = tl.zeros((1, GROUPS, SIZE), tl.float32)
+    bias = tl.zeros((1, GROUPS * SIZE), tl.float32)
     if HAS_BIAS:
-        bias += tl.load(bias_ptr + channel)
-    reference = tl.zeros((1, GROUPS, 1), tl.float32)
-    first = tl.zeros((PIXELS, GROUPS, SIZE), tl.float32)
-    second = tl.zeros((PIXELS, GROUPS, SIZE), tl.float32)
+        bias += tl.load(bias_ptr + channel)[None, :]
+    reference = tl.zeros((GROUPS * SIZE,), tl.float32)
+    first = tl.zeros((PIXELS, GROUPS * SIZE), tl.float32)
+    second = tl.zeros((PIXELS, GROUPS * SIZE), tl.float32)
+    ahead = tl.load(x_ptr + offsets, mask=pixel < left, other=0.0)
     for i in range(rounds):
         inside = pixel < left - i * PIXELS
-        value = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        value = ahead.to(tl.float32)
+        # one tile ahead: alone, a tile's loads are too few to keep the memory busy
+        ahead = tl.load(x_ptr + PIXELS * GROUPS * SIZE + offsets, mask=pixel < left - (i + 1) * PIXELS, other=0.0)
         if ADD:
             value += tl.load(y_ptr + offsets, mask=inside, other=0.0).to(tl.float32) + bias
             tl.store(x_ptr + offsets, value, mask=inside)
@@ -41,21 +44,22 @@ def moments(
         else:
             value += bias
         if i == 0:
-            count = tl.minimum(left, PIXELS) * SIZE
-            summed = tl.sum(tl.sum(tl.where(inside, value, 0.0), 2, keep_dims=True), 0, keep_dims=True)
-            reference = summed / count.to(tl.float32)
-        value = tl.where(inside, value - reference, 0.0)
+            reference = tl.sum(tl.where(inside, value, 0.0), 0) / tl.minimum(left, PIXELS).to(tl.float32)
+        value = tl.where(inside, value - reference[None, :], 0.0)
         first += value
         second += value * value
         x_ptr += PIXELS * GROUPS * SIZE
         y_ptr += PIXELS * GROUPS * SIZE
-    count = (left * SIZE).to(tl.float32)
-    first_sum = tl.sum(tl.sum(first, 2, keep_dims=True), 0, keep_dims=True)
-    second_sum = tl.sum(tl.sum(second, 2, keep_dims=True), 0, keep_dims=True)
-    out_ptr += group * programs + pid
-    tl.store(out_ptr, tl.zeros((1, GROUPS, 1), tl.float32) + count)
-    tl.store(out_ptr + GROUPS * programs, reference + first_sum / count)
-    tl.store(out_ptr + 2 * GROUPS * programs, tl.maximum(second_sum - first_sum * first_sum / count, 0.0))
+    n = left.to(tl.float32)
+    drift = tl.sum(first, 0) / n
+    spread = tl.reshape(tl.maximum(tl.sum(second, 0) - n * drift * drift, 0.0), (GROUPS, SIZE))
+    mean = tl.reshape(reference + drift, (GROUPS, SIZE))
+    group_mean = tl.sum(mean, 1) / SIZE
+    away = mean - group_mean[:, None]
+    out_ptr += tl.arange(0, GROUPS) * programs + pid
+    tl.store(out_ptr, tl.zeros((GROUPS,), tl.float32) + n * SIZE)
+    tl.store(out_ptr + GROUPS * programs, group_mean)
+    tl.store(out_ptr + 2 * GROUPS * programs, tl.sum(spread + n * away * away, 1))
 
 
 @triton.jit
@@ -166,13 +170,13 @@ def to_uint8(x_ptr, bias_ptr, out_ptr, count, padded, colors, BLOCK: tl.constexp
 
 @triton.jit
 def softmax(
-    scores_ptr, summed_ptr, product_ptr, peak_ptr, total_ptr, keys, channels, headroom,
+    scores_ptr, summed_ptr, product_ptr, peak_ptr, total_ptr, stride, keys, channels, headroom,
     KEYS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, KEYS)
     inside = column < keys
-    scores_ptr += row * keys
+    scores_ptr += row * stride
     score = tl.load(scores_ptr + column, mask=inside, other=float("-inf")).to(tl.float32)
     before = tl.load(peak_ptr + row)
     higher = tl.maximum(before, tl.max(score, 0))

@@ -58,8 +58,8 @@ class Operations(Protocol):
     def softmax_(self, scores: Tensor, summed: Tensor, product: Tensor, peak: Tensor, total: Tensor) -> None:
         """One step of an online softmax: scores M n become weights `HEADROOM * exp(score - peak)`, in place.
 
-        `peak` (M) may rise; `summed` (M D) takes `product`, the last block's, and `total` (M) the new weights' sums,
-        both rescaled from the old peak to the new.
+        Rows of scores may lie apart. `peak` (M) may rise; `summed` (M D) takes `product`, the last block's, and
+        `total` (M) the new weights' sums, both rescaled from the old peak to the new.
         """
 
 

@@ -15,8 +15,10 @@ from xdit_bench.engine import vae_kernels as kernels
 from xdit_bench.engine.vae_operations import HEADROOM
 from xdit_bench.engine.vae_parts import Norm
 
-TILE = 4096  # elements a program holds at a time: 32 a thread at 4 warps
-PROGRAMS = 2112  # of one moments launch: 16 for each of 132 multiprocessors
+TILE = 4096  # elements a program normalizes: 32 a thread at 4 warps
+# moments keep three values an element: with half a tile 5 programs fit a multiprocessor, and 2640 are four full waves
+MOMENTS_TILE = 2048
+PROGRAMS = 2640
 
 
 def convolve(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
@@ -89,13 +91,13 @@ def to_uint8(x: Tensor, bias: Tensor, out: Tensor) -> Tensor:
 def softmax_(scores: Tensor, summed: Tensor, product: Tensor, peak: Tensor, total: Tensor) -> None:
     keys, channels = scores.shape[1], summed.shape[1]
     kernels.softmax[(len(scores),)](
-        scores, summed, product, peak, total, keys, channels, HEADROOM,
+        scores, summed, product, peak, total, scores.stride(0), keys, channels, HEADROOM,
         KEYS=triton.next_power_of_2(keys), CHANNELS=triton.next_power_of_2(channels), num_warps=8,
     )  # fmt: skip
 
 
 def _powers_of_two(channels: int, groups: int) -> bool:
-    return channels & (channels - 1) == 0 and groups & (groups - 1) == 0 and channels <= TILE
+    return channels & (channels - 1) == 0 and groups & (groups - 1) == 0 and channels <= MOMENTS_TILE
 
 
 def _block(count: int) -> int:
@@ -104,8 +106,8 @@ def _block(count: int) -> int:
 
 def _launch_moments(x: Tensor, y: Tensor | None, bias: Tensor | None, groups: int) -> Tensor:
     channels = x.shape[-1]
-    pixels, at_once = x.numel() // channels, TILE // channels
-    rounds = max(1, triton.cdiv(pixels, at_once) // PROGRAMS)
+    pixels, at_once = x.numel() // channels, MOMENTS_TILE // channels
+    rounds = triton.cdiv(pixels, at_once * PROGRAMS)
     programs = triton.cdiv(pixels, at_once * rounds)
     out = torch.empty(3, groups, programs, dtype=torch.float32, device=x.device)
     kernels.moments[(programs,)](
