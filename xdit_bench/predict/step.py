@@ -64,7 +64,8 @@ def attention_share(point: Point, topology: Topology, profile: EngineProfile) ->
 
     Raises Infeasible for a kernel the topology has no number for.
     """
-    preferred = [kernel for kernel in profile.attention if kernel in topology.attention]
+    kernels = topology.attention
+    preferred = sorted((k for k in profile.attention if k in kernels), key=lambda k: -kernels[k].value)
     wanted = point.attention
     if wanted == "auto" or len(profile.attention) == 1:  # an engine of one kernel has no choice
         wanted = preferred[0] if preferred else next(iter(topology.attention))

@@ -171,7 +171,7 @@ ACTIVATION_PASSES = 17  # reads and writes a ResNet block: two norms (3), SiLU (
 def vae_decoder(model: ModelSpec) -> Vae:
     """Walks diffusers' `AutoencoderKL` decoder: conv_in, mid block, up blocks, conv_out."""
     channels = [int(c) for c in model.vae["block_out_channels"]]
-    convs = list(_decoder_convs(model))
+    convs = list(decoder_convs(model))
     traffic = 0.0
     for conv in convs:
         passes = ACTIVATION_PASSES / 2 if conv.kernel == 3 and conv.cout > 3 else 2
@@ -181,7 +181,8 @@ def vae_decoder(model: ModelSpec) -> Vae:
     return Vae(sum(c.flops for c in convs), traffic, channels[-1], wide, 2.0 * weights)  # the encoder weighs as much
 
 
-def _decoder_convs(model: ModelSpec) -> Iterator[Conv]:
+def decoder_convs(model: ModelSpec) -> Iterator[Conv]:
+    """The decoder's convolutions in their order."""
     channels = [int(c) for c in reversed(model.vae["block_out_channels"])]
     yield Conv(int(model.vae["latent_channels"]), channels[0], 3, 1)
     yield from (Conv(channels[0], channels[0], 3, 1) for _ in range(4))  # the mid block's two ResNets

@@ -148,8 +148,8 @@ def from_dict(data: Any, origin: str) -> Topology:
     spec = GpuSpec(
         name=gpu.text("name"),
         memory_bytes=gpu.count("memory_bytes", low=10**9, high=10**13),
-        peak_flops=gpu.number("peak_flops", low=1e12, high=1e17),
-        memory_bytes_per_s=gpu.number("memory_bytes_per_s", low=1e10, high=1e15),
+        peak_flops=gpu.number("peak_flops", low=1e9, high=1e17),
+        memory_bytes_per_s=gpu.number("memory_bytes_per_s", low=1e8, high=1e15),
         l2_bytes=gpu.number("l2_bytes", low=1e5, high=1e10),
         sms=gpu.count("sms", high=10_000),
         source=gpu.text("source", ""),

@@ -68,7 +68,7 @@ BAD = [
     ("gpus", 0, "gpus must be a number from 1"),
     ("gpus", 2.5, "gpus must be a whole number"),
     ("gpu.peak_flops", None, "gpu.peak_flops is missing"),
-    ("gpu.peak_flops", -1.0, "gpu.peak_flops must be a number from 1e\\+12"),
+    ("gpu.peak_flops", -1.0, "gpu.peak_flops must be a number from 1e\\+09"),
     ("gpu.memory_bytes", "much", "gpu.memory_bytes must be a number"),
     ("gpu.memory_bytes", 48, "gpu.memory_bytes must be a number from 1e\\+09"),  # gigabytes typed as bytes
     ("gpu.sms", True, "gpu.sms must be a number"),

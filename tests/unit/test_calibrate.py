@@ -1,0 +1,139 @@
+"""Calibration recovers the numbers of the machine it measures, and writes a topology that loads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xdit_bench.calibrate import main
+from xdit_bench.calibration.numbers import efficiencies, links
+from xdit_bench.config import ModelSpec
+from xdit_bench.predict.network import Network
+from xdit_bench.predict.points import load_model
+from xdit_bench.predict.profiles import find
+from xdit_bench.predict.roofline import attention_s, gemm_s, rows_s, stream_s
+from xdit_bench.predict.workload import Attention, Gemm, decoder_convs, vae_decoder
+from xdit_bench.topology.specs import Topology, load
+
+H200 = load("h200_nvlink")
+
+
+def pretend(machine: Topology, model: ModelSpec) -> Iterator[dict[str, Any]]:
+    """What a machine with these numbers would measure."""
+    for gemm in (Gemm(1152, 3072, 9216), Gemm(4608, 12288, 3072), Gemm(16896, 3072, 3072)):
+        yield {"kind": "gemm", "m": gemm.m, "k": gemm.k, "n": gemm.n, "seconds": gemm_s(machine, gemm)}
+    for call in (Attention(24, 4608, 4608, 1), Attention(3, 16896, 8448, 1)):
+        for kernel in ("cudnn", "flash"):
+            seconds = attention_s(machine, call, 128, machine.attention[kernel].value)
+            yield {
+                "kind": "attention", "kernel": kernel, "heads": call.heads, "queries": call.queries,
+                "keys": call.keys, "head_dim": 128, "seconds": seconds,
+            }  # fmt: skip
+    yield {"kind": "copy", "bytes": 1e9, "seconds": stream_s(machine, 1e9)}
+    eager, tokens = find("stock", "eager"), 16896
+    yield {
+        "kind": "block", "tokens": tokens, "row_bytes": 6144, "products_seconds": 0.01, "attention_seconds": 0.02,
+        "seconds": 0.03 + rows_s(machine, eager.rows[1], tokens, 6144, fused=False),
+    }  # fmt: skip
+    yield {"kind": "launch", "seconds": machine.host["op_s"].value * eager.host_ops[1]}
+    yield {"kind": "kernel_gap", "seconds": machine.host["kernel_gap_s"].value}
+    convs, side = list(decoder_convs(model)), 128
+    streamed = stream_s(machine, side**2 * vae_decoder(model).traffic_bytes)
+    total = sum(conv.flops for conv in convs)
+    for layout, key in (("nchw", "conv"), ("nhwc", "conv_nhwc")):
+        for conv in dict.fromkeys(convs):
+            seconds = side**2 * conv.flops / (machine.gpu.peak_flops * machine.efficiency[key].value)
+            if layout == "nchw":
+                seconds += streamed * conv.flops / total
+            yield {
+                "kind": "conv", "layout": layout, "cin": conv.cin, "cout": conv.cout, "kernel": conv.kernel,
+                "scale": conv.scale, "side": side, "count": convs.count(conv), "seconds": seconds,
+            }  # fmt: skip
+    for way, key in (("plain", "vae_attention"), ("blocked", "vae_attention_blocked")):
+        flops = 4.0 * 65536**2 * 512
+        seconds = flops / (machine.gpu.peak_flops * machine.efficiency[key].value)
+        yield {"kind": "mid_attention", "way": way, "tokens": 65536, "width": 512, "seconds": seconds}
+
+
+def test_a_machines_own_seconds_give_back_its_numbers() -> None:
+    model = load_model("flux_schnell")
+    found = efficiencies(list(pretend(H200, model)), H200.gpu, model)
+    for section in ("efficiency", "attention", "host"):
+        for key, number in found[section].items():
+            assert number.value == pytest.approx(getattr(H200, section)[key].value, rel=1e-6), (section, key)
+    assert set(found["efficiency"]) == set(H200.efficiency)
+    assert set(found["attention"]) == {"cudnn", "flash"}
+    assert set(found["host"]) == {"op_s", "kernel_gap_s"}
+
+
+@pytest.mark.parametrize("name", ["l40_pcie", "h200_nvlink"])
+def test_exchanges_give_back_every_level_they_reach(name: str) -> None:
+    truth = load(name)
+    measured: list[dict[str, Any]] = []
+    for ulysses, ring in ((1, 2), (2, 1), (2, 2), (4, 1), (1, 4), (4, 2), (8, 1), (1, 8), (2, 4)):
+        net = Network(truth, "p2p", ulysses, ring)
+        for size in (2**18, 2**20, 2**22, 2**24, 2**26, 2**28):
+            for kind, transfer in (("all_to_all", net.all_to_all_s(size)), ("shift", net.ring_step_s(size))):
+                if transfer.seconds:
+                    row = {"kind": kind, "ulysses": ulysses, "ring": ring, "bytes": size, "seconds": transfer.seconds}
+                    measured.append(row)
+    found = links(measured, truth.levels("p2p"), 8)
+    for level, expected in zip(found, truth.levels("p2p"), strict=True):
+        for key in ("bytes_per_s", "all_to_all_bytes_per_s", "latency_s", "all_to_all_latency_s"):
+            assert getattr(level, key) == pytest.approx(getattr(expected, key), rel=0.05), (level.name, key)
+        assert level.source.startswith("measured between")
+
+
+def test_levels_out_of_reach_keep_their_numbers_and_say_so() -> None:
+    levels = load("l40_pcie").levels("p2p")
+    net = Network(load("l40_pcie"), "p2p", 2, 1)
+    measured = [
+        {"kind": "all_to_all", "ulysses": 2, "ring": 1, "bytes": size, "seconds": net.all_to_all_s(size).seconds}
+        for size in (2**20, 2**24, 2**28)
+    ]
+    pair, bridge, socket = links(measured, levels, 2)
+    assert pair.source == "measured between 2 GPUs, all groups at once"
+    assert pair.bytes_per_s == levels[0].bytes_per_s  # no ring was measured
+    assert (bridge.bytes_per_s, socket.bytes_per_s) == (levels[1].bytes_per_s, levels[2].bytes_per_s)
+    assert "not measured: 2 GPUs do not reach it" in socket.source
+
+
+def test_two_cpu_ranks_write_a_topology_that_loads(tmp_path: Path) -> None:
+    out = tmp_path / "here.yaml"
+    assert main([f"out={out}", "device=cpu", "gpus=2"]) == 0
+    topology = load(str(out))
+    (level,) = topology.levels("p2p")
+    assert (topology.name, topology.gpus, level.gpus) == ("here", 2, 2)
+    assert level.source == "measured between 2 GPUs, all groups at once"
+    assert math.isfinite(level.bytes_per_s)
+    assert topology.efficiency["gemm"].source.startswith("measured")
+    assert out.with_suffix(".json").exists()
+
+
+def test_one_device_needs_no_links(tmp_path: Path) -> None:
+    out = tmp_path / "alone.yaml"
+    assert main([f"out={out}", "device=cpu", "gpus=1"]) == 0
+    topology = load(str(out))
+    assert (topology.gpus, topology.levels("p2p")) == (1, ())
+    assert "no link was measured" in topology.note
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("output=x.yaml", "did you mean out?"),
+        ("out=x.txt", "out must be a .yaml file"),
+        ("transport=ib", "transport is a list of p2p, host, socket"),
+        ("device=tpu", "device is cuda or cpu"),
+        ("gpus=0", "gpus must be a whole number above 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(argument: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([argument]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.strip().splitlines()) == 1

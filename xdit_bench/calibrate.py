@@ -1,0 +1,83 @@
+"""`python -m xdit_bench.calibrate`: measures this machine's operators and links, and writes them as a topology file.
+
+Owns the arguments; `calibration` measures. Takes under three minutes on a host with GPUs.
+
+    python -m xdit_bench.calibrate out=mine.yaml [base=h200_nvlink] [gpus=2] [transport=p2p,host,socket]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from xdit_bench.errors import ConfigError, TopologyError, UserError
+from xdit_bench.predict.arguments import parse, whole
+from xdit_bench.topology.match import differences
+from xdit_bench.topology.probe import probe
+from xdit_bench.topology.specs import TRANSPORTS, Topology, load, names
+
+DEFAULTS = {"out": "calibrated.yaml", "base": "", "gpus": "", "transport": "", "device": ""}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the topology file. Returns 0, or 2 on bad input."""
+    begun = time.monotonic()
+    try:
+        options = parse(arguments if arguments is not None else sys.argv[1:], DEFAULTS, "calibrate")
+        machine = probe()
+        kind = _device(options["device"], machine["device"])
+        gpus = whole(options, "gpus") if options["gpus"] else max(1, machine["gpus"]) if kind == "cuda" else 2
+        if kind == "cuda" and gpus > machine["gpus"]:
+            raise ConfigError(f"gpus={gpus} is more than the {machine['gpus']} of this machine; use at most that")
+        transports = _transports(options["transport"], kind)
+        out = Path(options["out"])
+        if out.suffix not in (".yaml", ".yml"):
+            raise ConfigError(f"out must be a .yaml file; got out={options['out']}")
+        base = _base(options["base"], machine) if kind == "cuda" else None
+        import torch  # only now: bad input is refused at once
+
+        from xdit_bench.calibration.machine import calibrate
+
+        device = torch.device(kind, 0) if kind == "cuda" else torch.device("cpu")
+        path = calibrate(out, base, gpus, transports, device, print)
+        load(str(path))  # what was written is what a point will read
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {options['out']} can not be written ({error.strerror})", file=sys.stderr)
+        return 2
+    print(f"wrote {path} in {time.monotonic() - begun:.0f} s; use it as topology={path}")
+    return 0
+
+
+def _device(wanted: str, here: str) -> str:
+    if wanted not in ("", "cuda", "cpu"):
+        raise ConfigError(f"device is cuda or cpu; got device={wanted}")
+    if wanted == "cuda" and here != "cuda":
+        raise ConfigError("device=cuda needs a GPU, and this machine has none; use device=cpu")
+    return wanted or here
+
+
+def _transports(typed: str, kind: str) -> tuple[str, ...]:
+    wanted = tuple(typed.split(",")) if typed else TRANSPORTS if kind == "cuda" else ("p2p",)
+    for transport in wanted:
+        if transport not in TRANSPORTS:
+            raise ConfigError(f"transport is a list of {', '.join(TRANSPORTS)}; got {transport!r}")
+    return wanted
+
+
+def _base(name: str, machine: dict[str, object]) -> Topology | None:
+    """The topology named, else the shipped one that this machine is, else none."""
+    if name:
+        base = load(name)
+        if not base.predictable:
+            raise TopologyError(f"base={name} has no numbers to build on; name a topology of GPUs")
+        return base
+    here = [topology for topology in map(load, names()) if topology.predictable and not differences(topology, machine)]
+    return here[0] if here else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

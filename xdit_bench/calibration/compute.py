@@ -1,0 +1,182 @@
+"""What one device does with matrix products, attention, memory traffic, launches and the VAE's operators.
+
+Owns the micro-benchmarks; `numbers` turns their seconds into a topology's shares of peak. One entry a measurement:
+what it was, its counts, its seconds.
+
+    measurements = measure(Shapes.of(device, model), model, device)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xdit_bench.calibration.clock import host_seconds_of, seconds_of, synchronize
+from xdit_bench.calibration.shapes import Shapes
+from xdit_bench.config import ModelSpec
+from xdit_bench.engine.attention import KERNELS, available
+from xdit_bench.predict.workload import Conv, decoder_convs
+
+Measurement = dict[str, Any]
+SCRATCH = 32 << 20  # scores the blocked attention holds at a time
+
+
+def measure(shapes: Shapes, model: ModelSpec, device: torch.device) -> list[Measurement]:
+    """All measurements of one device, in seconds."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with torch.no_grad():
+        return [
+            *_gemms(shapes, device, dtype),
+            *_attentions(shapes, model, device, dtype),
+            *_copy(shapes, device),
+            *_block(shapes, model, device, dtype),
+            *_kernel_gap(device),
+            *_convolutions(shapes, model, device, dtype),
+            *_mid_attention(shapes, model, device, dtype),
+        ]
+
+
+def _gemms(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> list[Measurement]:
+    found: list[Measurement] = []
+    for gemm in shapes.gemms:
+        x = torch.randn(gemm.m, gemm.k, device=device, dtype=dtype)
+        weight = torch.randn(gemm.n, gemm.k, device=device, dtype=dtype)
+        bias = torch.randn(gemm.n, device=device, dtype=dtype)
+        seconds = seconds_of(partial(F.linear, x, weight, bias), device, shapes.for_s)
+        found.append({"kind": "gemm", "m": gemm.m, "k": gemm.k, "n": gemm.n, "seconds": seconds})
+    return found
+
+
+def _attentions(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: torch.dtype) -> list[Measurement]:
+    found: list[Measurement] = []
+    head_dim = int(model.transformer["attention_head_dim"])
+    names = available(device, dtype)
+    for name in [n for n in names if n != "sdpa"] or ["sdpa"]:
+        for call in shapes.attentions:
+            shape = (1, call.queries, round(call.heads), head_dim)
+            q, k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
+            try:
+                seconds = seconds_of(partial(KERNELS[name], q, k, v), device, shapes.for_s)
+            except (RuntimeError, ImportError) as error:
+                found.append({"kind": "failed", "what": f"attention {name}", "error": str(error).splitlines()[0]})
+                break
+            found.append({
+                "kind": "attention", "kernel": name, "heads": round(call.heads), "queries": call.queries,
+                "keys": call.keys, "head_dim": head_dim, "seconds": seconds,
+            })  # fmt: skip
+    return found
+
+
+def _copy(shapes: Shapes, device: torch.device) -> list[Measurement]:
+    source = torch.randn(shapes.copy_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    seconds = seconds_of(lambda: target.copy_(source), device, shapes.for_s)
+    return [{"kind": "copy", "bytes": 2 * shapes.copy_bytes, "seconds": seconds}]
+
+
+def _block(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: torch.dtype) -> list[Measurement]:
+    """diffusers' eager single-stream block: whole, and its products and attention apart, so that its elementwise work
+    is the difference; and the host's time to issue a narrow one, which the device never delays."""
+    h, heads, tokens = model.hidden, model.heads, shapes.tokens
+    call = _single_block(h, heads, tokens, device, dtype)
+    weights = {(k, n): torch.randn(n, k, device=device, dtype=dtype) for k, n in ((h, h), (h, 4 * h), (5 * h, h))}
+    inputs = {k: torch.randn(tokens, k, device=device, dtype=dtype) for k in (h, 5 * h)}
+    products = sum(
+        count * seconds_of(partial(F.linear, inputs[k], weights[k, n]), device, shapes.for_s)
+        for k, n, count in ((h, h, 3), (h, 4 * h, 1), (5 * h, h, 1))
+    )
+    q, k, v = (torch.randn(1, heads, tokens, h // heads, device=device, dtype=dtype) for _ in range(3))
+    attention = seconds_of(lambda: F.scaled_dot_product_attention(q, k, v), device, shapes.for_s)
+    narrow = _single_block(2 * h // heads, 2, 32, device, dtype)
+    whole: Measurement = {
+        "kind": "block", "tokens": tokens, "row_bytes": q.element_size() * h, "products_seconds": products,
+        "attention_seconds": attention, "seconds": seconds_of(call, device, 3 * shapes.for_s),
+    }  # fmt: skip
+    return [whole, {"kind": "launch", "seconds": host_seconds_of(narrow, device, 100)}]
+
+
+def _single_block(h: int, heads: int, tokens: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
+
+    with device:
+        block = FluxSingleTransformerBlock(dim=h, num_attention_heads=heads, attention_head_dim=h // heads).to(dtype)
+        text, image = torch.randn(1, tokens // 8, h, dtype=dtype), torch.randn(1, tokens - tokens // 8, h, dtype=dtype)
+        vector, angles = torch.randn(1, h, dtype=dtype), torch.randn(tokens, h // heads)
+    rotary = (angles.cos(), angles.sin())
+    return lambda: block(image, text, vector, image_rotary_emb=rotary)
+
+
+def _kernel_gap(device: torch.device, kernels: int = 500) -> list[Measurement]:
+    """Seconds from one tiny kernel to the next, all queued behind a long one so that no launch is waited for."""
+    if device.type != "cuda":
+        return []
+    x = torch.zeros(8, device=device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    x.mul_(1.0)
+    synchronize(device)
+    torch.cuda._sleep(60_000_000)  # type: ignore[no-untyped-call]  # clock ticks: some 30 ms, longer than launching all
+    start.record()
+    for _ in range(kernels):
+        x.mul_(1.0)
+    end.record()
+    synchronize(device)
+    return [{"kind": "kernel_gap", "seconds": start.elapsed_time(end) / 1e3 / kernels}]
+
+
+def _convolutions(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: torch.dtype) -> list[Measurement]:
+    """The decoder's different convolutions: behind norm and SiLU as diffusers has them, and alone in NHWC."""
+    found: list[Measurement] = []
+    side, groups = shapes.latent_sides[0], int(model.vae["norm_num_groups"])
+    convs = list(decoder_convs(model))
+    for conv in dict.fromkeys(convs):
+        x = torch.randn(1, conv.cin, side * conv.scale, side * conv.scale, device=device, dtype=dtype)
+        weight = torch.randn(conv.cout, conv.cin, conv.kernel, conv.kernel, device=device, dtype=dtype)
+        nhwc = x.contiguous(memory_format=torch.channels_last), weight.contiguous(memory_format=torch.channels_last)
+        normed = conv.kernel == 3 and conv.cin % groups == 0
+
+        def plain(x: Tensor = x, w: Tensor = weight, conv: Conv = conv, normed: bool = normed) -> Tensor:
+            return F.conv2d(F.silu(F.group_norm(x, groups)) if normed else x, w, padding=conv.kernel // 2)
+
+        def alone(x: Tensor = nhwc[0], w: Tensor = nhwc[1], conv: Conv = conv) -> Tensor:
+            return F.conv2d(x, w, padding=conv.kernel // 2)
+
+        for layout, call in (("nchw", plain), ("nhwc", alone)):
+            found.append({
+                "kind": "conv", "layout": layout, "cin": conv.cin, "cout": conv.cout, "kernel": conv.kernel,
+                "scale": conv.scale, "side": side, "count": convs.count(conv), "normed": normed and layout == "nchw",
+                "seconds": seconds_of(call, device, shapes.for_s / 2),
+            })  # fmt: skip
+    return found
+
+
+def _mid_attention(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: torch.dtype) -> list[Measurement]:
+    found: list[Measurement] = []
+    width = int(model.vae["block_out_channels"][-1])
+    for side in shapes.latent_sides:
+        q, k, v = (torch.randn(1, 1, side * side, width, device=device, dtype=dtype) for _ in range(3))
+        for way, call in (("plain", F.scaled_dot_product_attention), ("blocked", _blocked)):
+            try:
+                seconds = seconds_of(partial(call, q, k, v), device, shapes.for_s)
+            except Exception as error:  # a kernel that does not build here costs its number, not the calibration
+                found.append({"kind": "failed", "what": f"mid attention {way}", "error": str(error).splitlines()[0]})
+                continue
+            found.append({
+                "kind": "mid_attention", "way": way, "tokens": side * side, "width": width, "seconds": seconds,
+            })  # fmt: skip
+    return found
+
+
+def _blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The parallel VAE's attention, `1 1 M D`."""
+    from xdit_bench.engine.vae_attention import attention_dtype, blocked_attention
+    from xdit_bench.engine.vae_operations import operations
+
+    narrow = attention_dtype(q.dtype)
+    rows, keys, values = (x[0, 0].to(narrow) for x in (q, k, v))
+    scratch = torch.empty(max(SCRATCH, len(rows)), device=q.device, dtype=narrow)
+    return blocked_attention(rows, [(keys, values)], operations(q.device), scratch)

@@ -1,0 +1,119 @@
+"""The calibrated topology of this machine: measured numbers over a base's, written as YAML with a source for each.
+
+Owns what is measured and what is taken over. The base is the topology file that names this GPU, for its datasheet
+and its hierarchy of links; without one, the peaks are what was reached here.
+
+    calibrate(Path("mine.yaml"), base=None, gpus=None, transports=("p2p",))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from xdit_bench import __version__
+from xdit_bench.calibration.compute import measure
+from xdit_bench.calibration.numbers import efficiencies, links
+from xdit_bench.calibration.ranks import measure_exchanges
+from xdit_bench.calibration.shapes import Shapes
+from xdit_bench.errors import RankCrashed
+from xdit_bench.predict.points import load_model
+from xdit_bench.topology.specs import GpuSpec, LinkSpec, Number, Topology
+
+Say = Callable[[str], None]
+TAKEN_OVER = {  # where there is neither a measurement nor a base
+    "efficiency": {"conv": 0.25, "conv_nhwc": 0.4, "vae_attention": 0.1, "vae_attention_blocked": 0.4},
+    "host": {"kernel_gap_s": 3.5e-6, "vae_cold_start_s": 0.2},
+    "uncertainty": {"compute": 0.05, "network": 0.15, "host": 0.2, "vae": 0.2},
+}
+REACHED = 0.8  # share of an unknown GPU's peak that its best product or copy is taken for
+
+
+def calibrate(
+    out: Path, base: Topology | None, gpus: int, transports: Sequence[str], device: torch.device, say: Say
+) -> Path:
+    """Measures, writes `out` and, beside it, the raw measurements as JSON. Returns `out`."""
+    model = load_model("flux_schnell" if device.type == "cuda" else "flux_tiny")
+    shapes = Shapes.of(device, model)
+    say(f"measuring one {'GPU' if device.type == 'cuda' else 'CPU core'}: {len(shapes.gemms)} products, "
+        f"{len(shapes.attentions)} attention shapes, memory, launches, the VAE's operators")  # fmt: skip
+    measured = measure(shapes, model, device)
+    for failed in (m for m in measured if m["kind"] == "failed"):
+        say(f"warning: {failed['what']} does not run here: {failed['error']}")
+    raw: dict[str, Any] = {"compute": measured}
+    spec = base.gpu if base else _reached(measured, device)
+    found = efficiencies(measured, spec, model)
+    levels = {transport: base.levels(transport) if base else () for transport in ("p2p", "host", "socket")}
+    notes = []
+    for transport in transports if gpus > 1 else ():
+        say(f"measuring exchanges between {gpus} ranks, transport={transport}")
+        try:
+            exchanged = measure_exchanges(gpus, device.type, transport, shapes.messages)
+        except RankCrashed as error:
+            say(f"warning: {error}")
+            notes.append(f"transport={transport} could not be measured")
+            continue
+        raw[transport] = exchanged
+        levels[transport] = links(exchanged, levels[transport] or (_one_level(transport, gpus),), gpus)
+    if gpus == 1:
+        notes.append("one GPU: no link was measured" + (", they are the base's" if base else ""))
+    data = _topology(out.stem, base, spec, gpus, found, {k: v for k, v in levels.items() if v}, notes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    head = f"# Measured by `python -m xdit_bench.calibrate` of xdit_bench {__version__}, torch {torch.__version__}.\n"
+    out.write_text(head + yaml.safe_dump(data, sort_keys=False, width=110))
+    out.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
+    return out
+
+
+def _topology(
+    name: str, base: Topology | None, gpu: GpuSpec, gpus: int, found: dict[str, dict[str, Number]],
+    levels: dict[str, tuple[LinkSpec, ...]], notes: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Plain data of the topology file; base and defaults fill what was not measured."""
+    sections = {}
+    for section in ("efficiency", "attention", "host", "uncertainty"):
+        numbers = {k: Number(v, "usual value, not measured") for k, v in TAKEN_OVER.get(section, {}).items()}
+        if base:
+            numbers |= {k: replace(n, source=f"{base.name}: {n.source}") for k, n in getattr(base, section).items()}
+        numbers |= found.get(section, {})
+        sections[section] = {k: {"value": float(f"{n.value:.4g}"), "source": n.source} for k, n in numbers.items()}
+    low, high = base.calibrated_tokens if base else (4096, 65536)
+    return {
+        "name": name,
+        "gpus": base.gpus if base else gpus if levels else 1,
+        "gpu": {key: getattr(gpu, key) for key in GpuSpec.__dataclass_fields__},
+        **({"links": {key: [_level(level) for level in value] for key, value in levels.items()}} if levels else {}),
+        **sections,
+        "calibrated_tokens": {"low": low, "high": high},
+        **({"note": "; ".join(notes)} if notes else {}),
+    }
+
+
+def _level(level: LinkSpec) -> dict[str, Any]:
+    data = {key: getattr(level, key) for key in LinkSpec.__dataclass_fields__}
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in data.items()}
+
+
+def _reached(measured: list[dict[str, Any]], device: torch.device) -> GpuSpec:
+    """Datasheet numbers of a GPU that no file names, from what it reached."""
+    flops = max(2.0 * m["m"] * m["k"] * m["n"] / m["seconds"] for m in measured if m["kind"] == "gemm")
+    rate = next(m["bytes"] / m["seconds"] for m in measured if m["kind"] == "copy")
+    source = "no datasheet: peaks are what was reached here, over 0.8"
+    if device.type != "cuda":
+        return GpuSpec("CPU", 10**9, flops / REACHED, rate / REACHED, 1e6, 1, source)
+    props = torch.cuda.get_device_properties(device)
+    return GpuSpec(
+        props.name, int(props.total_memory), flops / REACHED, rate / REACHED, float(props.L2_cache_size),
+        int(props.multi_processor_count), source,
+    )  # fmt: skip
+
+
+def _one_level(transport: str, gpus: int) -> LinkSpec:
+    name = {"p2p": "peer links", "host": "host memory", "socket": "sockets"}[transport]
+    return LinkSpec(name, gpus, 1e10, 1e10, 1e-4, 1e-4)

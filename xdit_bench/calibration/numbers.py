@@ -1,0 +1,153 @@
+"""From measured seconds to a topology's numbers: the same formulas as the model's, solved for its shares of peak.
+
+Owns no benchmark and no file. Where several shapes speak of one share, it is their geometric mean; the spread stands
+in its source.
+
+    efficiency = efficiencies(measurements, gpu, model)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from xdit_bench.config import ModelSpec
+from xdit_bench.predict.network import Network
+from xdit_bench.predict.profiles import find
+from xdit_bench.predict.roofline import ATTENTION_TILE, fill, gemm_quality
+from xdit_bench.predict.workload import Conv, vae_decoder
+from xdit_bench.topology.specs import GpuSpec, LinkSpec, Number, Topology
+
+Measurement = Mapping[str, Any]
+EAGER = find("stock", "eager")  # the counts that the model reads a block with
+MOST = 0.999  # a share of peak, whatever a clock above its datasheet does
+
+
+def efficiencies(measurements: Sequence[Measurement], gpu: GpuSpec, model: ModelSpec) -> dict[str, dict[str, Number]]:
+    """`efficiency`, `attention` and `host` of a topology. A share that was not measured is left out."""
+    bare = Topology("", 1, gpu)
+    found: dict[str, dict[str, Number]] = {"efficiency": {}, "attention": {}, "host": {}}
+    shares = [
+        2.0 * m["m"] * m["k"] * m["n"] / m["seconds"] / gpu.peak_flops / gemm_quality(bare, m["m"], m["n"])
+        for m in _of(measurements, "gemm")
+    ]
+    found["efficiency"]["gemm"] = _share(shares, "matrix products of the transformer's shapes")
+    kernels = dict.fromkeys(m["kernel"] for m in _of(measurements, "attention"))
+    for kernel in kernels:
+        calls = [m for m in _of(measurements, "attention") if m["kernel"] == kernel]
+        shares = [_attention_flops(m) / m["seconds"] / gpu.peak_flops / _attention_quality(m, gpu) for m in calls]
+        found["attention"][kernel] = _share(shares, "attention of every split of 1 to 8 GPUs")
+    for m in _of(measurements, "copy"):
+        found["efficiency"]["memory"] = _share([_rate(m["bytes"], m, gpu)], "a streaming copy")
+    for m in _of(measurements, "block"):
+        streamed = max(m["seconds"] - m["products_seconds"] - m["attention_seconds"], m["seconds"] / 10)
+        rows = EAGER.rows[1] * m["tokens"] * m["row_bytes"]
+        what = "an eager single-stream block less its products and attention"
+        found["efficiency"]["elementwise"] = _share([rows / streamed / gpu.memory_bytes_per_s], what)
+    for m in _of(measurements, "launch"):
+        what = f"measured: issuing an eager single-stream block, over its {EAGER.host_ops[1]:g} operations"
+        found["host"]["op_s"] = Number(m["seconds"] / EAGER.host_ops[1], what)
+    for m in _of(measurements, "kernel_gap"):
+        found["host"]["kernel_gap_s"] = Number(m["seconds"], "measured: tiny kernels queued one behind the other")
+    found["efficiency"] |= _vae(measurements, gpu, model, found["efficiency"]["memory"].value)
+    return found
+
+
+def _vae(measurements: Sequence[Measurement], gpu: GpuSpec, model: ModelSpec, memory: float) -> dict[str, Number]:
+    """Shares of the decoder's convolutions (what norm and activation stream is the model's own term) and mid block."""
+    found = {}
+    for layout, key in (("nchw", "conv"), ("nhwc", "conv_nhwc")):
+        convs = [m for m in _of(measurements, "conv") if m["layout"] == layout]
+        if not convs:
+            continue
+        area = convs[0]["side"] ** 2
+        flops = sum(m["count"] * area * Conv(m["cin"], m["cout"], m["kernel"], m["scale"]).flops for m in convs)
+        seconds = sum(m["count"] * m["seconds"] for m in convs)
+        if layout == "nchw":
+            streamed = area * vae_decoder(model).traffic_bytes / (gpu.memory_bytes_per_s * memory)
+            seconds = max(seconds - streamed, seconds / 3)  # the model adds the streaming itself
+        found[key] = _share([flops / seconds / gpu.peak_flops], f"the decoder's convolutions, {layout.upper()}")
+    for way, key in (("plain", "vae_attention"), ("blocked", "vae_attention_blocked")):
+        calls = [m for m in _of(measurements, "mid_attention") if m["way"] == way]
+        shares = [4.0 * m["tokens"] ** 2 * m["width"] / m["seconds"] / gpu.peak_flops for m in calls]
+        if shares:
+            found[key] = _share(shares[-1:], f"one head of {calls[-1]['width']} over {calls[-1]['tokens']} positions")
+    return found
+
+
+def links(measurements: Sequence[Measurement], levels: Sequence[LinkSpec], ranks: int) -> tuple[LinkSpec, ...]:
+    """The levels with what was measured between the first `ranks` GPUs; a level out of reach keeps its numbers.
+
+    Each level is measured by groups that span just it: a ring of its child domains, an all-to-all of all its GPUs.
+    """
+    found: list[LinkSpec] = []
+    below = 1
+    for level in levels:
+        here = min(level.gpus, ranks)
+        if here <= below:
+            found.append(
+                replace(level, source=f"{level.source or 'datasheet'}; not measured: {ranks} GPUs do not reach it")
+            )
+            below = level.gpus
+            continue
+        known = tuple(found)
+        shift = _line(_of(measurements, "shift", below, here // below), known, level, "ring")
+        exchange = _line(_of(measurements, "all_to_all", here, 1), known, level, "all_to_all")
+        rate, latency = shift or (level.bytes_per_s, level.latency_s)
+        all_rate, all_latency = exchange or (level.all_to_all_bytes_per_s, level.all_to_all_latency_s)
+        source = f"measured between {here} GPUs, all groups at once"
+        found.append(LinkSpec(level.name, level.gpus, rate, all_rate, latency, all_latency, source))
+        below = level.gpus
+    return tuple(found)
+
+
+def _line(
+    measurements: list[Measurement], known: tuple[LinkSpec, ...], level: LinkSpec, kind: str
+) -> tuple[float, float] | None:
+    """Capacity and latency of a level from seconds by size: least squares of the logarithm, by a search over latencies
+    between nothing and the fastest message, the capacity following in closed form."""
+    if not measurements:
+        return None
+    unit = replace(level, bytes_per_s=1.0, all_to_all_bytes_per_s=1.0, latency_s=0.0, all_to_all_latency_s=0.0)
+    topology = Topology("", level.gpus, GpuSpec("", 0, 0.0, 0.0, 0.0, 0), {"p2p": (*known, unit)})
+    points = []
+    for m in measurements:
+        network = Network(topology, "p2p", m["ulysses"], m["ring"])
+        transfer = network.all_to_all_s(m["bytes"]) if kind == "all_to_all" else network.ring_step_s(m["bytes"])
+        points.append((transfer.seconds, m["seconds"]))  # at one byte a second: bytes over the level
+    fastest = min(seconds for _, seconds in points)
+    best: tuple[float, float, float] | None = None
+    for step in range(100):
+        latency = fastest * (0.995 * step / 99 + 0.001)
+        rates = sorted(size / (seconds - latency) for size, seconds in points)
+        for rate in rates:
+            misfit = sum(math.log((latency + size / rate) / seconds) ** 2 for size, seconds in points)
+            if best is None or misfit < best[0]:
+                best = misfit, rate, latency
+    assert best is not None
+    return best[1], best[2]
+
+
+def _of(measurements: Iterable[Measurement], kind: str, ulysses: int = 0, ring: int = 0) -> list[Measurement]:
+    split = (ulysses, ring)
+    return [m for m in measurements if m["kind"] == kind and (split == (0, 0) or (m["ulysses"], m["ring"]) == split)]
+
+
+def _share(shares: Sequence[float], what: str) -> Number:
+    mean = math.exp(sum(map(math.log, shares)) / len(shares))
+    spread = f", {min(shares):.2f} to {max(shares):.2f}" if len(shares) > 1 else ""
+    return Number(min(mean, MOST), f"measured: {what}{spread}")
+
+
+def _rate(moved: float, m: Measurement, gpu: GpuSpec) -> float:
+    return moved / float(m["seconds"]) / gpu.memory_bytes_per_s
+
+
+def _attention_flops(m: Measurement) -> float:
+    return 4.0 * float(m["heads"] * m["head_dim"] * m["queries"] * m["keys"])
+
+
+def _attention_quality(m: Measurement, gpu: GpuSpec) -> float:
+    return fill(max(1.0, m["heads"] * -(-m["queries"] // ATTENTION_TILE)), gpu.sms)

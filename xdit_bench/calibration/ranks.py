@@ -1,0 +1,174 @@
+"""Exchanges between ranks by size and placement, all groups at once: what one rank does, and how ranks are started.
+
+Owns the communication benchmarks. Ranks are started by torch's elastic launcher; rank 0 writes what the slowest took.
+
+    measurements = measure_exchanges(2, torch.device("cuda"), "p2p", sizes=(1 << 20,))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xdit_bench.errors import RankCrashed
+
+if TYPE_CHECKING:
+    from xdit_bench.engine.mesh import Mesh
+
+TRANSPORTS: dict[str, dict[str, str]] = {
+    "p2p": {},
+    "host": {"NCCL_P2P_DISABLE": "1"},
+    "socket": {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"},
+}
+LIMIT_S = 120.0  # ranks that have not ended by then hang
+GRACE_S = 45.0  # the launcher gives its ranks 30 s to end
+FOR_S = 0.15  # seconds of calls a size is given
+SLOW_S = 0.02  # a message that takes longer is timed a few times only
+
+
+def measure_exchanges(ranks: int, device: str, transport: str, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Starts `ranks` ranks and returns what they measured. Raises RankCrashed with the log's end."""
+    with tempfile.TemporaryDirectory(prefix="xdit_bench_") as folder:
+        arguments = [
+            "--nnodes=1", f"--nproc-per-node={ranks}", "--max-restarts=0", "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={Path(folder) / 'rendezvous'}", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1",
+            "-m", "xdit_bench.calibration.ranks", folder, device, ",".join(map(str, sizes)),
+        ]  # fmt: skip
+        environment = {
+            "OMP_NUM_THREADS": "1",
+            "NCCL_NVLS_ENABLE": "0",  # NVLink multicast hangs under some virtual machines
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            **os.environ,
+            **TRANSPORTS[transport],
+            "NCCL_SOCKET_IFNAME": "lo",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # torch's store would listen on every interface
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
+        }
+        code, log = _launch([sys.executable, "-m", "torch.distributed.run", *arguments], environment)
+        found = Path(folder) / "measurements.json"
+        if code or not found.exists():
+            raise RankCrashed(f"{ranks} ranks over transport={transport} failed: {_cause(log)}")
+        measured: list[dict[str, Any]] = json.loads(found.read_text())
+        return measured
+
+
+def _launch(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Exit code and log of the launcher; ended, ranks and all, when it takes longer than the limit."""
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        try:
+            log, _ = run.communicate(timeout=LIMIT_S)
+        except BaseException as error:
+            run.terminate()  # the launcher ends its ranks; killed, it would leave them
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.communicate(timeout=GRACE_S)
+            run.kill()
+            if isinstance(error, subprocess.TimeoutExpired):
+                return 1, f"TimeoutError: the ranks did not end in {LIMIT_S:g} s"
+            raise
+        return run.returncode, log
+
+
+def _cause(log: str) -> str:
+    """The last line of the log that names an error, else the log's end."""
+    lines = [line.strip() for line in log.splitlines() if "Error" in line and "ChildFailedError" not in line]
+    return lines[-1] if lines else log.strip()[-300:]
+
+
+def splits(ranks: int) -> list[tuple[int, int]]:
+    """Every (ulysses, ring) of 2 to `ranks` ranks with all groups busy, and rings of pairs and fours."""
+    return [(u, n // u) for n in range(2, ranks + 1) for u in range(1, n + 1) if n % u == 0 and ranks % n == 0]
+
+
+def main(folder: str, device_kind: str, sizes: list[int]) -> None:
+    """One rank: joins, measures every split, rank 0 writes."""
+    import torch
+
+    from xdit_bench.engine.mesh import build_mesh, connect
+
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = torch.device("cuda", rank) if device_kind == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    connect(rank, world, str(Path(folder) / "store"), device)
+    found = []
+    for ulysses, ring in splits(world):
+        mesh = build_mesh(ulysses, ring, device)  # every rank takes part in making groups
+        torch.distributed.barrier()
+        if mesh is not None:
+            for size in sizes:
+                found += _exchanges(mesh, size)
+        torch.distributed.barrier()
+    if rank == 0:
+        (Path(folder) / "measurements.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _exchanges(mesh: Mesh, size: int) -> list[dict[str, Any]]:
+    """Each exchange of a mesh with `size` bytes a rank, cut to whole chunks; torch's own collectives."""
+    import torch
+    import torch.distributed as dist
+
+    count = size // mesh.ulysses * mesh.ulysses
+    send = torch.zeros(count, dtype=torch.uint8, device=mesh.device)
+    received = torch.empty_like(send)
+    calls: dict[str, Callable[[], object]] = {}
+    if mesh.ulysses > 1:
+        calls["all_to_all"] = lambda: dist.all_to_all_single(received, send, group=mesh.ulysses_group)
+    if mesh.ring > 1:
+        after, before = (mesh.rank_at(mesh.ulysses_rank, (mesh.ring_rank + hop) % mesh.ring) for hop in (1, -1))
+
+        def shift() -> None:
+            ops = [
+                dist.P2POp(dist.isend, send, after, mesh.ring_group),
+                dist.P2POp(dist.irecv, received, before, mesh.ring_group),
+            ]
+            for work in dist.batch_isend_irecv(ops):
+                work.wait()
+
+        calls["shift"] = shift
+    if mesh.ring == 1:
+        gathered = [torch.empty_like(send) for _ in range(mesh.size)]
+        calls["all_gather"] = lambda: dist.all_gather(gathered, send, group=mesh.group)
+    return [
+        {"kind": kind, "ulysses": mesh.ulysses, "ring": mesh.ring, "bytes": count, "seconds": _slowest(call, mesh)}
+        for kind, call in calls.items()
+    ]
+
+
+def _slowest(call: Callable[[], object], mesh: Mesh) -> float:
+    """Mean seconds of a call on the slowest rank; all ranks repeat it equally often, started together."""
+    import torch
+    import torch.distributed as dist
+
+    def timed(calls: int) -> float:
+        dist.barrier(group=mesh.group)
+        if mesh.device.type == "cuda":
+            torch.cuda.synchronize(mesh.device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        if mesh.device.type == "cuda":
+            torch.cuda.synchronize(mesh.device)
+        taken = torch.tensor([(time.perf_counter() - start) / calls], device=mesh.device)
+        dist.all_reduce(taken, op=dist.ReduceOp.MAX, group=mesh.group)  # also agrees on how often to repeat
+        return float(taken)
+
+    timed(2)
+    once = timed(2)
+    return timed(3 if once > SLOW_S else max(5, min(500, round(FOR_S / once))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], [int(size) for size in sys.argv[3].split(",")])
