@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from xdit_bench.topology.probe import fingerprint, probe, software
 from xdit_bench.topology.specs import Topology, from_dict, load
 
 CPU_RANKS = 8
+KNOB = re.compile(r"^(?P<indent>\s*)(?P<dash>- )?(?P<name>\w+): *(?P<value>[^#]*?) *(?:# (?P<note>.*))?$")
 NO_POINT_OK, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
@@ -295,9 +297,27 @@ def _as_group(folder: Path) -> Path:
     return root
 
 
+def knobs() -> str:
+    """The help text: every knob with its default and one line, read from the comments of `conf/`."""
+    lines = [(__doc__ or "").strip(), "", "knobs (name: default, then what it does); sweep any with -m name=a,b", ""]
+    for file, prefix in (("config", ""), ("measure/default", "measure."), ("launch/local", "launch.")):
+        section = prefix
+        for line in (data_dir("conf") / f"{file}.yaml").read_text().splitlines():
+            found = KNOB.match(line)
+            if found and not found["indent"] and not found["value"]:
+                section = f"{found['name']}."
+            elif found and found["note"]:
+                name = (section if found["indent"] and not found["dash"] else prefix) + found["name"]
+                lines.append(f"  {name + ': ' + found['value'].strip().replace('>-', '…'):<34} {found['note']}")
+    return "\n".join([*lines, "", "more: --cfg job shows the composed configuration, --hydra-help Hydra's own flags"])
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     given = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(given):
+        print(knobs())
+        return 0
     command = shlex.join(["python", "-m", "xdit_bench", *given])
     console = Console(stderr=False, highlight=False)
     plan = Plan(machine=probe())

@@ -74,40 +74,40 @@ class Dtype(Enum):
 
 @dataclass
 class MeasureConfig:
-    """How a point is timed."""
+    """How a point is timed; `conf/measure/default.yaml` says what each knob does."""
 
-    warmup: int = 2  # iterations before the first timed one; more follow until the time is steady
-    repeats: int = 5  # timed iterations at least
-    max_repeats: int = 30  # and at most
-    precision: float = 0.01  # stop once the 95 % interval of the median is within this share of it
-    time_cap_s: float = 120.0  # no further iteration starts after this many seconds of timing
-    parity: bool = True  # compare latents and image with the single-GPU result
-    profile: bool = False  # one more step under the profiler, for the attribution by kernel
+    warmup: int = 2
+    repeats: int = 5
+    max_repeats: int = 30
+    precision: float = 0.01
+    time_cap_s: float = 120.0
+    parity: bool = True
+    profile: bool = False
 
 
 @dataclass
 class RunConfig:
-    """What happens around the points of a plan."""
+    """What happens around the points of a plan; `conf/config.yaml` says what each knob does."""
 
-    deadline_s: float | None = None  # seconds a point may take; null: derived from the baseline
-    resume: bool = True  # leave out points whose record exists
-    retry_failed: bool = False  # with resume: run failed points again
-    isolation: str = "pool"  # pool: ranks live for the whole plan; point: fresh ranks for each
-    recheck: float = 0.1  # share of points measured again in fresh ranks, to prove the pool equal
-    probe_all: bool = False  # run points that a smaller point's OOM says must fail too
-    shuffle: bool = True  # order points so that drift hits all configurations alike
-    report: bool = True  # write the report after the last point
+    deadline_s: float | None = None
+    resume: bool = True
+    retry_failed: bool = False
+    isolation: str = "pool"
+    recheck: float = 0.1
+    probe_all: bool = False
+    shuffle: bool = True
+    report: bool = True
 
 
 @dataclass
 class LaunchConfig:
-    """Where ranks run. One node needs nothing here."""
+    """Where ranks run; `conf/launch/local.yaml` says what each knob does. One node needs nothing here."""
 
     name: str = "local"
-    nnodes: int = 1  # machines that share a point
-    node_rank: int = 0  # this machine's number among them
-    rdzv_endpoint: str | None = None  # host:port where several machines meet
-    gpus: int | None = None  # ranks at most on this machine; null: all of its GPUs
+    nnodes: int = 1
+    node_rank: int = 0
+    rdzv_endpoint: str | None = None
+    gpus: int | None = None
 
 
 @dataclass
