@@ -42,7 +42,7 @@ def exchange(band: Tensor | None, moments: Tensor | None, mesh: Mesh) -> Tensor 
             _bytes(band[-1]).copy_(received[mesh.rank + 1, :row])
     if moments is None:
         return None
-    tail = received[:, len(sent) - moments.numel() * 4 :].contiguous().view(torch.float32)
+    tail = received[:, len(sent) - moments.numel() * 4 :].view(torch.float32)
     return tail.view(mesh.size, *moments.shape[:2]).permute(1, 2, 0).contiguous()
 
 

@@ -98,13 +98,16 @@ def read_decoder(vae: AutoencoderKL) -> DecoderParts:
         middle.append(_resnet(resnet, f"decoder.mid_block.resnets.{i + 1}"))
     blocks = [_up_block(block, f"decoder.up_blocks.{i}") for i, block in enumerate(decoder.up_blocks)]
     _rule(isinstance(decoder.conv_act, nn.SiLU), "decoder.conv_act", decoder.conv_act, "SiLU")
-    conv_in = _conv(decoder.conv_in, "decoder.conv_in")
+    conv_in, norm_out = _conv(decoder.conv_in, "decoder.conv_in"), _norm(decoder.conv_norm_out, "decoder.conv_norm_out")
+    for name, module in decoder.named_modules():  # a tensor's moments are taken before its next norm is known
+        same = not isinstance(module, nn.GroupNorm) or module.num_groups == norm_out.groups
+        _rule(same, f"decoder.{name}", module, f"GroupNorm of {norm_out.groups} groups, as at conv_norm_out,")
     return DecoderParts(
         post_quant=None if post_quant is None else _conv(post_quant, "post_quant_conv", size=1),
         conv_in=conv_in,
         mid=middle,
         blocks=blocks,
-        norm_out=_norm(decoder.conv_norm_out, "decoder.conv_norm_out"),
+        norm_out=norm_out,
         conv_out=_pad_outputs(_conv(decoder.conv_out, "decoder.conv_out")),
         latent_channels=conv_in.weight.shape[1],
         scale=2 ** sum(block.upsample is not None for block in blocks),

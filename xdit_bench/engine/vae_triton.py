@@ -101,7 +101,7 @@ def _powers_of_two(channels: int, groups: int) -> bool:
 
 
 def _block(count: int) -> int:
-    return min(1024, int(triton.next_power_of_2(count)))
+    return min(4096, int(triton.next_power_of_2(count)))
 
 
 def _launch_moments(x: Tensor, y: Tensor | None, bias: Tensor | None, groups: int) -> Tensor:

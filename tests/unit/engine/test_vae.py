@@ -102,9 +102,14 @@ def _strided(vae: AutoencoderKL) -> None:
     vae.decoder.up_blocks[2].resnets[1].conv1 = torch.nn.Conv2d(16, 16, 5, padding=2)
 
 
+def _other_groups(vae: AutoencoderKL) -> None:
+    vae.decoder.up_blocks[3].resnets[1].norm2 = torch.nn.GroupNorm(8, 16)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (_other_groups, r"GroupNorm of 4 groups.* at decoder.up_blocks.3.resnets.1.norm2, not GroupNorm"),
         (_spatial, r"GroupNorm at decoder.conv_norm_out, not BatchNorm2d"),
         (_two_heads, r"one head.* at decoder.mid_block.attentions.0, not Attention"),
         (_relu, r"SiLU at decoder.up_blocks.1.resnets.0.nonlinearity, not ReLU"),
