@@ -12,7 +12,6 @@ import pytest
 from xdit_bench.__main__ import main
 from xdit_bench.results.store import read_records
 
-
 KNOBS = ("ulysses: 1", "res: 1024", "execution: eager", "run.resume: true", "measure.precision: 0.01", "prompt")
 
 
