@@ -24,6 +24,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 SCORE_BYTES = 64 << 20  # float32 scores the exact kernel holds at a time
 
+EXCHANGE_PROCESSORS = 16  # left to an exchange that runs beside an attention kernel
+
 log = logging.getLogger(__name__)
 
 
@@ -70,8 +72,8 @@ def flash_attn(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out, lse[..., : q.shape[1]]
 
 
-def fa3(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """FlashAttention-3 (Hopper, bf16) of the package fa3-fwd.
+def fa3(q: Tensor, k: Tensor, v: Tensor, margin: int = 0) -> tuple[Tensor, Tensor]:
+    """FlashAttention-3 (Hopper, bf16) of the package fa3-fwd, on all multiprocessors but `margin`.
 
     The operator is called directly: the package's Python face imports a module it does not ship.
     """
@@ -79,13 +81,22 @@ def fa3(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
     nothing = [None] * 20  # paged and appended keys, variable lengths, rotary, descaling
     out, lse, *_ = torch.ops.fa3_fwd.fwd(
-        q, k, v, *nothing, q.shape[-1] ** -0.5, False, -1, -1, 0, 0.0, True, None, 1, None, 0
+        q, k, v, *nothing, q.shape[-1] ** -0.5, False, -1, -1, 0, 0.0, True, None, 1, None, margin
     )
     return out, lse
 
 
 KERNELS: dict[str, Kernel] = {"cudnn": cudnn, "flash": flash, "flash_attn": flash_attn, "fa3": fa3, "sdpa": exact}
 PACKAGES = {"flash_attn": "flash_attn", "fa3": "fa3_fwd"}
+
+
+def beside_exchange(kernel: Kernel) -> Kernel:
+    """The kernel as it should run while NCCL's kernels hold multiprocessors.
+
+    FlashAttention-3 deals its tiles out beforehand, to as many blocks as there are processors: those of occupied
+    ones would start when the exchange ends.
+    """
+    return partial(fa3, margin=EXCHANGE_PROCESSORS) if kernel is fa3 else kernel
 
 
 def available(device: torch.device, dtype: torch.dtype) -> list[str]:

@@ -40,6 +40,8 @@ class Pending:
 class Carrier(Protocol):
     """A way to move blocks over the two axes of a mesh. Every rank of the axis calls in step."""
 
+    holds_processors: bool  # while an exchange is on its way, as NCCL's kernels do
+
     def scatter(self, slabs: Tensor, rows: Sequence[int]) -> Pending:
         """Slab u of `U*S ...` goes to Ulysses rank u; arrive all ranks' slabs for this one, `rows[u]` rows each."""
 
@@ -59,6 +61,8 @@ class Carrier(Protocol):
 
 class DistributedCarrier:
     """`torch.distributed`: NCCL between GPUs of any number of hosts, gloo between CPU ranks."""
+
+    holds_processors = True
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh

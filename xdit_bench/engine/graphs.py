@@ -37,16 +37,13 @@ class LoopGraphs:
         return result.clone()
 
     def clear(self) -> None:
-        """Frees every graph and its memory."""
+        """Frees every graph and its memory, cuBLAS's workspace in it included."""
         self.captured.clear()
+        torch._C._cuda_clearCublasWorkspaces()
 
     def _capture(self, inputs: Inputs) -> tuple[torch.cuda.CUDAGraph, Inputs, Tensor]:
         buffers = tuple(None if value is None else value.clone() for value in inputs)
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            self.loop(*buffers)  # communicators, library handles and kernels come about outside the capture
-        torch.cuda.current_stream().wait_stream(aside)
+        self.loop(*buffers)  # communicators, library handles and kernels come about outside the capture
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # graphs of one model never run at once, so they share one pool of memory

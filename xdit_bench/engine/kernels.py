@@ -25,7 +25,7 @@ from xdit_bench.engine.weights import Linear, Pair
 
 Product = Callable[[Tensor, Linear, Tensor], None]
 
-NORM_ROWS = 4  # tokens a program of the norm kernel: 1, 2, 4, 8 tried on an H200
+NORM_ROWS, NORM_WARPS = 2, 4  # of a program of the norm kernel; best of 1 to 8 and 4 to 16 on an H200
 
 
 @triton.jit
@@ -253,6 +253,6 @@ def _norm(x: Tensor, y: Tensor, text: int, gate: Pair, norm: Affine, *, gated: b
     blocks = triton.cdiv(text, NORM_ROWS) + triton.cdiv(tokens - text, NORM_ROWS)
     _norm_kernel[(blocks, batch)](
         x, y, n, *gate, *norm.scale, *norm.shift, gate.image.stride(0), norm.scale.image.stride(0), text, tokens,
-        batch, width, NORM_EPS, GATED=gated, ROWS=NORM_ROWS, BLOCK=triton.next_power_of_2(width), num_warps=8,
+        batch, width, NORM_EPS, GATED=gated, ROWS=NORM_ROWS, BLOCK=triton.next_power_of_2(width), num_warps=NORM_WARPS,
     )  # fmt: skip
     return n

@@ -58,11 +58,12 @@ class Mesh:
 def connect(rank: int, world_size: int, store_file: str, device: torch.device, *, timeout_s: float = 600.0) -> None:
     """Joins the process group of all ranks: NCCL on GPUs, gloo beside it for host-side agreement.
 
-    The ranks meet through a file, so that nothing listens beyond this machine.
+    The ranks meet through a file, so that nothing listens beyond this machine; those of several machines through
+    `tcp://<host>:<port>` in its place.
     """
     dist.init_process_group(
         backend="cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo",
-        init_method=f"file://{store_file}",
+        init_method=store_file if "://" in store_file else f"file://{store_file}",
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from xdit_bench.engine.attention import Kernel
+from xdit_bench.engine.attention import Kernel, beside_exchange
 from xdit_bench.engine.collectives import Carrier
 from xdit_bench.engine.mesh import Mesh
 
@@ -43,7 +43,8 @@ def ring_attention(
     for hop in range(mesh.ring):
         arriving = carrier.shift(block, rows, hop) if hop + 1 < mesh.ring else None
         k, v = block.transpose(0, 1).unbind(2)
-        partial, partial_lse = kernel(q, k, v)
+        crowded = arriving is not None and carrier.holds_processors
+        partial, partial_lse = (beside_exchange(kernel) if crowded else kernel)(q, k, v)
         if out is None:
             out, lse = partial, partial_lse
         else:

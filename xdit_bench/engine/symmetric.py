@@ -38,6 +38,8 @@ class SymmetricCarrier:
     same axis, which the reader enters once its stream has passed the reading. Between two `scatter`s lies a `gather`
     and the other way round; a ring has no such pair, so its buffers come in two sets that take turns."""
 
+    holds_processors = False
+
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
         self.stream = torch.cuda.Stream(mesh.device, priority=-1)  # type: ignore[no-untyped-call]
