@@ -23,7 +23,7 @@ from torch import Tensor
 
 from xdit_bench.engine.graphs import LoopGraphs
 from xdit_bench.engine.mesh import Mesh, split_sizes
-from xdit_bench.engine.vae_attention import attention_dtype, blocked_attention
+from xdit_bench.engine.vae_attention import attention_dtype, blocked_attention_
 from xdit_bench.engine.vae_exchange import exchange, gather_rows, gather_tokens
 from xdit_bench.engine.vae_memory import Slabs, chunks, others, recomputed, slab_elements
 from xdit_bench.engine.vae_operations import operations
@@ -192,11 +192,13 @@ class BandVae:
         kind = attention_dtype(self._dtype)
         tokens = self._ops.normalize(inside, scale, shift, silu=False, top=False, bottom=False).flatten(0, 1).to(kind)
         pairs = gather_tokens(_linear(tokens, block.key_value), [n * width for n in self._counts], self._mesh)
-        query = _linear(tokens, block.query)
+        mixed = _linear(tokens, block.query)
+        del tokens
         scratch = self._slabs.flat(others(x.slot)[0]).view(kind)
         halves = [(pair[:, :channels], pair[:, channels:]) for pair in pairs]
-        mixed = blocked_attention(query, halves, self._ops, scratch).to(self._dtype)
-        y = F.linear(mixed, block.out[0]).view(rows, width, channels)
+        blocked_attention_(mixed, halves, self._ops, scratch)
+        del pairs, halves
+        y = F.linear(mixed.to(self._dtype), block.out[0]).view(rows, width, channels)
         return _Band(x.data, x.slot, self._ops.add_(inside, y, block.out[1].float(), block.norm.groups))
 
     def _upsample(self, conv: Conv, x: _Band, *, store: bool) -> _Band:

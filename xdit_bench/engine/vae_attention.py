@@ -4,7 +4,7 @@ No fused kernel is fast at this head size, matrix products are: a block of score
 into weights in place, and multiplied with the values by another. Statistics and output sums are float32 (online
 softmax: Milakov and Gimelshein, arXiv:1805.02867). Owns nothing about ranks: keys may come in parts.
 
-    out = blocked_attention(q, [(k0, v0), (k1, v1)], ops, scratch)
+    blocked_attention_(q, [(k0, v0), (k1, v1)], ops, scratch)      # q now holds the result
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ def attention_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float16 if dtype == torch.bfloat16 else dtype
 
 
-def blocked_attention(q: Tensor, parts: list[tuple[Tensor, Tensor]], ops: Operations, scratch: Tensor) -> Tensor:
-    """Softmax(q kᵀ / √D) v over the keys of all parts. `q` M D, each part `k` n D and `v` n D -> M D.
+def blocked_attention_(q: Tensor, parts: list[tuple[Tensor, Tensor]], ops: Operations, scratch: Tensor) -> None:
+    """`q` M D becomes softmax(q kᵀ / √D) v over the keys of all parts, each `k` n D and `v` n D.
 
     `scratch` (flat, q's dtype) holds the scores of one block and bounds the memory; 64 scores a query must fit.
     """
-    out = torch.empty_like(q)
-    for rows, target in zip(torch.split(q, QUERIES_A_BLOCK), torch.split(out, QUERIES_A_BLOCK), strict=True):
+    for rows in torch.split(q, QUERIES_A_BLOCK):
         scaled = rows * rows.shape[1] ** -0.5
         summed, product = torch.zeros(2, *rows.shape, dtype=torch.float32, device=q.device)
         peak = torch.full((len(rows),), -torch.inf, dtype=torch.float32, device=q.device)
@@ -45,8 +44,7 @@ def blocked_attention(q: Tensor, parts: list[tuple[Tensor, Tensor]], ops: Operat
                 torch.mm(scaled, k.t(), out=scores)
                 ops.softmax_(scores, summed, product, peak, total)
                 _multiply(scores, v, product)
-        target.copy_((summed + product) / total[:, None])
-    return out
+        rows.copy_((summed + product) / total[:, None])
 
 
 def _block_size(keys: int, limit: int) -> int:
