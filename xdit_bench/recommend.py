@@ -24,7 +24,7 @@ from xdit_bench.topology.specs import Topology, load
 DEFAULTS = {
     "topology": "a100_nvlink", "res": "1024", "gpus": "", "latency_s": "", "model": "flux_schnell", "engine": "usp",
     "execution": "eager", "vae": "parallel", "steps": "", "text_tokens": "", "transport": "p2p",
-    "results_dir": "results",
+    "inner": "ulysses", "results_dir": "results",
 }  # fmt: skip
 
 
@@ -37,8 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         gpus = whole(options, "gpus") if options["gpus"] else topology.gpus
         if gpus > topology.gpus:
             raise ConfigError(f"gpus={gpus} is more than the {topology.gpus} of {topology.name}; use at most that")
+        inner = _inner(options["inner"])
         latency_s = positive(options, "latency_s") if options["latency_s"] else None
-        advice = advise(point, model, topology, gpus, _measured(Path(options["results_dir"]), topology))
+        advice = advise(
+            point, model, topology, gpus, _measured(Path(options["results_dir"]), topology), ulysses_inner=inner
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -59,6 +62,13 @@ def _point(options: Mapping[str, str], model: ModelSpec, topology: Topology) -> 
         if named[key] not in allowed:
             raise ConfigError(f"{key} is one of {', '.join(allowed)}; got {key}={named[key]}")
     return make_point(model, topology=topology.name, height=side, width=side, **named, **changes)
+
+
+def _inner(axis: str) -> bool:
+    """Which axis joins neighbouring GPUs: the exchange of heads, or the ring."""
+    if axis not in ("ulysses", "ring"):
+        raise ConfigError(f"inner is ulysses or ring, the axis that joins neighbouring GPUs; got inner={axis}")
+    return axis == "ulysses"
 
 
 def _measured(results: Path, topology: Topology) -> list[Record]:

@@ -48,6 +48,14 @@ def test_the_fewest_gpus_that_meet_a_latency(say) -> None:  # type: ignore[no-un
     assert "no split meets it" in out
 
 
+def test_the_ring_between_neighbours_sends_the_exchange_of_heads_across_the_bridge(say) -> None:  # type: ignore[no-untyped-def]
+    times = []
+    for axis in ("ulysses", "ring"):
+        _, out, _ = say("topology=l40_pcie", "res=1024", "gpus=4", f"inner={axis}", *STUDY)
+        times.append(float(out.split("best:")[1].split(" s an image")[0].split()[-1]))
+    assert times[0] < times[1]
+
+
 def test_a_machine_without_numbers_exits_1_and_says_why_once(say) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = say("topology=cpu")
     assert code == 1
@@ -65,6 +73,7 @@ def test_a_machine_without_numbers_exits_1_and_says_why_once(say) -> None:  # ty
         ("gpus=16", "more than the 8 of a100_nvlink"),
         ("latency_s=0", "latency_s must be a number above 0"),
         ("vae=paralel", "vae is one of"),
+        ("inner=both", "inner is ulysses or ring"),
         ("res", "takes key=value"),
     ],
 )

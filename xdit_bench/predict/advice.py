@@ -84,8 +84,11 @@ def advise(
     gpus: int | None = None,
     measured: Iterable[Record] = (),
     exactly: bool = False,
+    ulysses_inner: bool = True,
 ) -> Advice:
     """Every split of up to `gpus` GPUs (default: all; `exactly`: of that many) of the point's picture on a machine.
+
+    `ulysses_inner` is the placement of `engine.mesh.Mesh`; measured records have the engine's own, the inner one.
 
     A topology with nothing to predict from has its measured records alone.
     """
@@ -98,7 +101,11 @@ def advise(
         candidate = dataclasses.replace(point, ulysses=ulysses, ring=ring)
         try:
             record = known.get(_key(candidate))
-            options.append(from_record(record) if record else from_prediction(predict(candidate, model, topology)))
+            options.append(
+                from_record(record)
+                if record
+                else from_prediction(predict(candidate, model, topology, ulysses_inner=ulysses_inner))
+            )
         except PointFailure as failure:
             failures[f"u{ulysses}r{ring}"] = str(failure)
     return Advice(tuple(sorted(options, key=lambda option: option.seconds)), failures)

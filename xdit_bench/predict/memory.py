@@ -50,7 +50,7 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     others = first if point.vae == "parallel" else 0.0
     peaks = [weights + max(denoise, first if rank == 0 else others) for rank in range(point.gpus)]
     stage = "vae" if first > denoise else "denoise"
-    wanted = weights + max(denoise, first * RESERVED)
+    wanted = weights + max(denoise, first * (profile.vae.band_reserved if _banded(point, profile) else RESERVED))
     verdict = "oom" if max(peaks) > cap else "pressure" if wanted > cap else "fits"
     return MemoryPlan(verdict, round(weights), tuple(round(peak) for peak in peaks), round(cap), stage)
 
@@ -63,9 +63,14 @@ def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile) -> floa
     if point.vae == "tiled":
         side = min(int(model.vae["sample_size"]), point.height) * min(int(model.vae["sample_size"]), point.width)
         return _plain(side, model, profile) + 3 * 4 * pixels
-    if point.vae == "parallel" and (point.gpus > 1 or profile.vae.banded_alone):
+    if _banded(point, profile):
         return profile.vae.band_bytes + _scaled(profile.vae.band_bytes_per_pixel * pixels / point.gpus, model)
     return _plain(pixels, model, profile)
+
+
+def _banded(point: Point, profile: EngineProfile) -> bool:
+    """Whether the decode runs in row bands; vae=parallel on one GPU does where the engine's band code is the better."""
+    return point.vae == "parallel" and (point.gpus > 1 or profile.vae.banded_alone)
 
 
 def _plain(pixels: float, model: ModelSpec, profile: EngineProfile) -> float:

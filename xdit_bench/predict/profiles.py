@@ -24,6 +24,7 @@ class VaeProfile:
     plain_bytes_per_pixel: float = 2436.0  # cuDNN 9.19: 38.1 GiB at 4096px
     band_bytes_per_pixel: float = 2436.0 + 512.0  # DistVAE adds the band's padded copy: 256 channels of bf16
     band_bytes: float = 0.0  # and what does not grow with the image
+    band_reserved: float = 1.75  # bytes the allocator reserves over those in use at a band's peak
     banded_alone: bool = False  # vae=parallel on one GPU runs the band code, else the plain decode
     channels_last: bool = False  # bands run as NHWC with fused norms (topology conv_nhwc, vae_attention_blocked)
     mid_sharded: bool = False  # the mid block's attention is shared out, else every rank computes all of it
@@ -83,13 +84,15 @@ _VAE_2024 = VaeProfile(
 )  # fmt: skip
 # usp: fused kernels in every execution (norm with modulation and gate, QK-norm with RoPE written into the send buffer,
 # GELU in the product's epilogue), q, k, v in one exchange, exchanges of single blocks beside their MLP. Its decode
-# holds three slabs of a band: two of 128 channels at full resolution, one of 256.
+# holds three slabs of a band, 640 bytes a pixel together, the pixels, and a few chunks of 128 MiB.
 _USP = EngineProfile(
     "usp", "eager", text_sharded=True, rows=(18, 15), kernels=(14, 9), host_ops=(110, 70), exchanges=(3, 1),
-    ring_exchanges=(1, 2, 1), pack_rows=0.0, merge_rows=6.0, hides_exchanges=True, gathers_keys=True,
+    ring_exchanges=(1, 2, 1), ops_per_collective=20.0, ops_per_ring=20.0, pack_rows=0.0, merge_rows=6.0,
+    hides_exchanges=True, gathers_keys=True,
     modulation_once=True, fused_projections=True, fused_elementwise=True, attention=("fa3", "cudnn", "flash"),
     vae=VaeProfile(
-        band_bytes_per_pixel=1024.0, band_bytes=0.4e9, banded_alone=True, channels_last=True, mid_sharded=True
+        band_bytes_per_pixel=643.0, band_bytes=0.55e9, band_reserved=1.1, banded_alone=True, channels_last=True,
+        mid_sharded=True,
     ),
 )  # fmt: skip
 _NO_LAUNCHES = {"host_ops": (0.0, 0.0), "ops_per_collective": 0.0, "ops_per_ring": 0.0, "ops_per_ring_step": 0.0}

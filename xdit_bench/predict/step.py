@@ -51,7 +51,7 @@ def denoising_step(
     """One step of the fullest rank. Raises Infeasible where the topology lacks a number."""
     work = _Work(point, model, topology, profile, network)
     gpu, host = work.gpu_terms(), work.host_s()
-    once = gpu.pop("modulation") if profile.modulation_once else 0.0
+    once = gpu.pop("modulation") / point.gpus if profile.modulation_once else 0.0  # its weights are shared out
     on_gpu = sum(gpu.values())
     seconds = (on_gpu**SHARPNESS + host**SHARPNESS) ** (1 / SHARPNESS)
     terms = {**gpu, "launch": seconds - on_gpu}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
+from xdit_bench import data_dir
 from xdit_bench.errors import Infeasible
 from xdit_bench.predict.network import Network
-from xdit_bench.topology.specs import load
+from xdit_bench.topology.specs import from_dict, load
 
 L40 = load("l40_pcie")
 PAIR, BRIDGE, SOCKET = L40.levels("p2p")
@@ -65,3 +67,14 @@ def test_all_gather_moves_everybody_elses_bytes() -> None:
 def test_a_transport_without_numbers_is_infeasible_by_name() -> None:
     with pytest.raises(Infeasible, match=r"l40_pcie has no link numbers for transport=socket; it has p2p"):
         Network(L40, "socket", 2, 1).all_to_all_s(MB)
+
+
+def test_a_second_machine_is_one_more_level_of_the_file() -> None:
+    data = yaml.safe_load((data_dir("conf") / "topology" / "h100_nvlink.yaml").read_text())
+    network = {"name": "network", "gpus": 16, "bytes_per_s": 4e11, "latency_s": 3e-5, "source": "8 x 400 Gb/s a host"}
+    data["links"]["p2p"].append(network)
+    pair = from_dict({**data, "name": "two_hosts", "gpus": 16}, "two_hosts.yaml")
+    ring = Network(pair, "p2p", ulysses=8, ring=2).ring_step_s(100 * MB)
+    assert ring.limit == "network"
+    assert ring.seconds == pytest.approx(3e-5 + 8 * 100 * MB / 4e11)
+    assert Network(pair, "p2p", ulysses=8, ring=2).all_to_all_s(100 * MB).limit == "NVLink"
