@@ -24,7 +24,7 @@ def headline(group: Group, layout: Layout) -> Figure:
     for axis, size in zip(axes, sizes, strict=True):
         _headline_panel(axis, group, size, narrow=layout.columns > 1 and len(sizes) > 2)
         axis.set_title(words.px(size))
-    label_rows(axes, layout, "seconds an image")
+    label_rows(axes, "seconds an image")
     return figure
 
 
@@ -32,7 +32,8 @@ def _headline_panel(axis: Axes, group: Group, size: Size, *, narrow: bool) -> No
     cells = [group.cell(size, gpus) for gpus in group.gpu_counts]
     baseline = group.baseline(size)
     level = baseline[0].total_s if baseline else None
-    times = [entry.total_s for entry in cells if entry and entry.total_s] + ([level] if level else [])
+    times = [max(entry.total_s, entry.high_s or 0.0) for entry in cells if entry and entry.total_s]
+    times += [level] if level else []
     if not times:
         empty(axis, f"no success here\n({why_none(group, size)})")
         return

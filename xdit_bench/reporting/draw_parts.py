@@ -61,7 +61,7 @@ def stages(group: Group, layout: Layout) -> Figure:
                 axis.bar(x, value, 0.62, bottom=below, **bar_style(group, STAGE_COLOURS[stage]))
                 below += value
         _bar_ticks(axis, group, bars)
-    label_rows(axes, layout, "seconds an image")
+    label_rows(axes, "seconds an image")
     legend(figure, [legend_patch(group, colour, stage) for stage, colour in STAGE_COLOURS.items()])
     return figure
 
@@ -207,7 +207,7 @@ def attribution(group: Group, layout: Layout) -> Figure:
                 axis.bar(x, value, 0.62, bottom=below, **bar_style(group, CYCLE[j % len(CYCLE)]))
                 below += value
         _bar_ticks(axis, group, bars)
-    label_rows(axes, layout, "ms a step")
+    label_rows(axes, "ms a step")
     legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], name) for j, name in enumerate(names)])
     return figure
 

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Size, pick
-from xdit_bench.reporting.marks import bar_style, label_rows, legend, legend_patch, shown_sizes
+from xdit_bench.reporting.marks import bar_style, label_rows, legend, legend_patch, shown_sizes, starts_row
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import BASELINE, BLUE, CYCLE, MARKERS, MUTED, ORANGE, PAPER, Layout, empty, panels
@@ -82,15 +82,14 @@ def engines(group: Group, layout: Layout) -> Figure:
     rows, sizes = engine_rows(group), shown_sizes(group)
     counts = sorted({count for count, _ in rows})
     figure, axes = panels(len(sizes), layout, height=0.17 * len(rows) + 0.75)
-    for index, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
-        first = index % layout.columns == 0
-        _engine_panel(axis, group, size, rows, [CYCLE[counts.index(c) % len(CYCLE)] for c, _ in rows], first)
+    for axis, size in zip(axes, sizes, strict=True):
+        _engine_panel(axis, group, size, rows, [CYCLE[counts.index(c) % len(CYCLE)] for c, _ in rows])
     legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], group.count(c)) for j, c in enumerate(counts)])
     return figure
 
 
 def _engine_panel(
-    axis: Axes, group: Group, size: Size, rows: Sequence[tuple[int, str]], colours: Sequence[str], named: bool
+    axis: Axes, group: Group, size: Size, rows: Sequence[tuple[int, str]], colours: Sequence[str]
 ) -> None:
     axis.set_title(words.px(size))
     axis.grid(axis="x")
@@ -106,7 +105,9 @@ def _engine_panel(
         else:
             failed = pick(alike)
             axis.text(0, y, f" {failed.outcome if failed else 'not run'}", va="center", fontsize=6, color=MUTED)
-    axis.set_yticks(range(len(rows)), [f"{count}× {runner}" for count, runner in rows] if named else [""] * len(rows))
+    axis.set_yticks(
+        range(len(rows)), [f"{count}× {runner}" for count, runner in rows] if starts_row(axis) else [""] * len(rows)
+    )
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlim(0, peak * 1.28 or 1)
     axis.set_xlabel("ms a step")
@@ -120,7 +121,7 @@ def published(group: Group, matches: Sequence[Match], layout: Layout) -> Figure:
     for axis, size in zip(axes, sizes, strict=True):
         _published_panel(axis, group, [m for m in matches if m.entry.size == size], engines_here)
         axis.set_title(words.px(size))
-    label_rows(axes, layout, "seconds an image")
+    label_rows(axes, "seconds an image")
     handles: list[Patch | Line2D] = [Patch(facecolor=PAPER, edgecolor=ORANGE, linewidth=1.4, label="published")]
     handles += [
         legend_patch(group, OURS[j % len(OURS)], f"{engine}, {group.setting.source}")

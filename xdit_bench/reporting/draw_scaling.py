@@ -64,7 +64,7 @@ def strategies(group: Group, layout: Layout) -> Figure:
     handles.append(Line2D([], [], color=MUTED, linestyle=":", label="ideal"))
     handles.append(Line2D([], [], color=INK, marker="x", linestyle="none", label="failed"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5 if layout.columns > 1 else 3)
-    label_rows(axes, layout, "seconds an image")
+    label_rows(axes, "seconds an image")
     return figure
 
 
@@ -198,8 +198,7 @@ def heat_map(group: Group, layout: Layout) -> Figure:
     for axis, size in zip(axes, sizes, strict=True):
         axis.set_title(words.px(size))
         _heat_panel(axis, group, size, ulysses, rings)
-    for axis in axes[:: max(1, min(len(sizes), layout.columns))]:
-        axis.set_ylabel("ulysses")
+    label_rows(axes, "ulysses")
     return figure
 
 

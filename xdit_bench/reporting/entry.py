@@ -137,7 +137,9 @@ class Entry:
     @property
     def limit_bytes(self) -> float | None:
         """Memory the point had: the cap where one was set, else the card's capacity."""
-        return number(self.record.memory.get("cap_bytes")) or number(self.record.machine.get("capacity_bytes"))
+        cap = number(self.record.point.get("memory_cap_gb"))
+        card = number(self.record.memory.get("cap_bytes")) or number(self.record.machine.get("capacity_bytes"))
+        return cap * 1e9 if cap else card
 
 
 def pick(entries: Iterable[Entry]) -> Entry | None:

@@ -14,7 +14,7 @@ from functools import partial
 
 from matplotlib.figure import Figure as Canvas
 
-from xdit_bench.reporting import draw_headline, draw_parts, draw_peers, draw_scaling, words
+from xdit_bench.reporting import draw_frontier, draw_headline, draw_parts, draw_peers, draw_scaling, words
 from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.marks import mark_group, shown_sizes
 from xdit_bench.reporting.published import Match
@@ -34,8 +34,8 @@ class Figure:
     why_empty: str = ""
 
 
-def group_figures(group: Group, matches: Sequence[Match]) -> list[Figure]:
-    """Every figure of a group, the headline first."""
+def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] = ()) -> list[Figure]:
+    """Every figure of a group, the headline first. `kin` are the groups that differ in the memory cap alone."""
     some = _some(group)
     cpu = group.on_cpu
     several = len(group.gpu_counts) > 1
@@ -47,10 +47,15 @@ def group_figures(group: Group, matches: Sequence[Match]) -> list[Figure]:
         return Figure(name, title, caption + some, alternative, partial(_marked, draw, group), why)
 
     modes, _ = draw_parts.vae_modes(group)
+    runners = {runner for _, runner in draw_peers.engine_rows(group)}
     empty = {
         "memory": _unless(any(e.peak_bytes for e in group.entries), "no record holds a peak"),
+        "frontier": _unless(bool(draw_frontier.limits(kin)), "no point ran out of memory"),
         "vae": _unless(len(modes) > 1, f"needs two VAE modes; this group has {words.listing(modes) or 'none'}"),
-        "engines": _unless(len(draw_peers.engine_rows(group)) > 1, "needs two engines or executions with a step time"),
+        "engines": _unless(
+            len(runners) > 1,
+            "needs two engines or executions with a step time",
+        ),
         "attribution": _unless(
             bool(draw_parts.attribution_terms(group)), "no point was profiled; set measure.profile=true"
         ),
@@ -79,6 +84,10 @@ def group_figures(group: Group, matches: Sequence[Match]) -> list[Figure]:
         figure("memory", "Peak memory of the fullest GPU",
                "Weights, and activations with all the rest; the dashed line is the memory there was.",
                _memory_words(group), draw_parts.memory, nothing or empty["memory"]),
+        figure("frontier", "Largest image that fits",
+               "By memory cap, VAE mode and GPU count: the bar ends at the largest square image that succeeded, the "
+               "cross marks the smallest that ran out of memory. Fits and failures are of the points that were run.",
+               _frontier_words(kin), partial(_frontier, kin), empty["frontier"]),
         figure("vae", "VAE effect",
                "The whole image by VAE mode, its decode filled; and the peak memory. Tiled decode is approximate.",
                _vae_words(group), draw_parts.vae_effect, nothing or empty["vae"]),
@@ -103,6 +112,18 @@ def _marked(draw: Callable[[Group, Layout], Canvas], group: Group, layout: Layou
 
 def _unless(there: bool, why: str) -> str:
     return "" if there else why
+
+
+def _frontier(kin: Sequence[Group], group: Group, layout: Layout) -> Canvas:
+    return draw_frontier.frontier(kin, layout)
+
+
+def _frontier_words(kin: Sequence[Group]) -> str:
+    return ". ".join(
+        f"{limit.label}: {f'{limit.fits}px fits' if limit.fits else 'nothing fits'}"
+        + (f", {limit.fails}px runs out" if limit.fails else "")
+        for limit in draw_frontier.limits(kin)
+    )
 
 
 def _published(matches: Sequence[Match], group: Group, layout: Layout) -> Canvas:
@@ -173,7 +194,7 @@ def _speedup_words(group: Group) -> str:
         for gpus in group.gpu_counts:
             entry = group.best(size, gpus)
             if entry:
-                ratios = [r for r in (group.scaling(entry), group.gain(entry)) if r]
+                ratios = [r for r in (group.scaling(entry), group.gain(entry)) if r and r.base is not entry]
                 said += (
                     [f"{gpus}: " + ", ".join(f"{words.times(r.value)} over {r.over}" for r in ratios)] if ratios else []
                 )

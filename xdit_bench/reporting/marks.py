@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.study import Group
-from xdit_bench.reporting.style import BASELINE, FAILED_HATCH, INK, MUTED, PAPER, PREDICTED_HATCH, Layout
+from xdit_bench.reporting.style import BASELINE, FAILED_HATCH, INK, MUTED, PAPER, PREDICTED_HATCH
 
 PANELS = 6  # sizes a figure shows at most; the table holds all of them
 
@@ -50,10 +50,17 @@ def legend_patch(group: Group, colour: str, label: str) -> Patch:
     return Patch(label=label, **bar_style(group, colour))
 
 
-def label_rows(axes: Sequence[Axes], layout: Layout, label: str) -> None:
+def label_rows(axes: Sequence[Axes], label: str) -> None:
     """The same label for the first panel of each row."""
-    for axis in axes[:: min(len(axes), layout.columns)]:
-        axis.set_ylabel(label)
+    for axis in axes:
+        if starts_row(axis):
+            axis.set_ylabel(label)
+
+
+def starts_row(axis: Axes) -> bool:
+    """Whether a panel is the first of its row."""
+    place = axis.get_subplotspec()
+    return place is None or place.is_first_col()
 
 
 def legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:

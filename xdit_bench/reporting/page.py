@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from xdit_bench.errors import ResultsError
 from xdit_bench.reporting import words
 from xdit_bench.reporting.answer import Head, answer
+from xdit_bench.reporting.entry import number
 from xdit_bench.reporting.exports import export
 from xdit_bench.reporting.figures import Figure, group_figures
 from xdit_bench.reporting.inline import inline, name_parts, palette
@@ -110,7 +111,8 @@ def _write(
     with drawing():
         for index, group in enumerate(drawn):
             prefix = "" if index == 0 else f"g{index + 1}-"
-            figures = group_figures(group, matches[groups.index(group)])
+            kin = [other for other in groups if other.setting._replace(memory_cap_gb=None) == group.setting] or [group]
+            figures = group_figures(group, matches[groups.index(group)], kin)
             figures = [figure for figure in figures if index == 0 or figure.name in BRIEF]
             pictures = tuple(_draw(figures, folder, prefix, formats, files))
             sections.append(Section(words.title(group), f"group-{index + 1}", pictures, _machine_facts(group)))
@@ -231,6 +233,12 @@ def _study_facts(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
         ("Schema", str(records[0].schema)),
         ("Sources", words.listing(sorted({record.source for record in records}))),
     ]
+    drifts = [d for r in records if (d := number((r.telemetry.get("recheck") or {}).get("drift"))) is not None]
+    if drifts:
+        worst = max(drifts, key=abs)
+        facts.append(
+            ("Measured again in fresh processes", f"{len(drifts)} points, the largest drift {100 * worst:+.1f} %")
+        )
     codes = sorted({str(record.software["code"]) for record in records if record.software.get("code")})
     return (*facts, ("Code", ", ".join(codes))) if codes else tuple(facts)
 
@@ -242,7 +250,7 @@ def _machine_facts(group: Group) -> tuple[tuple[str, str], ...]:
         **{f"machine {k}": v for k, v in record.machine.items()},
         **{f"software {k}": v for k, v in record.software.items()},
     }
-    return tuple((name, _plain(value)) for name, value in facts.items())
+    return tuple((name, _plain(value)) for name, value in facts.items() if value not in ("", None, []))
 
 
 def _plain(value: Any) -> str:

@@ -178,6 +178,8 @@ class Group:
             entry = self.cell(size, gpus)
             if entry and entry.ok:
                 one = self.cell(size, 1)
+                if gpus > 1 and (one is None or one.ok) and not stock:
+                    return None  # one GPU was not tried
                 why_not_one = f" ({self.count(1)}: {one.outcome})" if one and not one.ok else why
                 return entry, f"{self.count(gpus)}, {entry.engine}{why_not_one}"
         return None

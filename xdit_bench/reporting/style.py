@@ -105,7 +105,7 @@ def drawing() -> Iterator[None]:
 
 def panels(count: int, layout: Layout, *, height: float = 2.3) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels in rows; `height` of a row in inches. A panel alone is no wider than it needs."""
-    across = min(count, layout.columns)
+    across = min(count, layout.columns if count != 4 else 2)  # two by two, not three and one
     rows = -(-count // across)
     width = layout.width if count > 1 else min(layout.width, 4.2)
     figure = Figure(figsize=(width, height * rows), layout="constrained")

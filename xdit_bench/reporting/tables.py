@@ -9,7 +9,7 @@ Owns columns, rows and their wording. A cell holds what a person reads and what 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Entry
@@ -38,7 +38,10 @@ class Table:
 
 def report_tables(groups: Sequence[Group], matches: Sequence[Match]) -> list[Table]:
     """Best configurations, published beside ours, failures, all points. The last holds everything."""
-    return [best_table(groups), published_table(matches), failures_table(groups), points_table(groups)]
+    tables = [best_table(groups), published_table(matches), failures_table(groups), points_table(groups)]
+    if not all(group.on_cpu for group in groups):
+        return tables
+    return [replace(t, columns=tuple(">Ranks" if c == ">GPUs" else c for c in t.columns)) for t in tables]
 
 
 def best_table(groups: Sequence[Group]) -> Table:
@@ -54,14 +57,20 @@ def best_table(groups: Sequence[Group]) -> Table:
                 rows.append((
                     *_where(group, entry), _text(entry.runner), _text(entry.vae), _text(entry.factors),
                     _seconds(entry.total_s), _interval(entry), _seconds(entry.step_s), _ratio(group.scaling(entry)),
-                    _ratio(group.gain(entry)), _bytes(entry), _text(f"tie with {tie.factors}" if tie else ""),
+                    _ratio(group.gain(entry)), _bytes(entry), _text(_remarks(entry, tie)),
                 ))  # fmt: skip
     columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", ">Seconds", ">Interval", ">Step",
-               ">Scaling", ">Gain", ">Peak memory", "Tie")  # fmt: skip
+               ">Scaling", ">Gain", ">Peak memory", "Note")  # fmt: skip
     note = (
         "Scaling: over the same engine on one GPU. Gain: over plain diffusers on one GPU. A tie: the intervals overlap."
     )
     return Table("best", "Best configurations", columns, tuple(rows), note)
+
+
+def _remarks(entry: Entry, tie: Entry | None) -> str:
+    bottleneck = entry.record.attribution.get("bottleneck")
+    said = [f"tie with {tie.factors}"] if tie else []
+    return "; ".join([*said, str(bottleneck)] if bottleneck else said)
 
 
 def published_table(matches: Sequence[Match]) -> Table:

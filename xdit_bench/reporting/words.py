@@ -59,7 +59,7 @@ def machine(group: Group) -> str:
     """What a group was measured on or predicted for, in one phrase."""
     facts = group.entries[0].record.machine
     if group.setting.source == "predicted":
-        return f"the performance model's {group.setting.topology}"
+        return f"{group.setting.topology} by the performance model"
     count, kind = facts.get("gpus"), facts.get("gpu") or facts.get("cpu") or group.setting.topology
     if group.on_cpu:
         return f"CPU ranks over gloo ({kind})" if kind != "cpu" else "CPU ranks over gloo"
@@ -79,7 +79,8 @@ def _links(links: Any) -> str:
 def title(group: Group) -> str:
     """A group's heading: model, source, machine and what sets it apart."""
     setting = group.setting
-    parts = [setting.model, f"{setting.source} on {machine(group)}"]
+    link = "for" if setting.source == "predicted" else "on"
+    parts = [setting.model, f"{setting.source} {link} {machine(group)}"]
     parts += [f"{setting.steps} steps", f"{setting.text_tokens} text tokens", setting.dtype]
     if setting.transport != "p2p":
         parts.append(f"transport {setting.transport}")

@@ -8,6 +8,7 @@ import pytest
 from synthetic import CPU, H200, oom, record, study
 
 from xdit_bench.errors import ResultsError
+from xdit_bench.reporting.draw_frontier import limits
 from xdit_bench.reporting.entry import Entry, number
 from xdit_bench.reporting.study import group_records, newest
 
@@ -154,3 +155,20 @@ def test_a_point_whose_numbers_are_no_numbers_is_refused_by_name() -> None:
     bad.point["height"] = "<script>"
     with pytest.raises(ResultsError, match="height, width, ulysses and ring must be numbers"):
         group_records([bad])
+
+
+def test_a_baseline_of_several_gpus_needs_a_failure_on_one() -> None:
+    group = group_records([record(2.0, ulysses=2), record(1.0, ulysses=4)])[0]
+    assert group.baseline((1024, 1024)) is None
+
+
+def test_a_cap_is_the_memory_a_point_had() -> None:
+    assert Entry.of(record(memory_cap_gb=48.0)).limit_bytes == 48e9
+    assert Entry.of(record()).limit_bytes == H200["capacity_bytes"]
+
+
+def test_the_frontier_is_the_largest_size_that_ran_and_the_smallest_that_did_not() -> None:
+    records = [*study(splits=((1, 1), (2, 1)), vae="single"), oom(res=8192, ulysses=2, vae="single")]
+    found = {(limit.engine, limit.gpus): (limit.fits, limit.fails) for limit in limits(group_records(records))}
+    assert found == {("stock", 1): (2048, 4096), ("usp", 1): (2048, 4096), ("usp", 2): (4096, 8192)}
+    assert limits(group_records([record(), record(status="crashed", res=2048)])) == []
