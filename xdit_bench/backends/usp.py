@@ -33,7 +33,8 @@ class UspBackend:
         )
         self.bands = None
         if point.vae == "parallel":
-            self.bands = BandVae(modules.vae, mesh, height=point.height, width=point.width)
+            graph = point.execution == "graph"
+            self.bands = BandVae(modules.vae, mesh, height=point.height, width=point.width, graph=graph)
 
     def encode(self) -> Embeddings:
         """See Backend.encode."""
