@@ -1,0 +1,9 @@
+"""Micro-benchmarks that fill a topology file. Needs torch; the model that reads the file does not.
+
+clock.py    seconds of one call on a device that is kept busy
+shapes.py   the exact shapes that are measured
+compute.py  products, attention, memory, launches and the VAE's operators on one device
+ranks.py    exchanges between ranks by size and placement
+numbers.py  the model's formulas, solved for its shares of peak and its links
+machine.py  measures this machine and writes its YAML
+"""
