@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from xdit_bench.errors import RankCrashed
-from xdit_bench.runner.pool import TRANSPORTS, Pool, environment_warnings
+from xdit_bench.runner.launcher import TRANSPORTS, environment_warnings
+from xdit_bench.runner.pool import Pool
 from xdit_bench.topology.match import auto_topology
 from xdit_bench.topology.probe import fingerprint, probe, software
 

@@ -39,7 +39,8 @@ def fake_point(ulysses: int = 1, ring: int = 1, *, engine: str = "fake", res: in
 def run_points(points: list[Point], results: Path, **knobs: object) -> tuple[list[Record], str]:
     """The study's records after a plan, and what was printed."""
     config = RunConfig(**{"recheck": 0.0, "deadline_s": 60.0, **knobs})  # type: ignore[arg-type]
-    jobs = [Job(p, tiny(), QUICK, config, LaunchConfig(), save_outputs=True) for p in points]
+    model = tiny()
+    jobs = [Job(p, model, QUICK, config, LaunchConfig(), save_outputs=True) for p in points]
     printed = io.StringIO()
     with Store.open(results, "s") as store:
         console = Console(file=printed, width=400)

@@ -30,7 +30,7 @@ class MemoryWatch:
             _reset_resident_peak()
             return
         torch.cuda.reset_peak_memory_stats(device)
-        self._retries = torch.cuda.memory_stats(device)["num_alloc_retries"]
+        self._retries = torch.cuda.memory_stats(device).get("num_alloc_retries", 0)
         if cap_bytes is not None:
             total = torch.cuda.mem_get_info(device)[1]
             torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total), device)
@@ -40,7 +40,7 @@ class MemoryWatch:
         if self._device.type != "cuda":
             resident = _resident_peak()
             return {"peak_bytes": resident, "reserved_bytes": resident, "alloc_retries": 0, "verdict": "fits"}
-        retries = torch.cuda.memory_stats(self._device)["num_alloc_retries"] - self._retries
+        retries = torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0) - self._retries
         return {
             "peak_bytes": torch.cuda.max_memory_allocated(self._device),
             "reserved_bytes": torch.cuda.max_memory_reserved(self._device),

@@ -77,7 +77,7 @@ class NvmlTelemetry:
     def __enter__(self) -> Self:
         import pynvml
 
-        pynvml.nvmlInit()
+        pynvml.nvmlInit()  # never shut down: starting anew takes seconds on some hosts, once a point
         self._handles = visible_handles()
         self._samples = [[] for _ in self._handles]
         self._thread.start()
@@ -86,12 +86,9 @@ class NvmlTelemetry:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        import pynvml
-
         self._stop.set()
         self._thread.join()
         self._others = [_processes(handle) for handle in self._handles]
-        pynvml.nvmlShutdown()
 
     def report(self, spans: Sequence[Span], *, ranks: int) -> dict[str, Any]:
         """Of the first `ranks` GPUs, over the images alone; energy is watts integrated over them."""

@@ -24,9 +24,11 @@ from xdit_bench.measure.nvml import Telemetry
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
 from xdit_bench.runner.deadline import deadline_s
+from xdit_bench.runner.launcher import environment_warnings
+from xdit_bench.runner.node import serve_node
 from xdit_bench.runner.outcome import Outcome, judge, to_record
 from xdit_bench.runner.plan import FAKE, STOCK, Cell, Job, doomed, make_cells, reference_key
-from xdit_bench.runner.pool import Answer, Pool, environment_warnings
+from xdit_bench.runner.pool import Answer, Pool
 from xdit_bench.runner.progress import Progress
 from xdit_bench.topology.probe import code_version
 
@@ -50,25 +52,32 @@ def run_plan(
     """Measures every job and the one-GPU baselines the grid lacks, appending a record each to `store`.
 
     `machine` holds `fingerprint`, `device` (cuda or cpu) and `gpus` (ranks there may be). Points whose record
-    exists are left out (`run.resume`). Raises ResultsError when a record can not be written and KeyboardInterrupt;
+    exists are left out (`run.resume`). On a machine with `launch.node_rank` above 0 it lends its ranks to the first
+    machine's plan and writes nothing. Raises ResultsError when a record can not be written and KeyboardInterrupt;
     all processes are gone and all finished records are on disk then.
     """
     if not jobs:
         return
-    limit = jobs[0].launch.gpus
-    gpus = min(machine["gpus"], limit) if limit else machine["gpus"]
+    launch = jobs[0].launch
+    here = min(machine["gpus"], launch.gpus or machine["gpus"])
+    if launch.node_rank > 0:
+        serve_node(launch, ranks=here, device=machine["device"], transport=jobs[0].point.transport)
+        return
+    if launch.nnodes > 1:
+        machine = {**machine, "nodes": launch.nnodes, "fingerprint": f"{machine['fingerprint']}x{launch.nnodes}"}
     code = code_version()
     jobs = [dataclasses.replace(job, point=_with_dtype(job.point, machine["device"])) for job in jobs]
-    cells = make_cells(jobs, gpus=gpus, fingerprint=machine["fingerprint"], code=code)
+    cells = make_cells(jobs, gpus=here * launch.nnodes, fingerprint=machine["fingerprint"], code=code)
     with Progress(console, cells) as progress:
-        runner = _Runner(store, machine, software, study, code, progress, telemetry or _telemetry(machine["device"]))
+        watch = telemetry or _telemetry(machine["device"])
+        runner = _Runner(store, machine, software, study, code, progress, watch, here)
         try:
             runner.run(cells)
             runner.recheck(cells)
         except BaseException:
             runner.kill()
             raise
-        runner.close()
+        runner.close(last=True)
 
 
 @dataclass
@@ -82,6 +91,7 @@ class _Runner:
     code: str
     progress: Progress
     telemetry: Callable[[], Telemetry]
+    ranks_here: int
     pool: Pool | None = None
     failed_starts: int = 0
     measured: list[Record] = field(default_factory=list)
@@ -110,7 +120,8 @@ class _Runner:
 
         Proves that a pool warmed by other points gives the times a fresh process gives.
         """
-        share = cells[0].job.run.recheck
+        run = cells[0].job.run
+        share = run.recheck if run.isolation == "pool" else 0.0
         by_id = {cell.run_id: cell for cell in cells}
         fresh = [record for record in self.measured if record.status == "ok"]
         chosen = sorted(fresh, key=lambda r: hashlib.sha256(r.run_id.encode()).hexdigest())
@@ -127,10 +138,10 @@ class _Runner:
                 outcome["reason"] = again.reason
             self.store.append(dataclasses.replace(record, telemetry={**record.telemetry, "recheck": outcome}))
 
-    def close(self) -> None:
+    def close(self, *, last: bool = False) -> None:
         """Lets the ranks go."""
         if self.pool is not None:
-            self.pool.close()
+            self.pool.close(last=last)
             self.pool = None
 
     def kill(self) -> None:
@@ -201,12 +212,15 @@ class _Runner:
     def _pool(self, cell: Cell, ranks: int) -> Pool:
         """The pool at hand when it will do, else a new one."""
         pool = self.pool
-        if pool and not (pool.alive and pool.ranks >= cell.point.gpus and pool.transport == cell.point.transport):
+        if pool and not (pool.check() and pool.ranks >= cell.point.gpus and pool.transport == cell.point.transport):
             self.close()
         if self.pool is None:
             size = cell.point.gpus if cell.job.run.isolation == "point" else ranks
+            launch = cell.job.launch
+            if launch.nnodes > 1:  # the other machines start as many as they have
+                size = self.ranks_here
             self.failed_starts += 1
-            self.pool = Pool(size, self.machine["device"], transport=cell.point.transport)
+            self.pool = Pool(size, self.machine["device"], transport=cell.point.transport, launch=launch)
             self.failed_starts = 0
         return self.pool
 

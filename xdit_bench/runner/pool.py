@@ -11,37 +11,34 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
+import secrets
 import selectors
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+from xdit_bench.config import LaunchConfig
 from xdit_bench.errors import RankCrashed
 from xdit_bench.runner.board import Board
+from xdit_bench.runner.launcher import Launcher
 from xdit_bench.runner.process import Process
 from xdit_bench.runner.wire import Link, Message
 
 START_S = 300.0  # a cold file system reads torch and diffusers slowly
+OTHERS_S = 1800.0  # the same command has to be typed on the other machines
+SOCKET_PATH = 80  # characters; the system allows a little over a hundred
 CLOSE_S = 20.0
-GRACE_S = 1.0  # a failing rank's peers get so long to fail too; whoever is left waits in a collective
-COLLECTIVE_S = 7200.0  # collectives never time out before the point's deadline does
-LOG_TAIL = 2000  # characters of a dead rank's log in its record
-
-TRANSPORTS: dict[str, dict[str, str]] = {
-    "p2p": {},
-    "host": {"NCCL_P2P_DISABLE": "1"},
-    "socket": {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"},
-}
+# a failing rank's peers get so long to fail too; whoever is left waits in a collective (a GPU's memory takes longer
+# to give back)
+GRACE_S = {"cpu": 1.0, "cuda": 4.0}
+WHERE_S = 1.0
 
 
 @dataclass
@@ -62,7 +59,7 @@ class _Member:
     """A rank's process and connection."""
 
     rank: int
-    process: Process
+    process: Process | None  # None on another machine, whose ranks end with their connection
     link: Link
     alive: bool = True
 
@@ -70,20 +67,27 @@ class _Member:
 class Pool:
     """A fixed number of ranks of one device kind and transport. Use as a context manager."""
 
-    def __init__(self, ranks: int, device: str, *, transport: str = "p2p", start_s: float = START_S) -> None:
-        """Starts the ranks and waits until they have met. Raises RankCrashed with the log's end when they do not."""
-        self.ranks = ranks
+    def __init__(self, ranks: int, device: str, *, transport: str = "p2p", launch: LaunchConfig | None = None) -> None:
+        """Starts `ranks` on this machine (and waits for as many on each other one) until all have met.
+
+        Raises RankCrashed with the log's end when they do not.
+        """
+        launch = launch or LaunchConfig()
+        self.ranks = ranks * launch.nnodes
+        self.device = device
         self.transport = transport
         self.alive = True
         self.loaded: object = None  # what its ranks hold, for whoever loads it
         self._next_id = 0
         self._members: dict[int, _Member] = {}
         self._selector = selectors.DefaultSelector()
-        self._folder = Path(tempfile.mkdtemp(prefix="xdit_bench_"))  # 0700: nobody else can reach the socket
+        self._folder = _private_folder()
         self._agent: subprocess.Popen[bytes] | None = None
+        self._launcher = Launcher(self._folder, ranks, device, transport, launch)
+        self._token = secrets.token_hex(16)
         try:
-            self._board = Board.create(self._folder / "board", ranks)
-            self._start(device, time.monotonic() + start_s)
+            self._board = Board.create(self._folder / "board", self.ranks)
+            self._start(time.monotonic() + (START_S if launch.nnodes == 1 else OTHERS_S))
         except BaseException:
             self.kill()
             raise
@@ -92,11 +96,13 @@ class Pool:
     def pids(self) -> list[int]:
         """Of launcher and ranks."""
         agent = [self._agent.pid] if self._agent else []
-        return agent + [member.process.pid for member in self._members.values()]
+        return agent + [member.process.pid for member in self._members.values() if member.process]
 
-    def where(self, rank: int) -> tuple[str, int]:
-        """Stage and iteration the rank noted last."""
-        return self._board.read(rank)
+    def check(self) -> bool:
+        """Whether all ranks still live; ends the pool when one died since its last answer."""
+        if self.alive and any(answer.kind == "died" for answer in self._collect(0.0)):
+            self.kill()
+        return self.alive
 
     def run(self, command: Message, deadline_s: float) -> list[Answer]:
         """Sends a command to all ranks; their answers, in rank order.
@@ -111,13 +117,15 @@ class Pool:
         for member in self._members.values():
             self._send(member, {**command, "id": self._next_id}, answers)
         until = begun + deadline_s
+        failed = False
         while len(answers) < self.ranks and (left := until - time.monotonic()) > 0:
             for answer in self._collect(left):
                 if answer.body.get("id", self._next_id) == self._next_id:
                     answer.after_s = time.monotonic() - begun
                     answers.setdefault(answer.rank, answer)
-            if any(a.kind != "result" for a in answers.values()):
-                until = min(until, time.monotonic() + GRACE_S) if until == begun + deadline_s else until
+            if not failed and any(a.kind != "result" for a in answers.values()):
+                failed = True
+                until = min(until, time.monotonic() + GRACE_S[self.device])
         missing = [rank for rank in range(self.ranks) if rank not in answers]
         if missing or any(a.kind == "died" for a in answers.values()):
             self._ask_where(missing, answers, time.monotonic() - begun)
@@ -126,12 +134,12 @@ class Pool:
             self._clean_up(answers)
         return [answers[rank] for rank in range(self.ranks)]
 
-    def close(self) -> None:
-        """Lets the ranks end by themselves, then makes sure."""
+    def close(self, *, last: bool = False) -> None:
+        """Lets the ranks end by themselves, then makes sure. `last` tells other machines that no pool follows."""
         if self.alive and self._agent:
             for member in self._members.values():
                 with contextlib.suppress(OSError):
-                    member.link.send({"op": "close"})
+                    member.link.send({"op": "close", "last": last})
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._agent.wait(CLOSE_S)
         self.kill()
@@ -143,10 +151,12 @@ class Pool:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._agent.pid, signal.SIGKILL)  # its ranks are killed by the kernel with it
             self._agent.wait()
+        processes = [member.process for member in self._members.values() if member.process]
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait_gone()
         for member in self._members.values():
-            member.process.kill()
-        for member in self._members.values():
-            member.process.wait_gone()
             member.link.close()
         self._members.clear()
         self._selector.close()
@@ -163,18 +173,19 @@ class Pool:
         else:
             self.kill()
 
-    def _start(self, device: str, until: float) -> None:
-        server = socket.socket(socket.AF_UNIX)
-        with server:
-            server.bind(str(self._folder / "control"))
-            server.listen(self.ranks)
-            self._agent = self._launch(device)
+    def _start(self, until: float) -> None:
+        with self._listen() as server:
+            if server.family == socket.AF_UNIX:
+                control = f"unix:{server.getsockname()}"
+            else:
+                control = "tcp:{}:{}".format(*server.getsockname())
+            self._agent = self._launcher.start(control=control, token=self._token)
             self._selector.register(server, selectors.EVENT_READ)
             ready: set[int] = set()
             while len(ready) < self.ranks:
                 if self._agent.poll() is not None or time.monotonic() > until:
-                    reason = f"the {self.ranks} ranks could not be started: {self._last_words()}"
-                    raise RankCrashed(reason, log_tail=self._log_tail(None))
+                    reason = f"the {self.ranks} ranks could not be started: {self._launcher.last_words()}"
+                    raise RankCrashed(reason, log_tail=self._launcher.log_tail())
                 for key, _ in self._selector.select(0.2):
                     if key.fileobj is server:
                         self._welcome(Link(server.accept()[0]))
@@ -182,47 +193,24 @@ class Pool:
                         ready.update(answer.rank for answer in self._read(key.data) if answer.kind == "ready")
             self._selector.unregister(server)
 
-    def _launch(self, device: str) -> subprocess.Popen[bytes]:
-        arguments = [
-            "--nnodes=1", f"--nproc-per-node={self.ranks}", "--max-restarts=0", "--monitor-interval=0.1",
-            "--rdzv-backend=c10d", f"--rdzv-endpoint={self._folder / 'rendezvous'}", "--rdzv-conf=store_type=file",
-            "--local-addr=127.0.0.1", f"--log-dir={self._folder / 'logs'}", "--redirects=3",
-            "-m", "xdit_bench.runner.worker",
-        ]  # fmt: skip
-        with (self._folder / "agent.log").open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "xdit_bench.runner.agent", str(os.getpid()), *arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env=self._environment(device),
-            )  # fmt: skip
-
-    def _environment(self, device: str) -> dict[str, str]:
-        cores = len(os.sched_getaffinity(0))
-        # a CPU rank stands for a device of one core, however many ranks there are
-        threads = 1 if device == "cpu" else max(1, min(8, cores // self.ranks))
-        package_root = str(Path(__file__).resolve().parents[2])
-        paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {
-            "OMP_NUM_THREADS": str(threads),
-            "NCCL_NVLS_ENABLE": "0",  # NVLink multicast hangs under some virtual machines
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order NVML counts in
-            "TORCH_FR_BUFFER_SIZE": "256",  # the flight recorder: what a stuck rank waits in
-            **os.environ,
-            **TRANSPORTS[self.transport],
-            "PYTHONPATH": os.pathsep.join(paths),
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # torch's store would listen on every interface
-            "NCCL_SOCKET_IFNAME": "lo",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "XDIT_BENCH_CONTROL": f"unix:{self._folder / 'control'}",
-            "XDIT_BENCH_STORE": str(self._folder / "store"),
-            "XDIT_BENCH_BOARD": str(self._folder / "board"),
-            "XDIT_BENCH_DEVICE": device,
-            "XDIT_BENCH_TIMEOUT": str(COLLECTIVE_S),
-        }
+    def _listen(self) -> socket.socket:
+        """A socket in the private folder, or, for several machines, at the address where they meet."""
+        if self._launcher.alone:
+            server = socket.socket(socket.AF_UNIX)
+            server.bind(str(self._folder / "control"))
+        else:
+            server = socket.socket(socket.AF_INET)
+            server.bind((self._launcher.address(), 0))
+        server.listen(self.ranks)
+        return server
 
     def _welcome(self, link: Link) -> None:
         for hello in link.receive() or []:
-            member = _Member(hello["rank"], Process(hello["pid"]), link)
+            if not secrets.compare_digest(str(hello.get("token", "")), self._token):
+                link.close()  # whoever it is, it is none of ours
+                return
+            process = Process(hello["pid"]) if hello["node"] == 0 else None
+            member = _Member(hello["rank"], process, link)
             self._members[member.rank] = member
             self._selector.register(link, selectors.EVENT_READ, member)
 
@@ -264,7 +252,7 @@ class Pool:
             answers[rank] = Answer(rank, "silent", after_s=after_s)
             if rank in waiting:
                 self._send(self._members[rank], {"op": "where"}, {})
-        until = time.monotonic() + GRACE_S
+        until = time.monotonic() + WHERE_S
         while waiting and (left := until - time.monotonic()) > 0:
             for answer in self._collect(left):
                 waiting.discard(answer.rank)
@@ -272,34 +260,20 @@ class Pool:
                     answers[answer.rank].body |= {"answered": True, **answer.body}
         for rank, answer in answers.items():
             if answer.kind in ("died", "silent"):
-                stage, iteration = self.where(rank)
-                answer.body |= {"stage": stage, "iteration": iteration, "log_tail": self._log_tail(rank)}
-            if answer.kind == "died":
-                answer.body["exit"] = self._exit_code(self._members[rank].process.pid)
+                stage, iteration = self._board.read(rank)
+                said = {"stage": stage, "iteration": iteration, "log_tail": self._launcher.log_tail(rank)}
+                answer.body = said | answer.body
+            process = self._members[rank].process
+            if answer.kind == "died" and process and self._agent:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._agent.wait(WHERE_S)  # it reports how its ranks ended
+                answer.body["exit"] = self._launcher.exit_code(process.pid)
 
-    def _exit_code(self, pid: int) -> int | None:
-        """Of a dead rank, from the launcher's report; negative is a signal."""
-        if self._agent is None:
-            return None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._agent.wait(GRACE_S)
-        found = re.search(rf"exitcode\s*:\s*(-?\d+)\s*\(pid: {pid}\)", self._agent_log())
-        return int(found[1]) if found else None
 
-    def _agent_log(self) -> str:
-        path = self._folder / "agent.log"
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def _log_tail(self, rank: int | None) -> str:
-        """The end of a rank's stderr, or of the first that says anything."""
-        pattern = f"logs/*/attempt_0/{'*' if rank is None else rank}/stderr.log"
-        logs = [path.read_text(errors="replace") for path in sorted(self._folder.glob(pattern))]
-        return next((text[-LOG_TAIL:] for text in logs if text.strip()), "")
-
-    def _last_words(self) -> str:
-        """The line that says most about why ranks did not start."""
-        lines = [line for line in (self._log_tail(None) or self._agent_log()).splitlines() if line.strip()]
-        return lines[-1].strip() if lines else "they said nothing in time"
+def _private_folder() -> Path:
+    """0700: nobody else can reach what is in it."""
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="xdit_bench_", dir=base if len(base) < SOCKET_PATH else "/tmp"))
 
 
 def killed_by(code: int | None) -> str:
@@ -310,18 +284,3 @@ def killed_by(code: int | None) -> str:
         if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"
-
-
-def environment_warnings(environment: dict[str, str] | None = None, transport: str = "p2p") -> list[str]:
-    """Variables of the caller's shell that slow the ranks down, as sentences for the report's first lines."""
-    given: Any = os.environ if environment is None else environment
-    names = (
-        "CUDA_LAUNCH_BLOCKING",
-        "NCCL_ALGO",
-        "NCCL_IB_DISABLE",
-        "NCCL_P2P_DISABLE",
-        "NCCL_PROTO",
-        "NCCL_SHM_DISABLE",
-    )
-    found = [name for name in names if given.get(name) not in (None, "", "0") and name not in TRANSPORTS[transport]]
-    return [f"{name}={given[name]} is set in the environment and changes these times; unset it" for name in found]

@@ -6,7 +6,8 @@ import pytest
 
 from xdit_bench.config import Point
 from xdit_bench.runner.outcome import judge, to_record
-from xdit_bench.runner.pool import Answer, environment_warnings
+from xdit_bench.runner.launcher import environment_warnings
+from xdit_bench.runner.pool import Answer
 
 POINT = Point(
     model="flux_tiny", height=64, width=64, steps=2, text_tokens=77, ulysses=2, ring=1, engine="usp",
