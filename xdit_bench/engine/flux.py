@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -30,7 +31,7 @@ from xdit_bench.engine.usp import UspAttention
 from xdit_bench.engine.weights import double_weights, single_weights
 from xdit_bench.errors import Infeasible
 
-SHAPES_COMPILED = 256  # of one part of a block in a process: torch gives up after 8, and a study has more shapes
+SHAPES_COMPILED = 256  # of one part of a block in one process
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class UspFlux:
         """
         self.model, self.mesh, self.options = transformer, mesh, options
         self.heads = int(transformer.config.num_attention_heads)
+        self.head_size = int(transformer.config.attention_head_dim)
         check_heads(self.heads, mesh.ulysses)
         if execution == "graph" and mesh.device.type != "cuda":
             raise Infeasible(f"execution=graph needs a CUDA GPU; this rank has {mesh.device.type}; use execution=eager")
@@ -84,9 +86,9 @@ class UspFlux:
             self.double = [double_weights(block) for block in transformer.transformer_blocks]
             self.single = [single_weights(block) for block in transformer.single_transformer_blocks]
         self.ops = _operations(mesh.device, options, execution)
-        self.parts = make_parts(self.ops, _compiled) if execution == "compile" else make_parts(self.ops)
-        q, kv = self._sample()
-        kernel = choose(attention, q, *kv.transpose(0, 1).unbind(2))
+        self.compiled = execution == "compile"
+        self.parts = make_parts(self.ops, _compiled) if self.compiled else make_parts(self.ops)
+        kernel = choose(attention, *self._sample())
         self.attention = UspAttention(
             mesh,
             self.shares,
@@ -95,7 +97,8 @@ class UspFlux:
             carrier=_carrier(mesh, options.exchange),
             overlap=options.overlap,
         )
-        self.attention.choose_keys(options.keys, q, kv)
+        if mesh.ring > 1:
+            self._choose_keys(options.keys)
         self.graphs = LoopGraphs(self._loop) if execution == "graph" else None
         self.modulation = Modulation(transformer, mesh, shard=options.shard_modulation)  # last: close() undoes it
 
@@ -108,12 +111,16 @@ class UspFlux:
 
         Returns this rank's image tokens, `B i 64`: global tokens `image_range`.
         """
+        assert noise.shape[1] == sum(self.shares.image), "noise of another image size than the engine was made for"
+        assert prompt_embeds.shape[1] == sum(self.shares.text), (
+            "a prompt of another length than the engine was made for"
+        )
         latents = noise[:, slice(*self.image_range)].transpose(0, 1).contiguous()
         prompt = prompt_embeds[:, slice(*self.text_range)].transpose(0, 1).contiguous()
         scale = None if guidance is None else torch.tensor([guidance], dtype=torch.float32, device=noise.device)
         sigmas = sigmas.to(noise.device, torch.float32)
         run = self.graphs or self._loop
-        with torch._dynamo.config.patch(recompile_limit=SHAPES_COMPILED):
+        with _many_shapes() if self.compiled else nullcontext():
             return run(latents, prompt, pooled, sigmas, scale).transpose(0, 1).contiguous()
 
     def gather(self, latents: Tensor) -> Tensor:
@@ -160,14 +167,25 @@ class UspFlux:
             site += 1
         return torch.nn.functional.linear(n[self.rope.text :], *_parameters(self.model.proj_out))
 
-    def _sample(self) -> tuple[Tensor, Tensor]:
-        """Random q `1 K H/U D` and keys with values `K 1 2 H/U D` as this rank attends with them, for timing."""
+    def _sample(self) -> list[Tensor]:
+        """Random q, k and v `1 K H/U D` as this rank attends with them, for timing."""
+        keys = self.shares.tokens
+        count = sum(keys(self.mesh.rank_at(u, self.mesh.ring_rank)) for u in range(self.mesh.ulysses))
+        return [self._random(1, count, self.heads // self.mesh.ulysses, self.head_size) for _ in range(3)]
+
+    def _choose_keys(self, way: str) -> None:
+        tokens, ulysses = self.shares.tokens(self.mesh.rank), self.mesh.ulysses
+        shape = (self.heads // ulysses, self.head_size)
+        slabs = tuple(self._random(ulysses, tokens, 1, parts, *shape) for parts in (1, 2))
+        n = self._random(tokens, 1, self.heads * self.head_size)
+        with _many_shapes() if self.compiled else nullcontext():
+            self.attention.choose_keys(
+                way, slabs, lambda: self.parts.single_mlp(n, self.rope.text, self.single[0].mlp)
+            )  # fmt: skip
+
+    def _random(self, *shape: int) -> Tensor:
         weight = self.model.x_embedder.weight
-        mesh = self.mesh
-        keys = sum(self.shares.tokens(mesh.rank_at(u, mesh.ring_rank)) for u in range(mesh.ulysses))
-        shape = (self.heads // mesh.ulysses, 2 * self.rope.cos.shape[1])
-        like = {"dtype": weight.dtype, "device": weight.device}
-        return torch.randn(1, keys, *shape, **like), torch.randn(keys, 1, 2, *shape, **like)
+        return torch.randn(shape, dtype=weight.dtype, device=weight.device)
 
 
 def _operations(device: torch.device, options: Options, execution: str) -> Ops:
@@ -192,6 +210,14 @@ def _carrier(mesh: Mesh, exchange: str) -> Carrier:
             return carrier
         log.warning("symmetric memory does not work between these GPUs; exchanging through torch.distributed")
     return DistributedCarrier(mesh)
+
+
+def _many_shapes() -> AbstractContextManager[None]:
+    """torch gives up on a function after 8 compilations; a study has more shapes than that."""
+    import torch._dynamo  # seconds to import
+
+    patched: AbstractContextManager[None] = torch._dynamo.config.patch(recompile_limit=SHAPES_COMPILED)
+    return patched
 
 
 def _compiled(part: Callable[..., Any]) -> Callable[..., Any]:

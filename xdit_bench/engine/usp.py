@@ -8,7 +8,10 @@ block.
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -17,11 +20,19 @@ from torch import Tensor
 from xdit_bench.engine.attention import Kernel
 from xdit_bench.engine.collectives import Carrier, DistributedCarrier, Pending
 from xdit_bench.engine.mesh import Mesh
-from xdit_bench.engine.ring import Merge, gathered_attention, merge, ring_attention
+from xdit_bench.engine.ring import Merge, gathered_attention, merge, ring_attention, start_keys
 from xdit_bench.engine.shares import Shares
 from xdit_bench.engine.ulysses import gather_heads, join_heads, scatter_heads
 
 GATHERED_BYTES = 512 << 20  # keys and values of all ring positions that may lie on one rank
+
+
+@dataclass
+class Sent:
+    """Heads on their way over the Ulysses axis, and keys with values on the ring's if they have left already."""
+
+    heads: list[Pending]
+    keys: Pending | None
 
 
 class UspAttention:
@@ -43,51 +54,63 @@ class UspAttention:
         self.rows = [shares.tokens(mesh.rank_at(u, mesh.ring_rank)) for u in range(mesh.ulysses)]
         self.ring_rows = [sum(shares.tokens(mesh.rank_at(u, r)) for u in range(mesh.ulysses)) for r in range(mesh.ring)]
 
-    def start(self, slabs: tuple[Tensor, ...]) -> list[Pending]:
+    def start(self, slabs: tuple[Tensor, ...]) -> Sent:
         """Begins the exchange of heads: slabs `U S B n H/U D`, q, k and v in one tensor (n = 3), or on a ring queries
-        and keys with values, of which the latter leave first: the ring waits for them."""
-        return [self._begun(scatter_heads(slab, self.rows, self.mesh, self.carrier)) for slab in reversed(slabs)]
+        and keys with values, of which the latter leave first. On a ring alone the keys go on their way at once."""
+        heads = [self._begun(scatter_heads(slab, self.rows, self.mesh, self.carrier)) for slab in reversed(slabs)]
+        early = self.mesh.ring > 1 and self.mesh.ulysses == 1
+        return Sent(heads, self._start_keys(heads[0].wait()) if early else None)
 
-    def attend(self, sent: list[Pending]) -> Pending:
+    def attend(self, sent: Sent) -> Pending:
         """Waits for the heads, attends, and begins the exchange back."""
+        heads = [pending.wait() for pending in sent.heads]
         if self.mesh.ring == 1:
-            q, k, v = sent[0].wait().transpose(0, 1).unbind(2)
+            q, k, v = heads[0].transpose(0, 1).unbind(2)
             out = self.kernel(q, k, v)[0]
         else:
-            kv = sent[0].wait()
-            q = sent[1].wait().transpose(0, 1)[:, :, 0]
-            out = self._ring(q, kv, self.gather_keys)
+            kv, q = heads[0], heads[1].transpose(0, 1)[:, :, 0]
+            keys = sent.keys or self._start_keys(kv)
+            if self.gather_keys:
+                out = gathered_attention(q, keys, self.kernel)
+            else:
+                out = ring_attention(q, kv, keys, self.ring_rows, self.kernel, self.mesh, self.carrier, self.merge)
         return self._begun(gather_heads(out.transpose(0, 1).contiguous(), self.rows, self.mesh, self.carrier))
 
     def finish(self, back: Pending) -> Tensor:
         """This rank's tokens with all heads, `S B H*D`."""
         return join_heads(back.wait(), self.mesh)
 
-    def choose_keys(self, way: str, q: Tensor, kv: Tensor) -> None:
-        """How a ring moves its keys: `ring`, `gathered`, or `auto`, which times both on q and kv on GPUs, while all
-        keys together are small; all ranks take what suits the slowest."""
-        small = sum(self.ring_rows) * kv[0].numel() * kv.element_size() <= GATHERED_BYTES
-        if way != "auto" or self.mesh.ring == 1 or not small or q.device.type != "cuda":
+    def choose_keys(self, way: str, slabs: tuple[Tensor, ...], between: Callable[[], object]) -> None:
+        """How a ring moves its keys: `ring`, `gathered`, or `auto`: the faster on GPUs, while all keys together are
+        small. `between` is what a block does while they travel."""
+        kv = slabs[-1]
+        small = sum(self.ring_rows) * kv[0, 0].numel() * kv.element_size() <= GATHERED_BYTES
+        if way == "auto" and self.mesh.ring > 1 and small and kv.is_cuda:
+            self.gather_keys = self.gathering_is_faster(slabs, between)
+        else:
             self.gather_keys = way == "gathered"
-            return
-        seconds = torch.tensor([self._time_keys(gathered, q, kv) for gathered in (False, True)], device=q.device)
+
+    def gathering_is_faster(self, slabs: tuple[Tensor, ...], between: Callable[[], object]) -> bool:
+        """Times an exchange and attention both ways; all ranks answer for the slowest."""
+        seconds = torch.tensor([self._time(gathered, slabs, between) for gathered in (False, True)])
+        seconds = seconds.to(slabs[0].device)
         dist.all_reduce(seconds, dist.ReduceOp.MAX, group=self.mesh.group)
-        self.gather_keys = bool(seconds[1] < seconds[0])
+        return bool(seconds[1] < seconds[0])
 
-    def _time_keys(self, gathered: bool, q: Tensor, kv: Tensor, repeats: int = 5) -> float:
+    def _time(self, gathered: bool, slabs: tuple[Tensor, ...], between: Callable[[], object], runs: int = 7) -> float:
+        """Median seconds, after two runs to warm up."""
+        self.gather_keys = gathered
         taken = []
-        for _ in range(repeats + 2):
-            torch.cuda.synchronize(q.device)
+        for _ in range(runs):
             start = time.perf_counter()
-            self._ring(q, kv, gathered)
-            torch.cuda.synchronize(q.device)
+            sent = self.start(slabs)
+            between()
+            self.finish(self.attend(sent))[0, 0, 0].item()  # waits for the device
             taken.append(time.perf_counter() - start)
-        return sorted(taken[2:])[repeats // 2]
+        return statistics.median(taken[2:])
 
-    def _ring(self, q: Tensor, kv: Tensor, gathered: bool) -> Tensor:
-        if gathered:
-            return gathered_attention(q, kv, self.ring_rows, self.kernel, self.carrier)
-        return ring_attention(q, kv, self.ring_rows, self.kernel, self.mesh, self.carrier, self.merge)
+    def _start_keys(self, kv: Tensor) -> Pending:
+        return self._begun(start_keys(kv, self.ring_rows, self.carrier, gathered=self.gather_keys))
 
     def _begun(self, pending: Pending) -> Pending:
         if not self.overlap:

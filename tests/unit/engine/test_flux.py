@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from xdit_bench.engine.flux import check_heads
+from xdit_bench.engine.flux import UspFlux, check_heads
+from xdit_bench.engine.mesh import Mesh
 from xdit_bench.engine.weights import fuse
 from xdit_bench.errors import Infeasible
 
@@ -35,3 +39,63 @@ def test_fusing_again_finds_the_same_memory() -> None:
     assert first.weight.data_ptr() == second.weight.data_ptr()
     assert first.bias.data_ptr() == second.bias.data_ptr()
     assert torch.equal(first.weight, second.weight)
+
+
+MESH = Mesh(1, 1, 0, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    from diffusers import FluxTransformer2DModel
+
+    from xdit_bench.backends.modules import fill_random
+
+    transformer = FluxTransformer2DModel(
+        num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=24,
+        pooled_projection_dim=8, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    fill_random(transformer, torch.Generator().manual_seed(0))
+    return transformer.requires_grad_(False)
+
+
+def inputs(batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise, prompt and pooled prompt of an 80 by 48 image with 7 text tokens."""
+    draw = torch.Generator().manual_seed(1)
+    noise, prompt, pooled = (torch.randn(batch, *shape, generator=draw) for shape in ((15, 64), (7, 24), (8,)))
+    return noise, prompt, pooled
+
+
+def make(model: Any, **options: Any) -> UspFlux:
+    return UspFlux(model, MESH, height=80, width=48, text_tokens=7, **options)
+
+
+def test_a_cuda_graph_without_a_gpu_is_infeasible_and_names_another_execution(model: Any) -> None:
+    with pytest.raises(Infeasible, match="use execution=eager"):
+        make(model, execution="graph")
+
+
+def test_a_step_between_equal_sigmas_leaves_the_latents_alone(model: Any) -> None:
+    latents = make(model).denoise(*inputs(), torch.tensor([0.5, 0.5]), None)
+    assert torch.equal(latents, inputs()[0])
+
+
+def test_images_of_a_batch_do_not_mix(model: Any) -> None:
+    sigmas, flux = torch.tensor([1.0, 0.4, 0.0]), make(model)
+    both = flux.denoise(*inputs(batch=2), sigmas, None)
+    for i in range(2):
+        alone = flux.denoise(*(x[i : i + 1] for x in inputs(batch=2)), sigmas, None)
+        torch.testing.assert_close(both[i : i + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_of_another_length_is_refused(model: Any) -> None:
+    noise, prompt, pooled = inputs()
+    with pytest.raises(AssertionError, match="another length"):
+        make(model).denoise(noise, prompt[:, 1:], pooled, torch.tensor([1.0, 0.0]), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+def test_compiled_blocks_equal_eager(model: Any) -> None:
+    sigmas = torch.tensor([1.0, 0.4, 0.0])
+    compiled = make(model, execution="compile").denoise(*inputs(), sigmas, None)
+    torch.testing.assert_close(compiled, make(model).denoise(*inputs(), sigmas, None), rtol=1e-5, atol=1e-5)
