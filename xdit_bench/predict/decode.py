@@ -11,7 +11,7 @@ from xdit_bench.config import ModelSpec, Point
 from xdit_bench.predict.memory import TILE_OVERLAP, tile_areas
 from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import EngineProfile
-from xdit_bench.predict.roofline import stream_s
+from xdit_bench.predict.roofline import slower_of, stream_s
 from xdit_bench.predict.workload import BF16, latent_pixels, vae_decoder
 from xdit_bench.topology.specs import Topology
 
@@ -36,7 +36,9 @@ def decode_s(point: Point, model: ModelSpec, topology: Topology, profile: Engine
         work = _layers_s(area, ranks, model, topology, banded)
         work += _mid_s(area, model, topology, banded) / (ranks if vae.mid_sharded else 1)
     if ranks > 1:
-        work += _exchanges_s(area, ranks, model, topology, profile, network)
+        work += _exchanges_s(area, ranks, model, topology, network, vae.exchanges)
+    launches = vae.host_ops + (vae.exchanges * vae.ops_per_exchange if ranks > 1 else 0.0)
+    work = slower_of(work, launches * topology.host["op_s"].value)
     cold = topology.host["vae_cold_start_s"].value if vae.cold else 0.0
     return work + vae.to_host_s_per_pixel * point.height * point.width + cold
 
@@ -64,9 +66,8 @@ def _blend_ops(tiles: int, model: ModelSpec) -> float:
 
 
 def _exchanges_s(
-    area: int, ranks: int, model: ModelSpec, topology: Topology, profile: EngineProfile, network: Network
+    area: int, ranks: int, model: ModelSpec, topology: Topology, network: Network, exchanges: int
 ) -> float:
-    """Halo rows and statistics (latency and launches), and K and V of the mid block to every rank."""
-    small = network.all_gather_s(0.0).seconds + profile.vae.ops_per_exchange * topology.host["op_s"].value
+    """Halo rows and statistics (latency alone), and K and V of the mid block to every rank."""
     gathered = network.all_gather_s(2.0 * BF16 * area * vae_decoder(model).mid_channels / ranks).seconds
-    return profile.vae.exchanges * small + gathered
+    return exchanges * network.all_gather_s(0.0).seconds + gathered

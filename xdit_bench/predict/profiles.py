@@ -34,6 +34,7 @@ class VaeProfile:
     fallback_bytes_per_pixel: float = 5760.0  # what PyTorch then used instead
     exchanges: int = 40  # collectives of a parallel decode: one a convolution or norm
     ops_per_exchange: float = 25.0
+    host_ops: float = 700.0  # launches of a decode, in units of the cheapest
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,13 @@ _USP = EngineProfile(
     modulation_once=True, fused_projections=True, fused_elementwise=True, attention=("fa3", "cudnn", "flash"),
     vae=VaeProfile(
         band_bytes_per_pixel=643.0, band_bytes=0.55e9, band_reserved=1.1, banded_alone=True, channels_last=True,
-        mid_sharded=True,
+        mid_sharded=True, host_ops=1500.0,
     ),
 )  # fmt: skip
-_NO_LAUNCHES = {"host_ops": (0.0, 0.0), "ops_per_collective": 0.0, "ops_per_ring": 0.0, "ops_per_ring_step": 0.0}
+_NO_LAUNCHES = {
+    "host_ops": (0.0, 0.0), "ops_per_collective": 0.0, "ops_per_ring": 0.0, "ops_per_ring_step": 0.0,
+    "vae": replace(_USP.vae, host_ops=0.0, ops_per_exchange=0.0),
+}  # fmt: skip
 
 
 def _named(profile: EngineProfile, name: str, **changes: object) -> EngineProfile:

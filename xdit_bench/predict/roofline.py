@@ -12,6 +12,7 @@ from xdit_bench.topology.specs import Topology
 
 TILES = ((128, 256, 1.0), (128, 128, 0.92), (64, 128, 0.80), (64, 64, 0.62))  # rows, columns, speed; CUTLASS's usual
 ATTENTION_TILE = 128  # query rows a thread block holds in FlashAttention-2 and cuDNN at head size 128
+SHARPNESS = 6.0  # how sharply the slower of device and host sets a time
 L2_SPEEDUP = 2.0  # elementwise kernels whose input and output stay in L2, against memory
 
 
@@ -50,6 +51,11 @@ def attention_s(topology: Topology, work: Attention, head_dim: int, share: float
     quality = fill(max(1.0, work.heads * tiles), topology.gpu.sms)
     flops = 4.0 * work.heads * head_dim * work.queries * work.keys
     return flops / (topology.gpu.peak_flops * share * quality)
+
+
+def slower_of(device_s: float, host_s: float) -> float:
+    """Seconds of work that the host launches while the device runs: a soft maximum, since neither is even."""
+    return float((device_s**SHARPNESS + host_s**SHARPNESS) ** (1 / SHARPNESS))
 
 
 def stream_s(topology: Topology, moved_bytes: float) -> float:

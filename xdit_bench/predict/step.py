@@ -16,10 +16,9 @@ from xdit_bench.errors import Infeasible
 from xdit_bench.predict import workload as w
 from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import EngineProfile
-from xdit_bench.predict.roofline import attention_s, gemm_s, rows_s, stream_s
+from xdit_bench.predict.roofline import SHARPNESS, attention_s, gemm_s, rows_s, slower_of, stream_s
 from xdit_bench.topology.specs import Topology
 
-SHARPNESS = 6.0  # how sharply the slower of GPU and host sets a step's time
 CLASSES = {  # class of error of each term
     "gemm": "compute", "attention": "compute", "modulation": "compute", "elementwise": "compute", "merge": "compute",
     "kernel_gaps": "compute", "pack": "compute", "all_to_all": "network", "ring": "network", "launch": "host",
@@ -53,7 +52,7 @@ def denoising_step(
     gpu, host = work.gpu_terms(), work.host_s()
     once = gpu.pop("modulation") / point.gpus if profile.modulation_once else 0.0  # its weights are shared out
     on_gpu = sum(gpu.values())
-    seconds = (on_gpu**SHARPNESS + host**SHARPNESS) ** (1 / SHARPNESS)
+    seconds = slower_of(on_gpu, host)
     terms = {**gpu, "launch": seconds - on_gpu}
     errors = _errors(topology, terms, on_gpu, host, seconds)
     return Step(seconds, once, terms, errors, work.sent_bytes, _bottleneck(terms, work.limits))
