@@ -12,6 +12,7 @@ import torch
 
 from xdit_bench.engine import flux as flux_module
 from xdit_bench.engine.attention import KERNELS, available
+from xdit_bench.engine.collectives import DistributedCarrier
 from xdit_bench.engine.flux import Options, UspFlux
 from xdit_bench.engine.mesh import Mesh, build_mesh, connect
 from xdit_bench.engine.modulation import Modulation
@@ -138,7 +139,8 @@ def test_symmetric_exchange_delivers_eagerly_and_from_a_graph(device: torch.devi
 def test_a_rank_keeps_only_its_share_of_the_modulation_until_closed(device: torch.device) -> None:
     model = cases.build(device, torch.bfloat16)
     before = torch.cuda.memory_allocated(device)
-    modulation = Modulation(model, Mesh(2, 1, 1, device))
+    mesh = Mesh(2, 1, 1, device)
+    modulation = Modulation(model, mesh, DistributedCarrier(mesh))
     held = sum(layer.weight.numel() for layer in modulation.layers if layer.weight.is_cuda)
     everything = sum(layer.weight.numel() for layer in modulation.layers)
     assert 0.3 < held / everything < 0.7

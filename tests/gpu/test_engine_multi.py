@@ -38,7 +38,7 @@ def worker(rank: int, folder: str) -> None:
         for _ in range(2):  # a graph is captured, then replayed
             latents = flux.gather(flux.denoise(*inputs, cases.SIGMAS, None))
         if exchange == "symmetric":
-            assert type(flux.attention.carrier).__name__ == "SymmetricCarrier"
+            assert type(flux.carrier).__name__ == "SymmetricCarrier"
         results[ulysses, ring, keys, execution, exchange] = cases.relative(latents, reference)
         flux.close()
     if rank == 0:

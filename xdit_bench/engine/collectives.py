@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from xdit_bench.engine.mesh import Mesh
 
@@ -38,7 +37,7 @@ class Pending:
 
 
 class Carrier(Protocol):
-    """A way to move blocks over the two axes of a mesh. Every rank of the axis calls in step."""
+    """A way to move blocks between the ranks of a mesh. Every rank of the axis calls in step."""
 
     holds_processors: bool  # while an exchange is on its way, as NCCL's kernels do
 
@@ -54,6 +53,9 @@ class Carrier(Protocol):
 
     def collect(self, own: Tensor, rows: Sequence[int]) -> Pending:
         """Every ring position's block on all of them, in ring order, `sum(rows) ...`."""
+
+    def join(self, own: Tensor, rows: Sequence[int]) -> Tensor:
+        """Every mesh rank's block on all of them, in rank order, `sum(rows) ...`; not overlapped with anything."""
 
     def close(self) -> None:
         """Frees what the carrier holds."""
@@ -95,6 +97,16 @@ class DistributedCarrier:
             ops.append(self._point(dist.irecv, blocks[source], source))
         return Pending(received, own, dist.batch_isend_irecv(ops))
 
+    def join(self, own: Tensor, rows: Sequence[int]) -> Tensor:
+        """See Carrier. Blocks are padded to the largest on the way."""
+        if self.mesh.group is None:
+            return own
+        padded = own.new_zeros(max(rows), *own.shape[1:])
+        padded[: own.shape[0]] = own
+        blocks = [torch.empty_like(padded) for _ in rows]
+        dist.all_gather(blocks, padded, group=self.mesh.group)
+        return torch.cat([block[:count] for block, count in zip(blocks, rows, strict=True)])
+
     def close(self) -> None:
         """See Carrier; there is nothing to free."""
 
@@ -107,14 +119,3 @@ class DistributedCarrier:
     def _point(self, way: Any, tensor: Tensor, position: int) -> dist.P2POp:
         peer = self.mesh.rank_at(self.mesh.ulysses_rank, position % self.mesh.ring)
         return dist.P2POp(way, tensor, peer, self.mesh.ring_group)
-
-
-def all_gather_uneven(own: Tensor, rows: Sequence[int], group: ProcessGroup | None) -> Tensor:
-    """Every rank's block, dim 0, in rank order, on all ranks; blocks are padded to the largest on the way."""
-    if group is None:
-        return own
-    padded = own.new_zeros(max(rows), *own.shape[1:])
-    padded[: own.shape[0]] = own
-    blocks = [torch.empty_like(padded) for _ in rows]
-    dist.all_gather(blocks, padded, group=group)
-    return torch.cat([block[:count] for block, count in zip(blocks, rows, strict=True)])

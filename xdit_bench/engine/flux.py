@@ -21,7 +21,7 @@ from torch import Tensor
 
 from xdit_bench.engine.attention import choose
 from xdit_bench.engine.blocks import Rope, double_block, make_parts, single_block
-from xdit_bench.engine.collectives import Carrier, DistributedCarrier, all_gather_uneven
+from xdit_bench.engine.collectives import Carrier, DistributedCarrier
 from xdit_bench.engine.graphs import LoopGraphs
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.engine.modulation import Modulation, Table
@@ -64,10 +64,12 @@ class UspFlux:
         attention: str = "auto",
         execution: str = "eager",
         options: Options = Options(),  # frozen
+        carrier: Carrier | None = None,
     ) -> None:
         """Fuses the model's q, k, v (they stay usable by diffusers), splits the tokens and builds the RoPE tables.
 
-        Raises Infeasible when heads, tokens or execution forbid it, MissingExtraError for a kernel not installed.
+        `carrier` replaces the exchange that `options` name. Raises Infeasible when heads, tokens or execution forbid
+        it, MissingExtraError for a kernel not installed.
         """
         self.model, self.mesh, self.options = transformer, mesh, options
         self.heads = int(transformer.config.num_attention_heads)
@@ -89,18 +91,20 @@ class UspFlux:
         self.compiled = execution == "compile"
         self.parts = make_parts(self.ops, _compiled) if self.compiled else make_parts(self.ops)
         kernel = choose(attention, *self._sample())
+        self.carrier = carrier or _carrier(mesh, options.exchange)
         self.attention = UspAttention(
             mesh,
             self.shares,
             kernel,
             merge=self.ops.merge,
-            carrier=_carrier(mesh, options.exchange),
+            carrier=self.carrier,
             overlap=options.overlap,
         )
         if mesh.ring > 1:
             self._choose_keys(options.keys)
         self.graphs = LoopGraphs(self._loop) if execution == "graph" else None
-        self.modulation = Modulation(transformer, mesh, shard=options.shard_modulation)  # last: close() undoes it
+        # last, because close() undoes it
+        self.modulation = Modulation(transformer, mesh, self.carrier, shard=options.shard_modulation)
 
     @torch.no_grad()
     def denoise(
@@ -126,13 +130,13 @@ class UspFlux:
     def gather(self, latents: Tensor) -> Tensor:
         """The whole latents `B I 64` on every rank, from each rank's `B i 64`."""
         own = latents.transpose(0, 1).contiguous()
-        return all_gather_uneven(own, self.shares.image, self.mesh.group).transpose(0, 1).contiguous()
+        return self.carrier.join(own, self.shares.image).transpose(0, 1).contiguous()
 
     def close(self) -> None:
         """Frees graphs and their memory, and gives the model back all its weights."""
         if self.graphs is not None:
             self.graphs.clear()
-        self.attention.carrier.close()
+        self.carrier.close()
         self.modulation.close()
 
     def _loop(self, latents: Tensor, prompt: Tensor, pooled: Tensor, sigmas: Tensor, guidance: Tensor | None) -> Tensor:

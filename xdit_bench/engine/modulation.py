@@ -3,7 +3,7 @@
 It depends on no token, so all steps of an image are computed before the first: one pass over its 6.5 GB of
 weights an image instead of one a step. Leaves applying it to `ops`.
 
-    table = Modulation(transformer, mesh).table(timesteps, pooled, guidance)
+    table = Modulation(transformer, mesh, carrier).table(timesteps, pooled, guidance)
     norms, gates = table.step(0)
 """
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xdit_bench.engine.collectives import all_gather_uneven
+from xdit_bench.engine.collectives import Carrier
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.engine.weights import Pair
 
@@ -63,8 +63,8 @@ class Modulation:
     together. With `shard` a rank also keeps only its own layers in device memory until `close`.
     """
 
-    def __init__(self, transformer: Any, mesh: Mesh, *, shard: bool = True) -> None:
-        self.embed, self.mesh = transformer.time_text_embed, mesh
+    def __init__(self, transformer: Any, mesh: Mesh, carrier: Carrier, *, shard: bool = True) -> None:
+        self.embed, self.mesh, self.carrier = transformer.time_text_embed, mesh, carrier
         self.layers: list[torch.nn.Linear] = []
         for block in transformer.transformer_blocks:
             self.layers += [block.norm1_context.linear, block.norm1.linear]
@@ -103,7 +103,7 @@ class Modulation:
         dealt = [range(rank, len(self.layers), self.mesh.size) for rank in range(self.mesh.size)]
         widths = [[self.layers[i].out_features for i in mine] for mine in dealt]
         columns = torch.cat(own, dim=1).t().contiguous()  # the gather joins along dim 0
-        whole = all_gather_uneven(columns, [sum(mine) for mine in widths], self.mesh.group).t().contiguous()
+        whole = self.carrier.join(columns, [sum(mine) for mine in widths]).t().contiguous()
         parts = torch.split(whole, [width for mine in widths for width in mine], dim=1)
         place = {i: at for at, i in enumerate(i for mine in dealt for i in mine)}
         return [parts[place[i]] for i in range(len(self.layers))]

@@ -18,7 +18,7 @@ import torch.distributed._symmetric_memory as symmetric_memory
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from xdit_bench.engine.collectives import Pending
+from xdit_bench.engine.collectives import DistributedCarrier, Pending
 from xdit_bench.engine.mesh import Mesh
 
 
@@ -33,7 +33,7 @@ class _Arrival:
         torch.cuda.current_stream().wait_event(self.event)
 
 
-class SymmetricCarrier:
+class SymmetricCarrier(DistributedCarrier):
     """Why no peer overwrites what is still read: a rank writes into a buffer again only after a later barrier of the
     same axis, which the reader enters once its stream has passed the reading. Between two `scatter`s lies a `gather`
     and the other way round; a ring has no such pair, so its buffers come in two sets that take turns."""
@@ -41,7 +41,7 @@ class SymmetricCarrier:
     holds_processors = False
 
     def __init__(self, mesh: Mesh) -> None:
-        self.mesh = mesh
+        super().__init__(mesh)
         self.stream = torch.cuda.Stream(mesh.device, priority=-1)  # type: ignore[no-untyped-call]
         self.boxes: dict[tuple[Any, ...], tuple[Any, list[Tensor]]] = {}
         self.turn = 0
