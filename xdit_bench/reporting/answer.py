@@ -41,7 +41,26 @@ class Head:
 def answer(groups: Sequence[Group], records: Iterable[Record]) -> Head:
     """The head of a report over all groups; the sentences speak of the first."""
     main = groups[0]
-    return Head(_banners(groups), _sentences(main), words.title(main), _warnings(records))
+    sentences = _sentences(main)
+    if others := _others(groups):
+        sentences += (Sentence("Elsewhere in this study", others),)
+    return Head(_banners(groups), sentences, words.title(main), _warnings(records))
+
+
+def _others(groups: Sequence[Group]) -> str:
+    """The best of the largest size of up to `SHOWN` other groups, one clause each."""
+    said = []
+    for group in groups[1:]:
+        size = next((size for size in reversed(group.sizes) if group.best(size)), None)
+        entry = group.best(size) if size else None
+        if size is None or entry is None:
+            continue
+        base = group.scaling(entry)
+        gain = f", {words.times(base.value)} over {base.over}" if base and base.base is not entry else ""
+        where = f"{words.short(group)}, {words.panel(group, size)}"
+        said.append(f"{where}: {words.seconds(entry.total_s)} on {group.count(entry.gpus)} ({entry.factors}{gain})")
+    more = f"; {len(said) - SHOWN} more sections" if len(said) > SHOWN else ""
+    return f"{'; '.join(said[:SHOWN])}{more}." if said else ""
 
 
 def _banners(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -92,11 +111,11 @@ def _best(group: Group, sizes: Sequence[Size]) -> str:
         if entry:
             tie = group.tie(entry)
             note = f", a tie with {tie.factors}" if tie else ""
-            said.append(f"{words.seconds(entry.total_s)} at {words.px(size)} on {group.count(entry.gpus)} "
+            said.append(f"{words.seconds(entry.total_s)} at {words.panel(group, size)} on {group.count(entry.gpus)} "
                         f"({entry.factors}, {entry.runner}{note})")  # fmt: skip
     verb = "is predicted to take" if group.setting.source == "predicted" else "took"
-    held = " without the VAE decode" if group.decode == "none" else ""
-    return f"One {group.setting.model} image{held} {verb} {words.listing(said)}."
+    place = f"on {words.machine(group)}".replace(" by the performance model", "")
+    return f"{place[:1].upper()}{place[1:]} one {group.setting.model} image {verb} {words.listing(said)}."
 
 
 def _speedup(group: Group, sizes: Sequence[Size]) -> str:

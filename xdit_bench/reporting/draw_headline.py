@@ -7,6 +7,8 @@ Owns drawing alone; what competes and what the baseline is, `study` decides.
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,7 +25,7 @@ def headline(group: Group, layout: Layout) -> Figure:
     figure, axes = panels(len(sizes), layout, height=2.35)
     for axis, size in zip(axes, sizes, strict=True):
         _headline_panel(axis, group, size, narrow=layout.columns > 1 and len(sizes) > 2)
-        axis.set_title(words.px(size))
+        axis.set_title(words.panel(group, size))
     label_rows(axes, "seconds an image")
     return figure
 
@@ -34,10 +36,12 @@ def _headline_panel(axis: Axes, group: Group, size: Size, *, narrow: bool) -> No
     level = baseline[0].total_s if baseline else None
     times = [max(entry.total_s, entry.high_s or 0.0) for entry in cells if entry and entry.total_s]
     times += [level] if level else []
-    if not times:
-        empty(axis, f"no success here\n({why_none(group, size)})")
+    if not any(cells):
+        empty(axis, "not run")
         return
-    top = max(times)
+    if not times:
+        axis.set_yticks([])
+    top = max(times, default=1.0)
     axis.set_ylim(0, top * 1.32)
     wrap = (narrow and len(cells) > 2) or len(cells) > 4
     labels = []
@@ -122,8 +126,19 @@ def _arrow(axis: Axes, best: Entry | None, base: Entry, level: float, cells: lis
     axis.annotate("", (x, end), (x, level), zorder=4,
                   arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.0, "shrinkA": 0, "shrinkB": 0})  # fmt: skip
     middle = (level + end) / 2
-    left = cells[x - 1] if x else None
-    crowded = x == 0 or (left is not None and (left.total_s or high) > middle - 0.05 * high)
-    side = 1 if crowded and x < len(cells) - 1 else -1
-    axis.annotate(text, (x, middle), (4 * side, 0), textcoords="offset points", ha="left" if side > 0 else "right",
-                  va="center", weight="bold", fontsize=8.5, zorder=6, bbox=box)  # fmt: skip
+    beside = {side: cells[x + side] for side in (-1, 1) if 0 <= x + side < len(cells)}
+    # a neighbour's bar, label and whisker end below the text, or the text stands above the line
+    free = [side for side, cell in beside.items() if _tip(cell, high) + 0.1 * high < middle - 0.05 * high]
+    place: dict[str, Any] = {"textcoords": "offset points", "weight": "bold", "fontsize": 8.5, "zorder": 6, "bbox": box}
+    if free:
+        side = free[0]
+        axis.annotate(text, (x, middle), (4 * side, 0), ha="left" if side > 0 else "right", va="center", **place)
+    else:
+        axis.annotate(text, (x, level), (0, 3), ha="center", va="bottom", **place)
+
+
+def _tip(cell: Entry | None, high: float) -> float:
+    """Where a bar ends with all it carries; a failure's is as high as the panel allows."""
+    if cell is None:
+        return 0.0
+    return max(cell.total_s, cell.high_s or 0.0) if cell.total_s else high

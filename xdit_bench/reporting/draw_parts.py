@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from xdit_bench.reporting import words
+from xdit_bench.reporting.draw_headline import why_none
 from xdit_bench.reporting.entry import Entry, Size, number, pick
 from xdit_bench.reporting.marks import bar_style, failed_bar, label_rows, legend, legend_patch, shown_sizes
 from xdit_bench.reporting.study import Group
@@ -28,6 +29,9 @@ from xdit_bench.reporting.style import (
     empty,
     panels,
 )
+
+BOX = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+TERMS = 7  # of a step that a figure tells apart; the smallest are drawn as one
 
 
 def _bars_over_gpus(group: Group, size: Size) -> list[tuple[str, Entry | None]]:
@@ -45,11 +49,11 @@ def stages(group: Group, layout: Layout) -> Figure:
     sizes = shown_sizes(group)
     figure, axes = panels(len(sizes), layout, height=2.35)
     for axis, size in zip(axes, sizes, strict=True):
-        axis.set_title(words.px(size))
+        axis.set_title(words.panel(group, size))
         bars = _bars_over_gpus(group, size)
         totals = [sum(e.stages.values()) for _, e in bars if e and e.ok and e.stages]
         if not totals:
-            empty(axis, "no point here was timed by stage")
+            empty(axis, f"no success timed by stage\n({why_none(group, size)})")
             continue
         for x, (_, entry) in enumerate(bars):
             if entry is None or not entry.ok:
@@ -71,13 +75,14 @@ def memory(group: Group, layout: Layout) -> Figure:
     sizes = shown_sizes(group)
     figure, axes = panels(len(sizes), layout, height=2.35)
     for axis, size in zip(axes, sizes, strict=True):
-        axis.set_title(words.px(size))
+        axis.set_title(words.panel(group, size))
         bars = _bars_over_gpus(group, size)
         peaks = [e.peak_bytes for _, e in bars if e and e.ok and e.peak_bytes]
-        if not peaks:
+        limit = next((e.limit_bytes for _, e in bars if e and e.limit_bytes), None)
+        if not peaks and not (limit and any(e and not e.ok for _, e in bars)):
             empty(axis, "no peak memory was recorded here")
-            axis.set_title(words.px(size))
             continue
+        peaks = peaks or [limit or 1.0]
         scale, name = (1e9, "GB") if max(peaks) >= 1e9 else (1e6, "MB")
         top = max(peaks) / scale
         for x, (_, entry) in enumerate(bars):
@@ -87,7 +92,6 @@ def memory(group: Group, layout: Layout) -> Figure:
                 axis.text(x, top * 0.03, "no peak", rotation=90, ha="center", va="bottom", color=MUTED)
             elif entry:
                 failed_bar(axis, x, top * 0.8, entry)
-        limit = next((e.limit_bytes for _, e in bars if e and e.limit_bytes), None)
         if limit:
             top = max(top, limit / scale)
             _limit_line(axis, group, limit / scale, name)
@@ -110,8 +114,17 @@ def _memory_bar(axis: Axes, group: Group, x: float, entry: Entry, scale: float) 
     peak, weights = entry.peak_bytes or 0.0, min(entry.parameters_bytes or 0.0, entry.peak_bytes or 0.0)
     axis.bar(x, weights / scale, 0.62, **bar_style(group, BLUE))
     axis.bar(x, (peak - weights) / scale, 0.62, bottom=weights / scale, **bar_style(group, SKY))
-    mark = "\npressure" if entry.verdict == "pressure" else ""
-    axis.text(x, peak / scale, words.digits(peak / scale) + mark, ha="center", va="bottom", fontsize=6.5)
+    _peak_label(axis, x, peak / scale, (entry.limit_bytes or 0.0) / scale)
+    if entry.verdict == "pressure":
+        axis.text(x, peak / scale / 3, "pressure", rotation=90, ha="center", va="center", weight="bold", bbox=BOX)
+
+
+def _peak_label(axis: Axes, x: float, peak: float, limit: float) -> None:
+    """The number above its bar, or inside where the line of the memory there was would cross it."""
+    inside = bool(limit) and 0.88 * limit < peak < 1.02 * limit
+    side, up = ("top", -3) if inside else ("bottom", 1)
+    axis.annotate(words.digits(peak), (x, peak), (0, up), textcoords="offset points", ha="center", va=side,
+                  fontsize=6.5, bbox=BOX if inside else None)  # fmt: skip
 
 
 def vae_effect(group: Group, layout: Layout) -> Figure:
@@ -151,14 +164,7 @@ def vae_effect(group: Group, layout: Layout) -> Figure:
             axes[0].text(x, entry.total_s or 0, words.digits(entry.total_s), ha="center", va="bottom", fontsize=6)
             if entry.peak_bytes:
                 axes[1].bar(x, entry.peak_bytes / scale, width * 0.9, **bar_style(group, colour))
-                axes[1].text(
-                    x,
-                    entry.peak_bytes / scale,
-                    words.digits(entry.peak_bytes / scale),
-                    ha="center",
-                    va="bottom",
-                    fontsize=6,
-                )
+                _peak_label(axes[1], x, entry.peak_bytes / scale, (entry.limit_bytes or 0.0) / scale)
     limit = next((e.limit_bytes for e in found if e.limit_bytes), None)
     if limit and tops[1] and limit < tops[1] * 4:
         axes[1].axhline(limit / scale, color=BASELINE, linestyle="--", linewidth=1.1)
@@ -193,22 +199,26 @@ def attribution(group: Group, layout: Layout) -> Figure:
     sizes = shown_sizes(group)
     figure, axes = panels(len(sizes), layout, height=2.35)
     names = attribution_terms(group)
+    shown = names if len(names) <= TERMS else names[: TERMS - 1]
     for axis, size in zip(axes, sizes, strict=True):
-        axis.set_title(words.px(size))
+        axis.set_title(words.panel(group, size))
         bars = [bar for bar in _bars_over_gpus(group, size) if bar[1] and terms(bar[1])]
         if not bars:
             empty(axis, "no point here was profiled\n(measure.profile=true)")
-            axis.set_title(words.px(size))
+            axis.set_title(words.panel(group, size))
             continue
         for x, (_, entry) in enumerate(bars):
             below = 0.0
-            for j, name in enumerate(names):
-                value = terms(entry).get(name, 0.0) * 1e3 if entry else 0.0
+            found = terms(entry) if entry else {}
+            rest = sum(value for name, value in found.items() if name not in shown)
+            for j, name in enumerate([*shown, "all else"]):
+                value = 1e3 * (rest if name == "all else" else found.get(name, 0.0))
                 axis.bar(x, value, 0.62, bottom=below, **bar_style(group, CYCLE[j % len(CYCLE)]))
                 below += value
         _bar_ticks(axis, group, bars)
     label_rows(axes, "ms a step")
-    legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], name) for j, name in enumerate(names)])
+    labels = [name.replace("_", " ") for name in shown] + ["all else"] * (len(shown) < len(names))
+    legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], name) for j, name in enumerate(labels)])
     return figure
 
 

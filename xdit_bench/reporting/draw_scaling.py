@@ -57,7 +57,7 @@ def strategies(group: Group, layout: Layout) -> Figure:
     figure, axes = panels(len(sizes), layout)
     for axis, size in zip(axes, sizes, strict=True):
         _strategy_panel(axis, group, size)
-        axis.set_title(words.px(size))
+        axis.set_title(words.panel(group, size))
     handles = [
         Line2D([], [], color=c, marker=m, label=n) for (n, c), m in zip(STRATEGIES.items(), MARKERS, strict=False)
     ]
@@ -196,7 +196,7 @@ def heat_map(group: Group, layout: Layout) -> Figure:
     ulysses, rings = sorted({e.ulysses for e in entries}), sorted({e.ring for e in entries})
     figure, axes = panels(len(sizes), layout, height=0.75 + 0.33 * len(ulysses))
     for axis, size in zip(axes, sizes, strict=True):
-        axis.set_title(words.px(size))
+        axis.set_title(words.panel(group, size))
         _heat_panel(axis, group, size, ulysses, rings)
     label_rows(axes, "ulysses")
     return figure
@@ -213,8 +213,8 @@ def _heat_panel(axis: Axes, group: Group, size: Size, ulysses: list[int], rings:
         x, y = rings.index(r), ulysses.index(u)
         box = (x - 0.5, y - 0.5)
         if entry is None or entry.total_s is None:
-            axis.add_patch(Rectangle(box, 1, 1, facecolor=PAPER, edgecolor=MUTED, linewidth=0.5,
-                                                        hatch=FAILED_HATCH if entry else None))  # fmt: skip
+            hatch = FAILED_HATCH if entry and entry.status != "infeasible" else None
+            axis.add_patch(Rectangle(box, 1, 1, facecolor=PAPER, edgecolor=MUTED, linewidth=0.5, hatch=hatch))
             label = "–" if entry is None else "n/a" if entry.status == "infeasible" else entry.outcome
             axis.text(x, y, label, ha="center", va="center", fontsize=6.5, color=INK,
                       bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.8})  # fmt: skip

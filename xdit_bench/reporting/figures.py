@@ -137,13 +137,16 @@ def _some(group: Group) -> str:
 
 
 def _headline_caption(group: Group) -> str:
-    held = {
-        "exact": "Times hold text encoders, denoising and VAE decode.",
-        "approximate": "Times hold a tiled, approximate VAE decode.",
-        "none": "Times leave out the VAE decode (vae=none).",
-    }[group.decode]
-    others = sorted({e.vae for e in group.entries if e.decode != group.decode})
-    apart = f" Points with vae={'|'.join(others)} do not compete here; see the VAE figure." if others else ""
+    kinds = {size: group.decode(size) for size in group.sizes}
+    held = "Times hold text encoders, denoising and VAE decode."
+    for kind, what in (("none", "leave out the VAE decode"), ("approximate", "hold a tiled, approximate decode")):
+        sizes = [words.px(size) for size in group.sizes if kinds[size] == kind]
+        if sizes and len(sizes) == len(kinds):
+            held = f"Times {what}."
+        elif sizes:
+            held += f" At {words.listing(sizes)} every exact decode failed: times there {what}."
+    others = any(e.engine == group.engine and e.decode != kinds[e.size] for e in group.entries)
+    apart = " Points that leave out or tile the decode do not compete with it; see the VAE figure." if others else ""
     return (
         f"Engine {group.engine}, the best factorization of each count of {words.unit(group)} below its bar, seconds "
         f"above; the dashed line is the baseline. {held}{apart}"
@@ -165,7 +168,7 @@ def headline_words(group: Group) -> str:
         gain = ""
         if baseline and best and best is not baseline[0] and baseline[0].total_s and best.total_s:
             gain = f"; best is {words.times(baseline[0].total_s / best.total_s)} the baseline's speed"
-        parts.append(f"{words.px(size)}: {', '.join(bars) or 'not run'}{line}{gain}")
+        parts.append(f"{words.panel(group, size)}: {', '.join(bars) or 'not run'}{line}{gain}")
     return ". ".join(parts) + "."
 
 

@@ -65,8 +65,8 @@ def starts_row(axis: Axes) -> bool:
 
 def legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
     """One legend below all panels."""
-    columns = 3 if figure.get_figwidth() < 5 else 6
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns))
+    rows = -(-len(handles) // (3 if figure.get_figwidth() < 5 else 6))
+    figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows))
 
 
 def mark_group(figure: Figure, group: Group) -> Figure:

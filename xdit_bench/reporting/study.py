@@ -74,10 +74,23 @@ class Group:
         return max(sorted(score), key=lambda name: (score[name] > 0 and name != "stock", score[name], name == "usp"))
 
     @cached_property
-    def decode(self) -> str:
-        """The decode that the figures hold: exact where there is one, so that no point wins by leaving it out."""
-        kinds = {entry.decode for entry in self.entries if entry.engine == self.engine}
-        return next(kind for kind in ("exact", "approximate", "none") if kind in kinds)
+    def _decodes(self) -> dict[Size, str]:
+        """The decode that competes at each size: exact, so that no point wins by leaving it out. Where every exact
+        decode failed it is the time without one, and the panel says so."""
+        tried: dict[Size, dict[str, bool]] = {}
+        for entry in self.entries:
+            if entry.engine == self.engine:
+                kinds = tried.setdefault(entry.size, {})
+                kinds[entry.decode] = kinds.get(entry.decode, False) or entry.ok
+        order = ("exact", "none", "approximate")
+        return {
+            size: next((k for k in order if kinds.get(k)), None) or next(k for k in order if k in kinds)
+            for size, kinds in tried.items()
+        }
+
+    def decode(self, size: Size) -> str:
+        """What the times of a size hold: an exact decode, an approximate one, or none."""
+        return self._decodes.get(size, "exact")
 
     @cached_property
     def sizes(self) -> tuple[Size, ...]:
@@ -91,7 +104,7 @@ class Group:
 
     @cached_property
     def _competing(self) -> tuple[Entry, ...]:
-        return tuple(e for e in self.entries if e.engine == self.engine and e.decode == self.decode)
+        return tuple(e for e in self.entries if e.engine == self.engine and e.decode == self.decode(e.size))
 
     @cached_property
     def _cells(self) -> dict[tuple[Size, int], list[Entry]]:
@@ -137,7 +150,7 @@ class Group:
 
     def stock(self, size: Size, decode: str | None = None) -> Entry | None:
         """The baseline's record, a success or not: plain diffusers on one GPU."""
-        return self._stock.get((size, decode or self.decode))
+        return self._stock.get((size, decode or self.decode(size)))
 
     def gain(self, entry: Entry) -> Speedup | None:
         """What a user gains: over plain diffusers on one GPU. None where that has no time."""

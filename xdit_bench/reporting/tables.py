@@ -130,20 +130,7 @@ def _point_row(group: Group, entry: Entry) -> tuple[Cell, ...]:
 
 def _where(group: Group, entry: Entry) -> tuple[Cell, ...]:
     size = Cell(words.px(entry.size), entry.size[0] * entry.size[1])
-    return _text(short(group)), size, _count(entry.gpus)
-
-
-def short(group: Group) -> str:
-    """A group in few words, for a table's cell."""
-    setting = group.setting
-    parts = [setting.model, setting.topology]
-    if setting.source != "measured":
-        parts.append(setting.source)
-    if setting.transport != "p2p":
-        parts.append(setting.transport)
-    if setting.memory_cap_gb is not None:
-        parts.append(f"cap {setting.memory_cap_gb:g} GB")
-    return " ".join(parts)
+    return _text(words.short(group)), size, _count(entry.gpus)
 
 
 def markdown(table: Table, *, limit: int | None = None) -> str:

@@ -50,6 +50,11 @@ def px(size: Size) -> str:
     return f"{height}px" if height == width else f"{width}x{height}px"
 
 
+def panel(group: Group, size: Size) -> str:
+    """A panel's title: the size, and what its times leave out."""
+    return px(size) + {"none": ", no VAE", "approximate": ", tiled VAE"}.get(group.decode(size), "")
+
+
 def unit(group: Group) -> str:
     """What is counted along an axis."""
     return "CPU ranks" if group.on_cpu else "GPUs"
@@ -95,3 +100,16 @@ def listing(words: Iterable[str]) -> str:
     """`a, b and c`."""
     items = list(words)
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def short(group: Group) -> str:
+    """A group in few words, for a table's cell."""
+    setting = group.setting
+    parts = [setting.model, setting.topology]
+    if setting.source != "measured":
+        parts.append(setting.source)
+    if setting.transport != "p2p":
+        parts.append(setting.transport)
+    if setting.memory_cap_gb is not None:
+        parts.append(f"cap {setting.memory_cap_gb:g} GB")
+    return " ".join(parts)

@@ -11,6 +11,7 @@ from xdit_bench.errors import ResultsError
 from xdit_bench.reporting.draw_frontier import limits
 from xdit_bench.reporting.entry import Entry, number
 from xdit_bench.reporting.study import group_records, newest
+from xdit_bench.reporting.words import panel
 
 BIG = (4096, 4096)
 
@@ -68,7 +69,7 @@ def test_leaving_out_the_vae_or_tiling_it_wins_nothing() -> None:
     best = group.best((1024, 1024))
     assert best is not None
     assert best.vae == "parallel"
-    assert group.decode == "exact"
+    assert group.decode((1024, 1024)) == "exact"
 
 
 def test_both_speedups_stand_on_one_gpu() -> None:
@@ -172,3 +173,13 @@ def test_the_frontier_is_the_largest_size_that_ran_and_the_smallest_that_did_not
     found = {(limit.engine, limit.gpus): (limit.fits, limit.fails) for limit in limits(group_records(records))}
     assert found == {("stock", 1): (2048, 4096), ("usp", 1): (2048, 4096), ("usp", 2): (4096, 8192)}
     assert limits(group_records([record(), record(status="crashed", res=2048)])) == []
+
+
+def test_where_every_exact_decode_failed_the_time_without_one_is_shown_and_named() -> None:
+    records = [oom(), record(2.0, vae="none"), record(1.0, vae="none", ulysses=2), record(3.0, res=2048)]
+    group = group_records(records)[0]
+    best = group.best((1024, 1024))
+    assert best is not None
+    assert best.vae == "none"
+    assert panel(group, (1024, 1024)) == "1024px, no VAE"
+    assert panel(group, (2048, 2048)) == "2048px"
