@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,3 +138,11 @@ def test_bad_input_is_one_line_and_exit_code_2(argument: str, said: str, capsys:
     err = capsys.readouterr().err
     assert said in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_every_operator_of_the_engine_can_still_be_measured(tmp_path: Path) -> None:
+    out = tmp_path / "here.yaml"
+    assert main([f"out={out}", "device=cpu", "gpus=1"]) == 0
+    measured = json.loads(out.with_suffix(".json").read_text())["compute"]
+    assert [m for m in measured if m["kind"] == "failed"] == []
+    assert {m["kind"] for m in measured} == {"gemm", "attention", "copy", "block", "launch", "conv", "mid_attention"}

@@ -23,7 +23,7 @@ from xdit_bench.engine.attention import KERNELS, available
 from xdit_bench.predict.workload import Conv, decoder_convs
 
 Measurement = dict[str, Any]
-SCRATCH = 32 << 20  # scores the blocked attention holds at a time
+SCRATCH = 128 << 20  # scores the blocked attention holds at a time
 
 
 def measure(shapes: Shapes, model: ModelSpec, device: torch.device) -> list[Measurement]:
@@ -171,12 +171,12 @@ def _mid_attention(shapes: Shapes, model: ModelSpec, device: torch.device, dtype
     return found
 
 
-def _blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _blocked(q: Tensor, k: Tensor, v: Tensor) -> None:
     """The parallel VAE's attention, `1 1 M D`."""
-    from xdit_bench.engine.vae_attention import attention_dtype, blocked_attention
+    from xdit_bench.engine.vae_attention import attention_dtype, blocked_attention_
     from xdit_bench.engine.vae_operations import operations
 
     narrow = attention_dtype(q.dtype)
-    rows, keys, values = (x[0, 0].to(narrow) for x in (q, k, v))
-    scratch = torch.empty(max(SCRATCH, len(rows)), device=q.device, dtype=narrow)
-    return blocked_attention(rows, [(keys, values)], operations(q.device), scratch)
+    rows, keys, values = (x[0, 0].to(narrow) for x in (q, k, v))  # copies: the result overwrites the queries
+    scratch = torch.empty(min(SCRATCH, 64 * len(rows) ** 2), device=q.device, dtype=narrow)
+    blocked_attention_(rows, [(keys, values)], operations(q.device), scratch)

@@ -1,7 +1,7 @@
 """From measured seconds to a topology's numbers: the same formulas as the model's, solved for its shares of peak.
 
-Owns no benchmark and no file. Where several shapes speak of one share, it is their geometric mean; the spread stands
-in its source.
+Owns no benchmark and no file. Where several shapes speak of one share, it is their geometric mean, of attention
+weighted by what attention is of a step of that length; the spread stands in its source.
 
     efficiency = efficiencies(measurements, gpu, model)
 """
@@ -22,6 +22,7 @@ from xdit_bench.topology.specs import GpuSpec, LinkSpec, Number, Topology
 
 Measurement = Mapping[str, Any]
 EAGER = find("stock", "eager")  # the counts that the model reads a block with
+EVEN_TOKENS = 18_400  # a sequence whose attention has as many FLOPs as FLUX.1's linear layers: 12.9e9 / (4 h 57)
 MOST = 0.999  # a share of peak, whatever a clock above its datasheet does
 
 
@@ -38,7 +39,8 @@ def efficiencies(measurements: Sequence[Measurement], gpu: GpuSpec, model: Model
     for kernel in kernels:
         calls = [m for m in _of(measurements, "attention") if m["kernel"] == kernel]
         shares = [_attention_flops(m) / m["seconds"] / gpu.peak_flops / _attention_quality(m, gpu) for m in calls]
-        found["attention"][kernel] = _share(shares, "attention of every split of 1 to 8 GPUs")
+        weights = [m["keys"] / (m["keys"] + EVEN_TOKENS) for m in calls]
+        found["attention"][kernel] = _share(shares, "attention of every split of 1 to 8 GPUs", weights)
     for m in _of(measurements, "copy"):
         found["efficiency"]["memory"] = _share([_rate(m["bytes"], m, gpu)], "a streaming copy")
     for m in _of(measurements, "block"):
@@ -135,8 +137,9 @@ def _of(measurements: Iterable[Measurement], kind: str, ulysses: int = 0, ring: 
     return [m for m in measurements if m["kind"] == kind and (split == (0, 0) or (m["ulysses"], m["ring"]) == split)]
 
 
-def _share(shares: Sequence[float], what: str) -> Number:
-    mean = math.exp(sum(map(math.log, shares)) / len(shares))
+def _share(shares: Sequence[float], what: str, weights: Sequence[float] = ()) -> Number:
+    weights = weights or [1.0] * len(shares)
+    mean = math.exp(sum(w * math.log(share) for w, share in zip(weights, shares, strict=True)) / sum(weights))
     spread = f", {min(shares):.2f} to {max(shares):.2f}" if len(shares) > 1 else ""
     return Number(min(mean, MOST), f"measured: {what}{spread}")
 

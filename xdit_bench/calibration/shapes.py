@@ -30,7 +30,7 @@ class Shapes:
 
     @classmethod
     def of(cls, device: torch.device, model: ModelSpec, *, text_tokens: int = 512) -> Shapes:
-        """Splits of 1 to 8 GPUs at 1024 and 2048px (and the whole of 4096px) on a GPU; a token of each on a CPU."""
+        """Splits of 1 to 8 GPUs at 1024 and 2048px, of 1 and 2 at 4096px, on a GPU; little of each on a CPU."""
         h, heads = model.hidden, model.heads
         if device.type != "cuda":
             gemms = tuple(Gemm(m, h, 4 * h) for m in (64, 128))
@@ -39,7 +39,7 @@ class Shapes:
         tokens = sorted({-(-row // ranks) for row in rows for ranks in (1, 2, 4, 8)})
         weights = ((h, h), (h, 3 * h), (h, 4 * h), (4 * h, h), (5 * h, h))
         gemms = tuple(Gemm(m, k, n) for m in tokens for k, n in weights)
-        attentions = (*_attentions(heads, rows, (1, 2, 4, 8)), Attention(heads, 66048, 66048, 1))
+        attentions = (*_attentions(heads, rows, (1, 2, 4, 8)), *_attentions(heads, (65536 + text_tokens,), (1, 2)))
         messages = tuple(MIB * size // 4 for size in (1, 4, 16, 64, 256, 1024))
         return cls(gemms, attentions, rows[1], (128, 256), messages, 512 * MIB, 0.1)
 

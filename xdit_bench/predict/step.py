@@ -150,17 +150,20 @@ class _Work:
         return exposed, packed
 
     def _rings_s(self) -> tuple[float, float]:
-        """Keys and values of the other ring ranks: step by step beside the attention, or gathered before it."""
+        """Keys and values of the other ring ranks: step by step beside the attention, or gathered before it; on a ring
+        alone those of a single block leave before its MLP."""
         exposed = merged = 0.0
         steps = self.point.ring - 1
-        double_tokens, single_tokens = self._exchanged_tokens()
-        for call in self.calls:
-            moved = 2 * self.row_bytes * (double_tokens if call is not self.calls[-1] else single_tokens)
+        alone = self.profile.hides_exchanges and self.point.ulysses == 1
+        early = self.profile.overlap * self._mlp_s() / 2 if alone else 0.0
+        for call, tokens, beside in zip(self.calls, self._exchanged_tokens(), (0.0, early), strict=True):
+            moved = 2 * self.row_bytes * tokens
             hop = self.network.ring_step_s(moved)
-            wait = steps * max(0.0, hop.seconds - self.profile.overlap * self._call_s(call) / self.point.ring)
+            hidden = self.profile.overlap * self._call_s(call) / self.point.ring
+            wait = max(0.0, steps * max(0.0, hop.seconds - hidden) - beside)
             merge = self._rows_s(steps * self.profile.merge_rows, self.shard.tokens)
             if self.profile.gathers_keys:
-                gather = hop.latency_s + steps * (hop.seconds - hop.latency_s)
+                gather = max(0.0, hop.latency_s + steps * (hop.seconds - hop.latency_s) - beside)
                 wait, merge = (gather, 0.0) if gather < wait + merge else (wait, merge)
             exposed, merged = exposed + call.count * wait, merged + call.count * merge
             self.sent_bytes += call.count * steps * moved

@@ -118,7 +118,7 @@ class Attention:
 
 
 def attentions(model: ModelSpec, shard: Shard, ulysses: int) -> list[Attention]:
-    """Attention of one step on one rank, keys over all ring steps.
+    """Attention of one step on one rank, in double and in single blocks; keys over all ring steps.
 
     Repeated text (xdit_2024): a single block takes the text of every rank for tokens of their own; a double block holds
     the text once, its heads split over Ulysses, its queries repeated on each ring rank.
@@ -127,7 +127,7 @@ def attentions(model: ModelSpec, shard: Shard, ulysses: int) -> list[Attention]:
     heads = model.heads / ulysses
     if not shard.repeated:
         whole = shard.whole_image + shard.whole_text
-        return [Attention(heads, shard.tokens * ulysses, whole, double + single)]
+        return [Attention(heads, shard.tokens * ulysses, whole, blocks) for blocks in (double, single)]
     joint = shard.image * ulysses + shard.text
     return [
         Attention(heads, joint, shard.whole_image + shard.whole_text, double),
