@@ -36,11 +36,13 @@ def fake_point(ulysses: int = 1, ring: int = 1, *, engine: str = "fake", res: in
     )  # fmt: skip
 
 
-def run_points(points: list[Point], results: Path, **knobs: object) -> tuple[list[Record], str]:
+def run_points(
+    points: list[Point], results: Path, *, measure: MeasureConfig = QUICK, **knobs: object
+) -> tuple[list[Record], str]:
     """The study's records after a plan, and what was printed."""
     config = RunConfig(**{"recheck": 0.0, "deadline_s": 60.0, **knobs})  # type: ignore[arg-type]
     model = tiny()
-    jobs = [Job(p, model, QUICK, config, LaunchConfig(), save_outputs=True) for p in points]
+    jobs = [Job(p, model, measure, config, LaunchConfig(), save_outputs=True) for p in points]
     printed = io.StringIO()
     with Store.open(results, "s") as store:
         console = Console(file=printed, width=400)

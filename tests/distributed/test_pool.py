@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from plans import fake_point, run_points, wait_for
+from plans import QUICK, fake_point, run_points, wait_for
 
 from xdit_bench.results.store import Store
 from xdit_bench.runner.pool import Pool
@@ -19,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("no_process_left")
 
 
 def test_real_engine_on_two_ranks_matches_the_baseline_the_plan_added(tmp_path: Path) -> None:
-    records, printed = run_points([fake_point(1, 2, engine="usp", res=48)], tmp_path)
+    profiled = dataclasses.replace(QUICK, profile=True)
+    records, printed = run_points([fake_point(1, 2, engine="usp", res=48)], tmp_path, measure=profiled)
 
     assert [(r.point["engine"], r.point["gpus"], r.status) for r in records] == [
         ("stock", 1, "ok"), ("usp", 1, "ok"), ("usp", 2, "ok"),
@@ -30,6 +32,8 @@ def test_real_engine_on_two_ranks_matches_the_baseline_the_plan_added(tmp_path: 
     assert sharded.parity["image_max_abs"] <= 1
     assert len(sharded.memory["peak_bytes_per_rank"]) == 2
     assert sharded.memory["parameters_bytes"] > 0
+    assert sharded.attribution["gemm_s"] > 0
+    assert sharded.attribution["launch_s"] > 0
     samples = (sharded.latency_s[stage]["samples"] for stage in ("text", "denoise", "vae", "total"))
     for text, denoise, vae, total in zip(*samples, strict=True):
         assert max(text, denoise, vae) < total <= text + denoise + vae
@@ -57,8 +61,12 @@ def test_plan_resumes_retries_on_request_and_rechecks_in_fresh_processes(tmp_pat
     assert "fresh processes" in printed
 
 
-def test_nothing_listens_beyond_this_machine() -> None:
-    with Pool(2, "cpu") as pool:
+def test_ranks_listen_to_this_machine_alone_and_get_their_transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with Pool(2, "cpu", transport="socket") as pool:
+        environment = psutil.Process(pool.pids[-1]).environ()
+        assert environment["NCCL_P2P_DISABLE"] == environment["NCCL_SHM_DISABLE"] == "1"
+        assert environment["OMP_NUM_THREADS"] == "1", "a CPU rank is one core, or its time hangs on the others' number"
         listening = [
             c for pid in pool.pids for c in psutil.Process(pid).net_connections("inet") if c.status == "LISTEN"
         ]
@@ -70,7 +78,7 @@ def test_killed_parent_leaves_no_process_and_its_finished_records(tmp_path: Path
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from plans import fake_point, run_points
+from plans import QUICK, fake_point, run_points
 run_points([fake_point(2, 1, fault="hang", gpus=2)], Path({str(tmp_path)!r}))
 """
     parent = subprocess.Popen([sys.executable, "-c", script])

@@ -131,6 +131,7 @@ def summarise_samples(gpus: Sequence[Sequence[dict[str, float]]], spans: Sequenc
         "celsius": [max(s["celsius"] for s in samples) for samples in inside],
         "energy_j_per_image": _energy(inside, begin, end, watts) * duration / max(end - begin, 1e-9) / len(spans),
         "throttled_images": len(throttled),
+        "throttled_samples": [i for i, span in enumerate(spans) if span in throttled],
         "throttle_reasons": [name for bit, name in THROTTLES.items() if bits & bit],
         "power_capped": bool(bits & POWER_CAP),
     }

@@ -86,6 +86,7 @@ def _fill(record: Record, members: list[Answer], point: Point) -> None:
     record.step_s = summarise([value / point.steps for value in samples["denoise"]])
     record.memory = _memory([a.body["memory"] for a in members])
     record.parity = dict(first["parity"])
+    record.attribution = first.get("attribution", {})
     if first.get("comm_bytes_per_step") is not None:
         record.comm["bytes_per_step"] = first["comm_bytes_per_step"]
     record.telemetry["warmup_s"] = first["warmup"]

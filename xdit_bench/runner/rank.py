@@ -29,6 +29,7 @@ from xdit_bench.errors import PointFailure, UserError
 from xdit_bench.measure.collectives import probe_collectives
 from xdit_bench.measure.memory import MemoryWatch, bytes_asked, out_of_memory
 from xdit_bench.measure.parity import compare, finite, save_result
+from xdit_bench.measure.profile import profile_step
 from xdit_bench.measure.timers import ImageTimer, Timing
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -62,6 +63,8 @@ class Rank:
         try:
             self.note("mesh")
             self._free()  # so that the point's peak is its own
+            if point.execution == "compile":
+                torch.compiler.reset()  # shapes of other points would make this one's dynamic, or not compiled at all
             mesh = self._mesh(point)
             if mesh is None:
                 return {"event": "result", "member": False}
@@ -70,7 +73,7 @@ class Rank:
             return self._run_member(command, point, model, mesh, watch)
         except Exception as error:
             report = self._error(error, watch)
-            error.__traceback__ = None  # its frames hold the point's tensors
+            _forget_frames(error)
             report["clean"] = self._recover(report)
             return report
         finally:
@@ -87,7 +90,7 @@ class Rank:
             return {"event": "result"}
         except Exception as error:
             report = self._error(error, None)
-            error.__traceback__ = None
+            _forget_frames(error)
             report["clean"] = self._recover(report)
             return report
         finally:
@@ -116,9 +119,12 @@ class Rank:
                 memory = {**watch.report(), "parameters_bytes": parameters}
                 self.note("parity")
                 parity = self._judge(command, backend, mesh, point, timing)
+                attribution = self._profile(command, backend, mesh, point)
         except BaseException:
-            with contextlib.suppress(Exception):  # half prepared, it may not close; the first error is the cause
+            try:
                 backend.close()
+            except Exception:  # half prepared, it may not close; the first error is the cause
+                self._modules = None  # they may be left as the engine changed them
             raise
         backend.close()
         report: Message = {
@@ -130,6 +136,7 @@ class Rank:
         }
         if mesh.rank == 0:
             report |= {"samples": timing.samples, "warmup": timing.warmup, "spans": timing.spans}
+            report["attribution"] = attribution
             report["comm_bytes_per_step"] = getattr(backend, "comm_bytes_per_step", None)
         return report
 
@@ -177,6 +184,17 @@ class Rank:
             return {}
         exact = point.vae in EXACT_VAES
         return compare(latents, image, Path(command["reference"]), dtype=point.dtype, exact_image=exact)
+
+    def _profile(self, command: Message, backend: Backend, mesh: Mesh, point: Point) -> dict[str, float]:
+        """Seconds a step by kind of work, from one more image; measured on mesh rank 0."""
+        if not (command["measure"] or {}).get("profile"):
+            return {}
+        self.note("profile")
+        embeddings = backend.encode()
+        if mesh.rank == 0:
+            return profile_step(lambda: backend.denoise(embeddings), self.device, point.steps)
+        backend.denoise(embeddings)
+        return {}
 
     def _mesh(self, point: Point) -> Mesh | None:
         key = (point.ulysses, point.ring)
@@ -245,6 +263,13 @@ def disk_refuses(error: BaseException) -> bool:
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
     # safetensors wraps the system's error and keeps its words alone
     return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes[:3])
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drops the tracebacks of an error and of those behind it: their frames hold the point's tensors."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
 
 
 def _brief(error: BaseException) -> str:

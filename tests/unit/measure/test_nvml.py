@@ -23,6 +23,7 @@ SPANS = [(0.2, 0.6), (0.7, 1.1), (1.2, 1.6)]
 def test_image_is_throttled_when_any_of_its_gpus_was() -> None:
     found = summarise_samples([samples({}), samples({0.9: 0x40})], SPANS)
     assert found["throttled_images"] == 1
+    assert found["throttled_samples"] == [1]
     assert found["throttle_reasons"] == ["hardware thermal slowdown"]
 
 
