@@ -30,6 +30,7 @@ class Case:
     guidance: float | None = None
     fault: str = ""
     gather_keys: bool = False
+    mixed: bool = False  # keys gathered in single blocks alone
     ulysses_inner: bool = True
     batch: int = 1
     execution: str = "eager"
@@ -39,6 +40,7 @@ class Case:
         extras = [
             self.fault,
             "gathered" * self.gather_keys,
+            "mixed" * self.mixed,
             "guided" * bool(self.guidance),
             "outer" * (not self.ulysses_inner),
         ]
@@ -56,6 +58,8 @@ EXACT = [
     Case(2, 2, 80, 112, 33, ulysses_inner=False),
     Case(1, 3, 80, 208, 33),
     Case(1, 3, 112, 96, 77, gather_keys=True),
+    Case(1, 3, 48, 112, 33, gather_keys=True, mixed=True),
+    Case(2, 2, 112, 80, 17, gather_keys=True),
     Case(4, 1, 128, 80, 77),
     Case(1, 4, 48, 80, 5),
     Case(1, 4, 80, 48, 2),  # some ranks have no text
@@ -99,6 +103,7 @@ def run_case(case: Case, mesh: Any, spec: dict[str, Any]) -> dict[str, float]:
 
     from xdit_bench.backends.modules import fill_random
     from xdit_bench.engine.flux import UspFlux
+    from xdit_bench.engine.usp import Gathered
 
     transformer = FluxTransformer2DModel(**{**spec, "guidance_embeds": case.guidance is not None})
     fill_random(transformer, torch.Generator().manual_seed(1))
@@ -117,7 +122,7 @@ def run_case(case: Case, mesh: Any, spec: dict[str, Any]) -> dict[str, float]:
         agreed = torch.tensor([float(flux.attention.gathering_is_faster(slabs, lambda: None))])
         torch.distributed.broadcast(other := agreed.clone(), 0, group=mesh.group)
         assert torch.equal(agreed, other)
-    flux.attention.gather_keys = case.gather_keys
+    flux.attention.gathered = Gathered(beside=case.gather_keys, alone=case.gather_keys and not case.mixed)
     if case.fault == "rope_offset" and mesh.rank == mesh.size - 1:
         flux.rope = flux.rope._replace(cos=flux.rope.cos.roll(3, 0), sin=flux.rope.sin.roll(3, 0))
     if case.fault == "no_merge":

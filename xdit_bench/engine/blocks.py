@@ -82,7 +82,7 @@ def double_block(
     """A `FluxTransformerBlock`. gates: after attention, after the MLP; norms: before the MLP, of the next block."""
     mesh = attention.mesh
     slabs = parts.begin(n, rope, w.qkv, w.norm_q, w.norm_k, mesh.ulysses, mesh.ring > 1)
-    a = attention.finish(attention.attend(attention.start(slabs)))
+    a = attention.finish(attention.attend(attention.start(slabs, beside=False)))
     return parts.double_end(x, a, rope.text, w, gates, norms)
 
 
@@ -99,7 +99,7 @@ def single_block(
     """A `FluxSingleTransformerBlock`. Each exchange runs beside a half of the MLP, which needs no attention."""
     mesh = attention.mesh
     slabs = parts.begin(n, rope, Pair(w.qkv, w.qkv), w.norm_q, w.norm_k, mesh.ulysses, mesh.ring > 1)
-    sent = attention.start(slabs)
+    sent = attention.start(slabs, beside=mesh.size > 1)
     if mesh.size == 1:  # nothing travels: the MLP may as well run in one go
         back = attention.attend(sent)
         y = parts.mlp(n, rope.text, Pair(w.mlp, w.mlp), Pair(w.out_mlp, w.out_mlp))

@@ -3,7 +3,7 @@
 Owns the buffers' layout and the choice between ring and gathered keys. Leaves projections, norm and RoPE to the
 block.
 
-    sent = attention.start(slabs); ...; back = attention.attend(sent); ...; y = attention.finish(back)
+    sent = attention.start(slabs, beside=True); ...; back = attention.attend(sent); ...; y = attention.finish(back)
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,14 @@ class Sent:
 
     heads: list[Pending]
     keys: Pending | None
+    gathered: bool
+
+
+class Gathered(NamedTuple):
+    """Where a ring gathers all keys for one attention call instead of attending block by block."""
+
+    beside: bool  # where a block has other work while they travel
+    alone: bool  # where it has none
 
 
 class UspAttention:
@@ -50,16 +59,18 @@ class UspAttention:
     ) -> None:
         self.mesh, self.kernel, self.merge, self.overlap = mesh, kernel, merge, overlap
         self.carrier: Carrier = carrier or DistributedCarrier(mesh)
-        self.gather_keys = False
+        self.gathered = Gathered(False, False)
         self.rows = [shares.tokens(mesh.rank_at(u, mesh.ring_rank)) for u in range(mesh.ulysses)]
         self.ring_rows = [sum(shares.tokens(mesh.rank_at(u, r)) for u in range(mesh.ulysses)) for r in range(mesh.ring)]
 
-    def start(self, slabs: tuple[Tensor, ...]) -> Sent:
+    def start(self, slabs: tuple[Tensor, ...], *, beside: bool) -> Sent:
         """Begins the exchange of heads: slabs `U S B n H/U D`, q, k and v in one tensor (n = 3), or on a ring queries
-        and keys with values, of which the latter leave first. On a ring alone the keys go on their way at once."""
+        and keys with values, of which the latter leave first. On a ring alone the keys go on their way at once. `beside` says that the
+        block has work to do before `attend`."""
         heads = [self._begun(scatter_heads(slab, self.rows, self.mesh, self.carrier)) for slab in reversed(slabs)]
+        gathered = self.gathered.beside if beside else self.gathered.alone
         early = self.mesh.ring > 1 and self.mesh.ulysses == 1
-        return Sent(heads, self._start_keys(heads[0].wait()) if early else None)
+        return Sent(heads, self._start_keys(heads[0].wait(), gathered) if early else None, gathered)
 
     def attend(self, sent: Sent) -> Pending:
         """Waits for the heads, attends, and begins the exchange back."""
@@ -69,8 +80,8 @@ class UspAttention:
             out = self.kernel(q, k, v)[0]
         else:
             kv, q = heads[0], heads[1].transpose(0, 1)[:, :, 0]
-            keys = sent.keys or self._start_keys(kv)
-            if self.gather_keys:
+            keys = sent.keys or self._start_keys(kv, sent.gathered)
+            if sent.gathered:
                 out = gathered_attention(q, keys, self.kernel)
             else:
                 out = ring_attention(q, kv, keys, self.ring_rows, self.kernel, self.mesh, self.carrier, self.merge)
@@ -86,31 +97,35 @@ class UspAttention:
         kv = slabs[-1]
         small = sum(self.ring_rows) * kv[0, 0].numel() * kv.element_size() <= GATHERED_BYTES
         if way == "auto" and self.mesh.ring > 1 and small and kv.is_cuda:
-            self.gather_keys = self.gathering_is_faster(slabs, between)
+            works = (between, None)
+            self.gathered = Gathered(*(self.gathering_is_faster(slabs, work) for work in works))
         else:
-            self.gather_keys = way == "gathered"
+            self.gathered = Gathered(way == "gathered", way == "gathered")
 
-    def gathering_is_faster(self, slabs: tuple[Tensor, ...], between: Callable[[], object]) -> bool:
+    def gathering_is_faster(self, slabs: tuple[Tensor, ...], between: Callable[[], object] | None) -> bool:
         """Times an exchange and attention both ways; all ranks answer for the slowest."""
         seconds = torch.tensor([self._time(gathered, slabs, between) for gathered in (False, True)])
         seconds = seconds.to(slabs[0].device)
         dist.all_reduce(seconds, dist.ReduceOp.MAX, group=self.mesh.group)
         return bool(seconds[1] < seconds[0])
 
-    def _time(self, gathered: bool, slabs: tuple[Tensor, ...], between: Callable[[], object], runs: int = 7) -> float:
+    def _time(
+        self, gathered: bool, slabs: tuple[Tensor, ...], between: Callable[[], object] | None, runs: int = 7
+    ) -> float:
         """Median seconds, after two runs to warm up."""
-        self.gather_keys = gathered
+        self.gathered = Gathered(gathered, gathered)
         taken = []
         for _ in range(runs):
             start = time.perf_counter()
-            sent = self.start(slabs)
-            between()
+            sent = self.start(slabs, beside=between is not None)
+            if between is not None:
+                between()
             self.finish(self.attend(sent))[0, 0, 0].item()  # waits for the device
             taken.append(time.perf_counter() - start)
         return statistics.median(taken[2:])
 
-    def _start_keys(self, kv: Tensor) -> Pending:
-        return self._begun(start_keys(kv, self.ring_rows, self.carrier, gathered=self.gather_keys))
+    def _start_keys(self, kv: Tensor, gathered: bool) -> Pending:
+        return self._begun(start_keys(kv, self.ring_rows, self.carrier, gathered=gathered))
 
     def _begun(self, pending: Pending) -> Pending:
         if not self.overlap:
