@@ -65,8 +65,10 @@ class UspAttention:
 
     def start(self, slabs: tuple[Tensor, ...], *, beside: bool) -> Sent:
         """Begins the exchange of heads: slabs `U S B n H/U D`, q, k and v in one tensor (n = 3), or on a ring queries
-        and keys with values, of which the latter leave first. On a ring alone the keys go on their way at once. `beside` says that the
-        block has work to do before `attend`."""
+        and keys with values, of which the latter leave first; on a ring alone they go on their way at once.
+
+        `beside` says that the block has work to do before `attend`.
+        """
         heads = [self._begun(scatter_heads(slab, self.rows, self.mesh, self.carrier)) for slab in reversed(slabs)]
         gathered = self.gathered.beside if beside else self.gathered.alone
         early = self.mesh.ring > 1 and self.mesh.ulysses == 1
