@@ -1,6 +1,7 @@
 """Compares two sets of records point by point: the regression gate of CI.
 
     python -m xdit_bench.compare BASE NEW [--threshold 2%] [--fail-on regression] [--metric total_s] [--allow driver]
+        [--out FOLDER]
 
 BASE and NEW are folders of studies (results/h200x2) or records files. The comparison is Markdown on stdout.
 Exit codes: 0 no regression, 2 bad input, 3 regression (slower, or failing where it did not), 4 nothing comparable.
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 
 from xdit_bench.errors import ConfigError, ResultsError, UserError
 from xdit_bench.reporting import words
-from xdit_bench.reporting.comparison import NOT_COMPARABLE, VERDICTS, Row, compare
+from xdit_bench.reporting.comparison import NOT_COMPARABLE, VERDICTS, Row, compare, label
 from xdit_bench.reporting.entry import number
 from xdit_bench.reporting.tables import escape
 from xdit_bench.results.schema import METRICS, Metric, Record
@@ -43,9 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    print(render(rows, options.base, options.new, METRICS[options.metric], threshold))
+    text = render(rows, options.base, options.new, METRICS[options.metric], threshold)
     if options.metric != "peak_bytes":
-        print(render_memory(compare(base, new, threshold=threshold, metric="peak_bytes", allow=options.allow)), end="")
+        text += render_memory(compare(base, new, threshold=threshold, metric="peak_bytes", allow=options.allow))
+    print(text, end="")
+    if options.out:
+        try:
+            write(rows, text, Path(options.out), threshold)
+        except OSError as error:
+            print(f"error: the comparison goes to {options.out}, which can not be written ({error})", file=sys.stderr)
+            return BAD_INPUT
     if all(row.verdict == NOT_COMPARABLE for row in rows) or not _both(rows):
         return NOTHING_COMPARABLE
     return REGRESSION if options.fail_on == "regression" and any(row.regression for row in rows) else 0
@@ -62,7 +70,21 @@ def _parser() -> argparse.ArgumentParser:
         "--allow", action="append", default=[], metavar="FIELD",
         help="field of the fingerprint that may differ, such as driver or torch: it is what changed on purpose",
     )  # fmt: skip
+    parser.add_argument("--out", metavar="FOLDER", help="also write comparison.md and a figure of the ratios there")
     return parser
+
+
+def write(rows: Sequence[Row], text: str, folder: Path, threshold: float) -> None:
+    """comparison.md, and ratios.png and .svg where a point is on both sides. Raises OSError."""
+    from xdit_bench.reporting.draw_comparison import ratios
+    from xdit_bench.reporting.style import drawing, save, settle
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(row.verdict != NOT_COMPARABLE for row in rows):
+        with drawing():
+            save(settle(ratios(rows, threshold=threshold)), folder / "ratios")
+        text += "\n![Ratio of each point; the table above holds the numbers](ratios.png)\n"
+    (folder / "comparison.md").write_text(text, encoding="utf-8")
 
 
 def parse_threshold(text: str) -> float:
@@ -147,17 +169,6 @@ def _line(row: Row, metric: Metric) -> str:
         f"{row.samples[0]}, {row.samples[1]}" if any(row.samples) else words.MISSING, escape(row.note),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
-
-
-def label(row: Row) -> str:
-    """A point in one phrase."""
-    point = row.point
-    cap = f" cap={point['memory_cap_gb']}GB" if point.get("memory_cap_gb") else ""
-    link = f" {point['transport']}" if point["transport"] != "p2p" else ""
-    return (
-        f"{point['model']} {words.px((point['height'], point['width']))} u{point['ulysses']}r{point['ring']} "
-        f"{point['engine']}/{point['execution']} vae={point['vae']} on {point['topology']}{link}{cap}"
-    )
 
 
 def render_memory(rows: Sequence[Row]) -> str:

@@ -112,3 +112,21 @@ def test_reads_a_threshold(text: str, share: float) -> None:
 def test_refuses_a_threshold_that_is_no_share(text: str) -> None:
     with pytest.raises(ConfigError, match=r"2% or 0\.02"):
         parse_threshold(text)
+
+
+def test_writes_markdown_and_a_figure(tmp_path: Path) -> None:
+    base = keep(tmp_path / "a", [record(samples=history(1)), record(res=2048), record(res=4096)])
+    new = keep(
+        tmp_path / "b", [record(samples=history(2, median=1.2)), record(res=2048), record(status="oom", res=4096)]
+    )
+    assert main([base, new, "--out", str(tmp_path / "out")]) == 3
+    assert "newly failing" in (tmp_path / "out/comparison.md").read_text()
+    assert (tmp_path / "out/ratios.png").stat().st_size > 1000
+    assert "slower" in (tmp_path / "out/ratios.svg").read_text()
+
+
+def test_a_folder_that_can_not_be_written_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = keep(tmp_path / "a", [record()])
+    (tmp_path / "file").write_text("")
+    assert main([base, base, "--out", str(tmp_path / "file")]) == 2
+    assert "can not be written" in capsys.readouterr().err

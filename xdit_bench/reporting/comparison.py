@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import number
 from xdit_bench.results.schema import METRICS, Metric, Record
 
@@ -47,6 +48,17 @@ class Row:
     def regression(self) -> bool:
         """Slower (or larger) by more than the threshold, or failing where it did not."""
         return self.verdict in REGRESSIONS
+
+
+def label(row: Row) -> str:
+    """A point in one phrase."""
+    point = row.point
+    cap = f" cap={point['memory_cap_gb']}GB" if point.get("memory_cap_gb") else ""
+    link = f" {point['transport']}" if point["transport"] != "p2p" else ""
+    return (
+        f"{point['model']} {words.px((point['height'], point['width']))} u{point['ulysses']}r{point['ring']} "
+        f"{point['engine']}/{point['execution']} vae={point['vae']} on {point['topology']}{link}{cap}"
+    )
 
 
 def compare(

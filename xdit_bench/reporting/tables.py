@@ -39,9 +39,17 @@ class Table:
 def report_tables(groups: Sequence[Group], matches: Sequence[Match]) -> list[Table]:
     """Best configurations, published beside ours, failures, all points. The last holds everything."""
     tables = [best_table(groups), published_table(matches), failures_table(groups), points_table(groups)]
+    if len(groups) == 1:  # a column that says the same in every row says nothing
+        tables = [_without_group(table) for table in tables]
     if not all(group.on_cpu for group in groups):
         return tables
     return [replace(t, columns=tuple(">Ranks" if c == ">GPUs" else c for c in t.columns)) for t in tables]
+
+
+def _without_group(table: Table) -> Table:
+    if table.columns[0] != "Group":
+        return table
+    return replace(table, columns=table.columns[1:], rows=tuple(row[1:] for row in table.rows))
 
 
 def best_table(groups: Sequence[Group]) -> Table:
