@@ -60,6 +60,8 @@ def _set(one: Set, unit: str, scale: float) -> list[str]:
         lines.append(
             f"  regret of the model's pick: mean {mean(r for _, r in one.regrets):.1%}, worst {regret:.1%} ({label})"
         )
+    for key, ours, again, prior in one.fitted:
+        lines.append(f"  {key}: {ours:.4g} in the file, {again:.4g} by a fit to these points, {prior:.4g} beforehand")
     for number, row in enumerate(one.rows):
         left_out = f"  left out {one.left_out[number]:+6.1%}" if one.left_out else ""
         seen, predicted = row.seen / scale, row.predicted / scale

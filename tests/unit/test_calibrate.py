@@ -97,7 +97,7 @@ def test_levels_out_of_reach_keep_their_numbers_and_say_so() -> None:
         for size in (2**20, 2**24, 2**28)
     ]
     pair, bridge, socket = links(measured, levels, 2)
-    assert pair.source == "measured between 2 GPUs, all groups at once"
+    assert pair.source == "measured between 2 ranks, all groups at once"
     assert pair.bytes_per_s == levels[0].bytes_per_s  # no ring was measured
     assert (bridge.bytes_per_s, socket.bytes_per_s) == (levels[1].bytes_per_s, levels[2].bytes_per_s)
     assert "not measured: 2 GPUs do not reach it" in socket.source
@@ -109,7 +109,7 @@ def test_two_cpu_ranks_write_a_topology_that_loads(tmp_path: Path) -> None:
     topology = load(str(out))
     (level,) = topology.levels("p2p")
     assert (topology.name, topology.gpus, level.gpus) == ("here", 2, 2)
-    assert level.source == "measured between 2 GPUs, all groups at once"
+    assert level.source == "measured between 2 ranks, all groups at once"
     assert math.isfinite(level.bytes_per_s)
     assert topology.efficiency["gemm"].source.startswith("measured")
     assert out.with_suffix(".json").exists()

@@ -34,6 +34,14 @@ def test_leave_one_out_over_both_is_within_six_percent(report: Report) -> None:
     assert mean(error for one in report.latencies[:2] for error in one.left_out) <= 0.06
 
 
+def test_the_files_hold_what_the_fit_gives(report: Report) -> None:
+    fitted = [entry for one in report.latencies for entry in one.fitted]
+    assert len(fitted) == 10
+    for key, ours, again, prior in fitted:
+        assert ours == pytest.approx(again, rel=0.02), key
+        assert again / prior < 3, key  # no number runs away from what was known beforehand
+
+
 def test_published_peaks_are_within_five_percent(report: Report) -> None:
     assert worst(row.error for one in report.peaks for row in one.rows) <= 0.05
 

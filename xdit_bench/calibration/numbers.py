@@ -99,7 +99,7 @@ def links(measurements: Sequence[Measurement], levels: Sequence[LinkSpec], ranks
         exchange = _line(_of(measurements, "all_to_all", here, 1), known, level, "all_to_all")
         rate, latency = shift or (level.bytes_per_s, level.latency_s)
         all_rate, all_latency = exchange or (level.all_to_all_bytes_per_s, level.all_to_all_latency_s)
-        source = f"measured between {here} GPUs, all groups at once"
+        source = f"measured between {here} ranks, all groups at once"
         found.append(LinkSpec(level.name, level.gpus, rate, all_rate, latency, all_latency, source))
         below = level.gpus
     return tuple(found)

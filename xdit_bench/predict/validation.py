@@ -44,7 +44,8 @@ class Row:
 @dataclass(frozen=True)
 class Set:
     """One published figure or measured study on one machine. `left_out` are leave-one-out errors, `regrets` those of
-    the split the model picks, a group of one picture and GPU count; `notes` say what could not be compared."""
+    the split the model picks, a group of one picture and GPU count; `fitted` are the machine's free numbers (key, what
+    the file has, what a fit to these samples gives, the prior); `notes` say what could not be compared."""
 
     name: str
     kind: str  # published | measured
@@ -52,6 +53,7 @@ class Set:
     left_out: tuple[float, ...] = ()
     regrets: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
+    fitted: tuple[tuple[str, float, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def validate(published: Path, results: Path) -> Report:
 
 
 def _published_latencies(path: Path) -> list[Set]:
-    from xdit_bench.predict.fit import leave_one_out  # scipy, half a second that a prediction does not pay
+    from xdit_bench.predict.fit import fit, get, leave_one_out  # scipy: half a second that a prediction does not pay
 
     found = []
     rows = read_latencies(path)
@@ -109,10 +111,14 @@ def _published_latencies(path: Path) -> list[Set]:
         topology, mine = load(name), [row for row in rows if row.point.topology == name]
         compared = tuple(Row(r.point, r.seconds, predict(r.point, r.model, topology).total_s) for r in mine)
         left_out: list[float] = []
+        fitted: list[tuple[str, float, float, float]] = []
         if topology.free and len(mine) >= FIT_AT_LEAST:
-            left_out = leave_one_out(topology, [(r.point, r.model, r.seconds) for r in mine])
+            samples = [(r.point, r.model, r.seconds) for r in mine]
+            left_out, again = leave_one_out(topology, samples), fit(topology, samples)
+            fitted = [(n.key, get(topology, n.key), get(again, n.key), n.prior) for n in topology.free]
         regrets = tuple(_published_regret(row, topology) for row in mine if row.point.gpus > 1)
-        found.append(Set(f"{path.stem}: {name}", "published", compared, tuple(left_out), regrets))
+        title = f"{path.stem}: {name}"
+        found.append(Set(title, "published", compared, tuple(left_out), regrets, fitted=tuple(fitted)))
     return found
 
 
