@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -42,6 +45,32 @@ def test_real_engine_on_two_ranks_matches_the_baseline_the_plan_added(tmp_path: 
     for record in records:
         folder = tmp_path / "s" / "outputs" / record.run_id
         assert sorted(path.name for path in folder.iterdir()) == ["image.png", "latents.safetensors"]
+
+    shutil.rmtree(tmp_path / "s" / "references")  # as in a checkout of committed records
+    records, _ = run_points([fake_point(1, 2, engine="usp", res=48), fake_point(2, 1, engine="usp", res=48)], tmp_path)
+    assert len(records) == 4
+    assert records[-1].parity["reference"] == "stock u1r1 eager", "computed again, untimed"
+    assert records[-1].parity["latents_rel_l2"] < 1e-5
+
+
+def test_isolated_points_get_fresh_ranks_each_and_no_more_than_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    class Counted(Pool):
+        def __init__(self, ranks: int, device: str, **knobs: Any) -> None:
+            started.append(ranks)
+            super().__init__(ranks, device, **knobs)
+
+    monkeypatch.setattr("xdit_bench.runner.execute.Pool", Counted)
+    monkeypatch.setattr(
+        "time.time", lambda clock=itertools.count(2e9, -3600.0): next(clock)
+    )  # steps back an hour a look
+    records, _ = run_points([fake_point(2, 1)], tmp_path, isolation="point", recheck=1.0)
+    assert started == [1, 2]
+    assert [r.status for r in records] == ["ok", "ok"]
+    assert all(r.latency_s["total"]["median"] > 0 for r in records), "no time hangs on the wall clock"
 
 
 def test_plan_resumes_retries_on_request_and_rechecks_in_fresh_processes(tmp_path: Path) -> None:
