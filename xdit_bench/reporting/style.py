@@ -30,6 +30,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STAGE_COLOURS = {"text": SKY, "denoise": BLUE, "vae": ORANGE}
 FAILED_HATCH, PREDICTED_HATCH = "xxxx", "////"
 FORMATS = ("png", "svg")
+DPI = 200
 
 # a reader in the dark sees these in place of the inks above; series keep their hue and gain light
 DARK = {
@@ -72,6 +73,7 @@ RC: dict[Any, Any] = {
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
     "hatch.linewidth": 0.7,
+    "figure.dpi": DPI,  # lays out at the dots that are drawn: hinted text is not equally wide at others
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
     "savefig.facecolor": PAPER,
@@ -133,7 +135,7 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[P
     written = []
     for format_ in formats:
         path = stem.with_suffix(f".{format_}")
-        figure.savefig(path, format=format_, dpi=200, metadata=_metadata(format_))
+        figure.savefig(path, format=format_, dpi=DPI, metadata=_metadata(format_))
         written.append(path)
     return written
 
