@@ -64,9 +64,8 @@ def test_isolated_points_get_fresh_ranks_each_and_no_more_than_they_need(
             super().__init__(ranks, device, **knobs)
 
     monkeypatch.setattr("xdit_bench.runner.execute.Pool", Counted)
-    monkeypatch.setattr(
-        "time.time", lambda clock=itertools.count(2e9, -3600.0): next(clock)
-    )  # steps back an hour a look
+    clock = itertools.count(2e9, -3600.0)
+    monkeypatch.setattr("time.time", lambda: next(clock))  # steps back an hour at each look
     records, _ = run_points([fake_point(2, 1)], tmp_path, isolation="point", recheck=1.0)
     assert started == [1, 2]
     assert [r.status for r in records] == ["ok", "ok"]

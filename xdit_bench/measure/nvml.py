@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from xdit_bench.topology.probe import visible_handles
+
 PERIOD_S = 0.05
 COOL_DOWN_S = 20.0
 Span = tuple[float, float]
@@ -78,7 +80,7 @@ class NvmlTelemetry:
         import pynvml
 
         pynvml.nvmlInit()  # never shut down: starting anew takes seconds on some hosts, once a point
-        self._handles = visible_handles()
+        self._handles = visible_handles(pynvml)
         self._samples = [[] for _ in self._handles]
         self._thread.start()
         return self
@@ -104,8 +106,7 @@ class NvmlTelemetry:
     def _watch(self) -> None:
         while not self._stop.wait(PERIOD_S):
             for handle, samples in zip(self._handles, self._samples, strict=True):
-                with contextlib.suppress(Exception):  # a card that does not say one thing may say it the next time
-                    samples.append(_sample(handle))
+                samples.append(_sample(handle))
 
 
 def summarise_samples(gpus: Sequence[Sequence[dict[str, float]]], spans: Sequence[Span]) -> dict[str, Any]:
@@ -154,37 +155,22 @@ def _throttled(samples: Iterable[dict[str, float]], span: Span) -> bool:
     return any(int(s["reasons"]) & mask for s in samples if span[0] - PERIOD_S <= s["time"] <= span[1] + PERIOD_S)
 
 
-def visible_handles() -> list[Any]:
-    """NVML handles of the GPUs that CUDA shows (CUDA_VISIBLE_DEVICES by number or UUID), in its order. NVML is up."""
-    import pynvml
-
-    count = pynvml.nvmlDeviceGetCount()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
-    handles = []
-    for name in filter(None, (part.strip() for part in visible.split(","))):
-        if name.isdigit() and int(name) < count:
-            handles.append(pynvml.nvmlDeviceGetHandleByIndex(int(name)))
-        elif name.startswith("GPU-"):
-            handles.append(pynvml.nvmlDeviceGetHandleByUUID(name))
-        else:
-            break  # CUDA ignores the rest of the list, too
-    return handles
-
-
 def _sample(handle: Any) -> dict[str, float]:
     import pynvml
 
-    return {
-        "time": time.monotonic(),
-        "sm_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-        "memory_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-        "watts": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        "celsius": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-        "reasons": pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
-        "joules": pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000,
+    readings = {
+        "sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        "memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+        "watts": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        "celsius": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        "reasons": lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+        "joules": lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000,
     }
+    sample = {"time": time.monotonic(), **dict.fromkeys(readings, 0.0)}
+    for name, read in readings.items():
+        with contextlib.suppress(pynvml.NVMLError):  # not every card and driver says everything: 0 is unknown
+            sample[name] = float(read())
+    return sample
 
 
 def _processes(handle: Any) -> int | None:

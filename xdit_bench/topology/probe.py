@@ -87,7 +87,7 @@ def _gpus() -> dict[str, Any]:
     except pynvml.NVMLError:
         return {}
     try:
-        handles = _visible(pynvml)
+        handles = visible_handles(pynvml)
         if not handles:
             return {}
         kinds = [{"name": _text(pynvml.nvmlDeviceGetName(h)), "memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(h).total}
@@ -110,15 +110,24 @@ def _gpus() -> dict[str, Any]:
         pynvml.nvmlShutdown()
 
 
-def _visible(nvml: Any) -> list[Any]:
-    """The GPUs that CUDA shows, in its order; with CUDA_DEVICE_ORDER=PCI_BUS_ID, which the pool sets, NVML's."""
-    handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+def visible_handles(nvml: Any) -> list[Any]:
+    """NVML handles of the GPUs that CUDA shows (CUDA_VISIBLE_DEVICES by number or UUID), in CUDA's order. NVML is up.
+
+    The orders agree where CUDA_DEVICE_ORDER=PCI_BUS_ID, which the ranks get.
+    """
+    count = nvml.nvmlDeviceGetCount()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return handles
-    by_name = {str(i): handle for i, handle in enumerate(handles)}
-    by_name |= {_text(nvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
-    return [by_name[name] for name in (part.strip() for part in visible.split(",")) if name in by_name]
+        return [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+    handles = []
+    for name in (part.strip() for part in visible.split(",")):
+        try:
+            by_number = name.isdigit() and int(name) < count
+            handle = nvml.nvmlDeviceGetHandleByIndex(int(name)) if by_number else nvml.nvmlDeviceGetHandleByUUID(name)
+        except nvml.NVMLError:
+            break  # CUDA, too, ignores the list from its first unknown name on
+        handles.append(handle)
+    return handles
 
 
 def _link(nvml: Any, a: Any, b: Any) -> str:

@@ -8,7 +8,9 @@ import platform
 import subprocess
 import sys
 
-from xdit_bench.topology.probe import code_version, fingerprint, probe, software
+import pytest
+
+from xdit_bench.topology.probe import code_version, fingerprint, probe, software, visible_handles
 
 
 def test_probe_reads_this_machine_as_json_without_its_name() -> None:
@@ -46,3 +48,34 @@ def test_fingerprint_changes_with_what_makes_times_incomparable_alone() -> None:
 def test_code_version_is_stable_and_short() -> None:
     assert code_version() == code_version()
     assert len(code_version()) == 16
+
+
+class FakeNvml:
+    """Three GPUs by number and UUID."""
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 3
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
+        return f"gpu{index}"
+
+    def nvmlDeviceGetHandleByUUID(self, name: str) -> str:  # noqa: N802
+        if not name.startswith(("GPU-", "MIG-")):
+            raise self.NVMLError
+        return name.lower()
+
+
+@pytest.mark.parametrize(("visible", "handles"), [
+    (None, ["gpu0", "gpu1", "gpu2"]), ("2,0", ["gpu2", "gpu0"]), ("GPU-B", ["gpu-b"]), ("MIG-x", ["mig-x"]), ("", []),
+    ("1,7,0", ["gpu1"]),
+])  # fmt: skip
+def test_gpus_are_those_that_cuda_shows(
+    visible: str | None, handles: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_handles(FakeNvml()) == handles
