@@ -158,7 +158,7 @@ def _throttled(samples: Iterable[dict[str, float]], span: Span) -> bool:
 def _sample(handle: Any) -> dict[str, float]:
     import pynvml
 
-    readings = {
+    readings: dict[str, Any] = {
         "sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
         "memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
         "watts": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
