@@ -27,9 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         knobs = parse(arguments)
-        records = read_records(Path(knobs["results_dir"]) / knobs["study"])
+        folder = Path(knobs["results_dir"]) / knobs["study"]
+        records = read_records(folder)
         formats = knobs["formats"].split(",")
-        written = write_report(records, knobs["study"], Path(knobs["reports_dir"]), formats=formats)
+        written = write_report(
+            records, knobs["study"], Path(knobs["reports_dir"]), outputs=folder / "outputs", formats=formats
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

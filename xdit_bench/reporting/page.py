@@ -22,6 +22,7 @@ from xdit_bench.reporting.answer import Head, answer
 from xdit_bench.reporting.entry import number
 from xdit_bench.reporting.exports import export
 from xdit_bench.reporting.figures import Figure, group_figures
+from xdit_bench.reporting.images import Shot, side_by_side
 from xdit_bench.reporting.inline import inline, name_parts, palette
 from xdit_bench.reporting.published import PublishedPoint, load_published, match
 from xdit_bench.reporting.study import Group, group_records, newest
@@ -65,6 +66,8 @@ class Report:
     tables: tuple[Table, ...]
     commands: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
+    shots: tuple[Shot, ...] = ()
+    shots_note: str = ""
     remarks: tuple[str, ...] = field(default=())
 
 
@@ -75,9 +78,12 @@ def write_report(
     *,
     published: Sequence[PublishedPoint] | None = None,
     command: str | None = None,
+    outputs: Path | None = None,
     formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
     """Writes `out_dir/<study>/`; returns the files, index.html and report.md first.
+
+    `outputs` is the study's folder of saved images (`results/<study>/outputs`), where there is one.
 
     `published` are points to stand beside ours (None: those that ship with the package). `command` reproduces the
     study where the records do not name one. Raises ResultsError for no records, or a folder that can not be written.
@@ -86,7 +92,7 @@ def write_report(
         raise ResultsError(f"study {study!r} has no records, so there is nothing to report; run a sweep first")
     folder = out_dir / study
     try:
-        return _write(records, study, folder, published, command, formats)
+        return _write(records, study, folder, published, command, outputs, formats)
     except OSError as error:
         raise ResultsError(
             f"the report goes to {folder}, which can not be written ({error}); set reports_dir to a folder that can"
@@ -99,6 +105,7 @@ def _write(
     folder: Path,
     published: Sequence[PublishedPoint] | None,
     command: str | None,
+    outputs: Path | None,
     formats: Sequence[str],
 ) -> list[Path]:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -117,6 +124,7 @@ def _write(
             pictures = tuple(_draw(figures, folder, prefix, formats, files))
             sections.append(Section(words.title(group), f"group-{index + 1}", pictures, _machine_facts(group)))
     exported, remarks = export(records, folder)
+    shots, shots_note = side_by_side(groups, outputs, folder)
     report = Report(
         study=study,
         head=answer(groups, newest(records)),
@@ -125,13 +133,15 @@ def _write(
         tables=tuple(report_tables(groups, [m for found in matches for m in found])),
         commands=_commands(records, command),
         facts=_study_facts(records),
+        shots=shots,
+        shots_note=shots_note,
         remarks=tuple(remarks),
     )
     texts = [(folder / "index.html", html(report)), (folder / "report.md", markdown_report(report))]
     for path, text in texts:
         path.write_text(text, encoding="utf-8", newline="\n")
     _sweep_out(folder / "figures", files)
-    return [path for path, _ in texts] + files + exported
+    return [path for path, _ in texts] + files + exported + [folder / shot.file for shot in shots]
 
 
 def _draw(
@@ -188,6 +198,9 @@ def markdown_report(report: Report) -> str:
     lines += [f"Shown: {escape(report.head.measured_on)}.", ""]
     for section in report.sections:
         lines += _section_lines(section, skip=first)
+    if report.shots:
+        lines += ["## Images", "", *(f"![{escape(s.caption)}]({s.file}) {escape(s.caption)}\n" for s in report.shots)]
+    lines += [escape(report.shots_note), ""] if report.shots_note else []
     for table in report.tables:
         if table.rows:
             lines += [f"## {table.title}", "", markdown(table, limit=MARKDOWN_ROWS), ""]
