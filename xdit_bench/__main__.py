@@ -18,11 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -226,7 +228,10 @@ def compose_and_plan(argv: list[str], plan: Plan, console: Console, command: str
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise it prints and exits 1; bad input is ours to word, exit code 2
     sys.argv = [sys.argv[0], *argv]
     try:
-        app()
+        # Hydra composes every job of a sweep once to see that it can, then again to run it. Our jobs only plan, so
+        # composing them is the check, and nothing has run when one is refused.
+        with patch.object(Sweeper, "validate_batch_is_legal"):
+            app()
     except MissingConfigException as error:
         raise ConfigError(_nearest(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
