@@ -185,14 +185,22 @@ class Rank:
         exact = point.vae in EXACT_VAES
         return compare(latents, image, Path(command["reference"]), dtype=point.dtype, exact_image=exact)
 
-    def _profile(self, command: Message, backend: Backend, mesh: Mesh, point: Point) -> dict[str, float]:
-        """Seconds a step by kind of work, from one more image; measured on mesh rank 0."""
+    def _profile(self, command: Message, backend: Backend, mesh: Mesh, point: Point) -> dict[str, Any]:
+        """Seconds a step by kind of work, from one more image; measured on mesh rank 0.
+
+        On one rank a profiler that fails costs the attribution, not the times taken before it.
+        """
         if not (command["measure"] or {}).get("profile"):
             return {}
         self.note("profile")
         embeddings = backend.encode()
         if mesh.rank == 0:
-            return profile_step(lambda: backend.denoise(embeddings), self.device, point.steps)
+            try:
+                return profile_step(lambda: backend.denoise(embeddings), self.device, point.steps)
+            except RuntimeError as error:
+                if mesh.size > 1:  # the other ranks are in step with this one no more
+                    raise
+                return {"note": f"not profiled: {_brief(error)}"}
         backend.denoise(embeddings)
         return {}
 
