@@ -111,6 +111,8 @@ def _best(group: Group, sizes: Sequence[Size]) -> str:
         if entry:
             tie = group.tie(entry)
             note = f", a tie with {tie.factors}" if tie else ""
+            if peer := group.faster(entry):
+                note += f"; {peer.runner} is faster, {words.seconds(peer.total_s)} on {group.count(peer.gpus)}"
             said.append(f"{words.seconds(entry.total_s)} at {words.panel(group, size)} on {group.count(entry.gpus)} "
                         f"({entry.factors}, {entry.runner}{note})")  # fmt: skip
     verb = "is predicted to take" if group.setting.source == "predicted" else "took"

@@ -127,6 +127,12 @@ class Group:
         entries = [entry for count in counts if (entry := self.cell(size, count)) and entry.ok]
         return min(entries, key=seconds_or_inf, default=None)
 
+    def faster(self, entry: Entry) -> Entry | None:
+        """Another engine's faster success of the same size and decode: a report must not hide it."""
+        others = [e for e in self.entries if e.ok and (e.size, e.decode) == (entry.size, entry.decode)]
+        fastest = min(others, key=seconds_or_inf, default=entry)
+        return fastest if fastest.engine != entry.engine and seconds_or_inf(fastest) < seconds_or_inf(entry) else None
+
     def tie(self, entry: Entry) -> Entry | None:
         """Another factorization of the same GPU count whose interval overlaps that of the best."""
         others = [e for e in self._cells[entry.size, entry.gpus] if e.ok and e.factors != entry.factors]

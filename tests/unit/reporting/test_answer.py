@@ -65,3 +65,10 @@ def test_a_study_without_a_baseline_states_no_speedup() -> None:
 def test_warnings_are_counted_once_each() -> None:
     warned = [record(res=res, extra={"warnings": ["NCCL_P2P_DISABLE=1 cripples this run"]}) for res in (1024, 2048)]
     assert head(warned).warnings == ("NCCL_P2P_DISABLE=1 cripples this run (2 points)",)
+
+
+def test_another_engine_that_is_faster_is_not_hidden() -> None:
+    records = [record(2.0), record(1.0, ulysses=2), record(0.9, engine="diffusers", execution="compile", ulysses=2)]
+    best = head(records).sentences[0].text
+    assert "1.00 s at 1024px on 2 GPUs (u2r1, usp/eager; diffusers/compile is faster, 0.900 s on 2 GPUs)" in best
+    assert "faster" not in head(records[:2]).sentences[0].text
