@@ -122,7 +122,7 @@ def test_after_an_oom_larger_points_are_skipped_unless_all_are_asked_for(tmp_pat
     assert "run.probe_all=true" in skipped.reason
     assert [r.status for r in records if r.point["ring"] == 2] == ["ok"]
 
-    again, _ = run_points(points, tmp_path, retry_failed=True, probe_all=True)
+    again, _ = run_points(points, tmp_path, probe_all=True)
     assert by_script([r for r in latest(again) if r.point["res"] == 128], fault="oom").status == "oom"
 
 
@@ -174,6 +174,9 @@ def test_ranks_that_can_not_start_are_tried_twice_then_the_rest_is_skipped(
     records, _ = run_points([fake_point(2, 1), fake_point(1, 2)], tmp_path)
     assert [r.status for r in records] == ["crashed", "crashed", "skipped"]
     assert "could not be started" in records[0].reason
+    monkeypatch.undo()
+    again, _ = run_points([fake_point(2, 1), fake_point(1, 2)], tmp_path)
+    assert [r.status for r in latest(again)] == ["ok", "ok", "ok"], "what was never tried is tried the next time"
 
 
 def test_throttled_point_is_taken_again_and_then_called_unstable(tmp_path: Path) -> None:

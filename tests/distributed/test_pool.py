@@ -63,7 +63,7 @@ def test_isolated_points_get_fresh_ranks_each_and_no_more_than_they_need(
             started.append(ranks)
             super().__init__(ranks, device, **knobs)
 
-    monkeypatch.setattr("xdit_bench.runner.execute.Pool", Counted)
+    monkeypatch.setattr("xdit_bench.runner.session.Pool", Counted)
     clock = itertools.count(2e9, -3600.0)
     monkeypatch.setattr("time.time", lambda: next(clock))  # steps back an hour at each look
     records, _ = run_points([fake_point(2, 1)], tmp_path, isolation="point", recheck=1.0)

@@ -19,6 +19,7 @@ from xdit_bench.results.schema import STATUSES, Record
 from xdit_bench.runner.pool import Answer, killed_by
 
 GIB = 2**30
+START_STAGE = "start"  # of a failure that kept ranks from existing
 # a peer's death reaches the others as one of these; it is never the cause
 ECHOES = ("connection closed by peer", "connection reset", "broken pipe", "timed out waiting", "remote process exited",
           "nccl error", "process group aborted")  # fmt: skip

@@ -1,0 +1,163 @@
+"""Measures one cell after another on ranks that stay: the pool at hand, the weights it holds, the references.
+
+Owns which pool is up and when it will do; leaves order and records to `execute`, processes to `pool`, verdicts to
+`outcome`.
+
+    session = Session(store, machine, code, telemetry, note, ranks_here=2)
+    outcome = session.measure(cell, ranks=2, baseline_s=None)
+    session.close(last=True)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xdit_bench.config import Point
+from xdit_bench.errors import RankCrashed, ResultsError
+from xdit_bench.measure.nvml import Telemetry
+from xdit_bench.results.store import Store
+from xdit_bench.runner.deadline import deadline_s
+from xdit_bench.runner.outcome import START_STAGE, Outcome, judge
+from xdit_bench.runner.plan import FAKE, STOCK, Cell, reference_key
+from xdit_bench.runner.pool import Answer, Pool
+
+LOAD_S = 1800.0  # a hub's weights may have to be downloaded first
+COOL_DOWNS = 2  # times a throttled point is taken again
+
+
+@dataclass
+class Session:
+    """The ranks of a plan. `note` prints a line; `ranks_here` are this machine's in a run over several."""
+
+    store: Store
+    machine: dict[str, Any]
+    code: str
+    telemetry: Callable[[], Telemetry]
+    note: Callable[[str], None]
+    ranks_here: int
+    pool: Pool | None = None
+    failed_starts: int = 0
+
+    def measure(self, cell: Cell, ranks: int, baseline_s: float | None) -> Outcome:
+        """A measurement in the pool at hand, or in a new one of `ranks`; taken again after a cool-down while the
+        device throttles. `baseline_s`: one image on one GPU, where it is known. Raises ResultsError for a full disk."""
+        if cell.job.run.isolation == "point":
+            self.close()
+        try:
+            not_loaded = self._load(cell, self._pool(cell, ranks))
+            if not_loaded:
+                return not_loaded
+            self._ensure_reference(cell, self._pool(cell, ranks))
+            pool = self._pool(cell, ranks)
+        except RankCrashed as error:
+            return Outcome("crashed", str(error), failure={"stage": START_STAGE, **error.details})
+        deadline = deadline_s(cell.job, baseline_s)
+        for attempt in range(COOL_DOWNS + 1):
+            telemetry = self.telemetry()
+            with telemetry:
+                answers = pool.run(self._command(cell), deadline)
+            self._check_disk(answers)
+            outcome = judge(answers, deadline)
+            spans = [span for a in answers for span in a.body.get("spans", ())]
+            outcome.telemetry = telemetry.report(spans, ranks=cell.point.gpus)
+            throttled = outcome.telemetry.get("throttled_images", 0)
+            if outcome.status != "ok" or not throttled:
+                break
+            if attempt < COOL_DOWNS:
+                self.note(f"   throttled {cell.point.label}: {throttled} images; cooling down, then again")
+                telemetry.cool_down()
+            else:
+                outcome.status = "unstable"
+                outcome.reason = (
+                    f"the device throttled during {throttled} of {len(spans)} images, {COOL_DOWNS + 1} times in a row "
+                    f"({', '.join(outcome.telemetry.get('throttle_reasons', []))}); see to its cooling or power"
+                )
+        return outcome
+
+    def close(self, *, last: bool = False) -> None:
+        """Lets the ranks go."""
+        if self.pool is not None:
+            self.pool.close(last=last)
+            self.pool = None
+
+    def kill(self) -> None:
+        """Ends the ranks now."""
+        if self.pool is not None:
+            self.pool.kill()
+            self.pool = None
+
+    def _pool(self, cell: Cell, ranks: int) -> Pool:
+        """The pool at hand when it will do, else a new one."""
+        pool = self.pool
+        if pool and not (pool.check() and pool.ranks >= cell.point.gpus and pool.transport == cell.point.transport):
+            self.close()
+        if self.pool is None:
+            size = cell.point.gpus if cell.job.run.isolation == "point" else ranks
+            launch = cell.job.launch
+            if launch.nnodes > 1:  # the other machines start as many as they have
+                size = self.ranks_here
+            self.failed_starts += 1
+            self.pool = Pool(size, self.machine["device"], transport=cell.point.transport, launch=launch)
+            self.failed_starts = 0
+        return self.pool
+
+    def _load(self, cell: Cell, pool: Pool) -> Outcome | None:
+        """Weights on all ranks at once, when the pool has others; an outcome when they can not be had."""
+        point = cell.point
+        key = (point.engine == FAKE, point.model, point.weights, point.dtype, point.seed)
+        if pool.loaded == key:
+            return None
+        command = {"op": "load", "point": point.to_dict(), "model": dataclasses.asdict(cell.job.model)}
+        answers = pool.run(command, LOAD_S)
+        if any(a.kind != "result" for a in answers):
+            return judge(answers, LOAD_S)
+        pool.loaded = key
+        return None
+
+    def _command(self, cell: Cell) -> dict[str, Any]:
+        reference = self.reference(cell)
+        judged = cell.job.measure.parity
+        return {
+            "op": "run",
+            "point": cell.point.to_dict(),
+            "model": dataclasses.asdict(cell.job.model),
+            "measure": dataclasses.asdict(cell.job.measure),
+            "reference": str(reference) if judged and reference.exists() else None,
+            "save_reference": str(reference) if judged and not reference.exists() else None,
+            "outputs": str(self.store.study_dir.resolve() / "outputs" / cell.run_id) if cell.job.save_outputs else None,
+        }
+
+    def _ensure_reference(self, cell: Cell, pool: Pool) -> None:
+        """A resumed study may have its baseline's record and no longer its latents: computes them, untimed."""
+        if not cell.job.measure.parity or self.reference(cell).exists():
+            return
+        for record in self.store.records:
+            if record.status == "ok" and record.point["engine"] == STOCK and record.fingerprint == self._fingerprint:
+                point = Point.from_dict(record.point)
+                if (
+                    record.run_id != cell.run_id
+                    and reference_key(point, self._fingerprint, self.code) == cell.reference
+                ):
+                    command = {**self._command(cell), "point": record.point, "measure": None, "outputs": None}
+                    pool.run(command, deadline_s(cell.job, record.total_s))
+                    return
+
+    def _check_disk(self, answers: Sequence[Answer]) -> None:
+        """A full disk is no point's failure: it ends the plan. Raises ResultsError."""
+        for answer in answers:
+            if answer.body.get("kind") == "disk":
+                raise ResultsError(
+                    f"{self.store.study_dir} can not take the point's latents and image ({answer.body['message']}); "
+                    f"earlier records are intact: make room and run the same command again, it goes on from here"
+                )
+
+    @property
+    def _fingerprint(self) -> str:
+        return str(self.machine["fingerprint"])
+
+    def reference(self, cell: Cell) -> Path:
+        return self.store.study_dir.resolve() / "references" / f"{cell.reference}.safetensors"
