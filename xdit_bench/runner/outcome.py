@@ -74,6 +74,8 @@ def to_record(outcome: Outcome, point: Point, run_id: str, study: str) -> Record
         record.memory["verdict"] = "oom"
     if point.memory_cap_gb:
         record.memory["cap_bytes"] = int(point.memory_cap_gb * 1e9)
+    if any((count or 0) > 1 for count in outcome.telemetry.get("processes_per_gpu", [])):
+        record.warnings.append("another process computed on a GPU of this point while it was measured")
     record.status, record.reason = status, outcome.reason
     return record
 

@@ -33,6 +33,7 @@ class Progress:
             TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
+            disable=not console.is_terminal,  # a log gets the lines alone
             refresh_per_second=2,
         )
         self._task = self._bar.add_task("", total=len(cells), left="")

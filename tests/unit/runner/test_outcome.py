@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from xdit_bench.config import Point
-from xdit_bench.runner.outcome import judge, to_record
 from xdit_bench.runner.launcher import environment_warnings
+from xdit_bench.runner.outcome import judge, to_record
 from xdit_bench.runner.pool import Answer
 
 POINT = Point(
@@ -83,6 +83,14 @@ def test_wrong_image_keeps_its_times_and_is_no_success() -> None:
     record = to_record(judge([wrong, result(1)], 60), POINT, "id", "s")
     assert (record.status, record.reason) == ("incorrect", "the latents' relative L2 is 1")
     assert record.latency_s["total"]["median"] == 0.8
+
+
+def test_other_processes_on_a_gpu_are_called_out() -> None:
+    outcome = judge([result(0), result(1)], 60)
+    outcome.telemetry = {"processes_per_gpu": [1, None]}
+    assert to_record(outcome, POINT, "id", "s").warnings == []
+    outcome.telemetry = {"processes_per_gpu": [1, 2]}
+    assert "another process" in to_record(outcome, POINT, "id", "s").warnings[0]
 
 
 def test_crippling_variables_are_called_out_unless_the_transport_sets_them() -> None:
