@@ -1,10 +1,15 @@
 """Turns records into pages, figures, tables and comparisons. Never imports torch: a report is rebuilt on a laptop.
 
-study.py       records as a report reads them: entries, groups that may share a curve, baselines, best
+entry.py       one record, its numbers made safe and its success judged
+study.py       groups that may share a curve, baselines, best, speedups
 answer.py      the three sentences, banners and warnings at the head of a report
+words.py       how numbers, sizes and machines read
 published.py   published points and the points of ours that stand beside them
-style.py       every colour, size and format of a figure
-figures.py     which figures a group has; draw_scaling.py and draw_parts.py draw them
+style.py       every colour, size and format of a figure; marks.py the pieces that figures share
+figures.py     which figures a group has, their captions and text alternatives
+draw_*.py      the drawing: headline, scaling, parts of a point, peers, OOM frontier, comparison
+inline.py      a figure made fit for a page: light, dark and phone
+images.py      images of real weights side by side
 tables.py      the tables as data, for HTML and Markdown alike
 exports.py     CSV, Parquet and JUnit XML
 page.py        the folder of a report: report.md, index.html, figures, exports

@@ -57,7 +57,7 @@ def frontier(groups: Sequence[Group], layout: Layout) -> Figure:
     """A bar to the largest side that fits, a cross at the smallest that ran out of memory."""
     rows = limits(groups)
     caps = sorted({row.group.setting.memory_cap_gb or 0.0 for row in rows})
-    figure, (axis,) = panels(1, layout, height=0.19 * len(rows) + 0.7)
+    figure, (axis,) = panels(1, layout, height=0.19 * len(rows) + 1.0)
     figure.set_figwidth(layout.width)
     for y, row in enumerate(rows):
         colour = CYCLE[caps.index(row.group.setting.memory_cap_gb or 0.0) % len(CYCLE)]

@@ -39,7 +39,10 @@ def energy(group: Group, layout: Layout) -> Figure:
     axis.set_xlabel(words.unit(group))
     axis.set_ylabel("joules an image")
     axis.set_ylim(0, None)
-    axis.legend()
+    if axis.lines:
+        axis.legend()
+    else:
+        empty(axis, "no best configuration holds energy")
     return figure
 
 
@@ -47,7 +50,7 @@ def parity(group: Group, layout: Layout) -> Figure:
     """Relative L2 of the latents to the one-GPU result, a dot a point, with the bound that makes it incorrect."""
     entries = [e for e in group.entries if e.parity_l2 is not None]
     runners = sorted({e.runner for e in entries})
-    figure, (axis,) = panels(1, layout, height=max(1.5, 0.32 * len(runners) + 0.9))
+    figure, (axis,) = panels(1, layout, height=max(1.5, 0.32 * len(runners) + 1.1))
     bound = PARITY_BOUNDS.get(group.setting.dtype)
     floor = min([e.parity_l2 for e in entries if e.parity_l2] or [1e-8]) / 3
     exact = any(not entry.parity_l2 for entry in entries)
@@ -81,7 +84,7 @@ def engines(group: Group, layout: Layout) -> Figure:
     """One denoising step by GPU count, engine and execution, best factorization; a panel a resolution."""
     rows, sizes = engine_rows(group), shown_sizes(group)
     counts = sorted({count for count, _ in rows})
-    figure, axes = panels(len(sizes), layout, height=0.17 * len(rows) + 0.75)
+    figure, axes = panels(len(sizes), layout, height=0.17 * len(rows) + 1.0)
     for axis, size in zip(axes, sizes, strict=True):
         _engine_panel(axis, group, size, rows, [CYCLE[counts.index(c) % len(CYCLE)] for c, _ in rows])
     legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], group.count(c)) for j, c in enumerate(counts)])

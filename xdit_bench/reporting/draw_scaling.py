@@ -194,7 +194,7 @@ def heat_map(group: Group, layout: Layout) -> Figure:
     sizes = shown_sizes(group)
     entries = [e for e in group.entries if e.engine == group.engine and e.status != "infeasible"]
     ulysses, rings = sorted({e.ulysses for e in entries}), sorted({e.ring for e in entries})
-    figure, axes = panels(len(sizes), layout, height=0.75 + 0.33 * len(ulysses))
+    figure, axes = panels(len(sizes), layout, height=1.0 + 0.33 * len(ulysses))
     for axis, size in zip(axes, sizes, strict=True):
         axis.set_title(words.panel(group, size))
         _heat_panel(axis, group, size, ulysses, rings)

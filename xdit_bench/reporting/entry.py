@@ -84,7 +84,7 @@ class Entry:
             peak_bytes=peak,
             parameters_bytes=number(record.memory.get("parameters_bytes")),
             energy_j=number(record.telemetry.get("energy_j_per_image")),
-            parity_l2=number(record.parity.get("latents_rel_l2")),
+            parity_l2=_distance(record.parity.get("latents_rel_l2")),
         )
 
     @property
@@ -158,6 +158,11 @@ def seconds_or_inf(entry: Entry) -> float:
 
 def _statistics(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _distance(value: Any) -> float | None:
+    found = number(value)
+    return found if found is not None and found >= 0 else None
 
 
 def _interval(statistics: dict[str, Any]) -> tuple[float | None, float | None]:

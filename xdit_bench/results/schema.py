@@ -23,6 +23,13 @@ POINT_KEYS: Final = (
     "attention", "vae", "dtype", "weights", "seed", "topology", "transport",
 )  # fmt: skip
 
+_COUNTS: Final = ("height", "width", "steps", "text_tokens", "ulysses", "ring", "gpus")
+_OBJECTS: Final = (
+    "latency_s", "step_s", "memory", "comm", "telemetry", "parity", "attribution", "failure", "machine", "software",
+)  # fmt: skip
+_NEEDED: Final = ("run_id", "study")
+_TEXTS: Final = ("run_id", "study", "reason", "time", "command")
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -124,6 +131,7 @@ def validate(data: dict[str, Any]) -> None:
     if not isinstance(point, dict) or any(key not in point for key in POINT_KEYS):
         missing = [key for key in POINT_KEYS if key not in (point if isinstance(point, dict) else {})]
         raise ResultsError(f"a record's point must hold {', '.join(missing)}; this one does not")
+    _check_types(data, point)
     if data["status"] == "ok":
         total = (data.get("latency_s") or {}).get("total", {}).get("median")
         if not isinstance(total, int | float) or not math.isfinite(total) or total <= 0:
@@ -132,3 +140,27 @@ def validate(data: dict[str, Any]) -> None:
             )
     elif not data.get("reason"):
         raise ResultsError(f"a record that is {data['status']} must say why in `reason`")
+
+
+def _check_types(data: dict[str, Any], point: dict[str, Any]) -> None:
+    """A key of another kind is refused here, by name, and not where it is read."""
+    for key in _COUNTS:
+        if isinstance(point[key], bool) or not isinstance(point[key], int) or point[key] < 1:
+            raise ResultsError(f"a record's point.{key} must be a whole number above 0; this one has {point[key]!r}")
+    wrong = [key for key in _OBJECTS if not isinstance(data.get(key, {}), dict)]
+    if not wrong:
+        wrong = [f"latency_s.{key}" for key, value in data.get("latency_s", {}).items() if not isinstance(value, dict)]
+    if wrong:
+        raise ResultsError(f"a record's {wrong[0]} must be an object; this one has {_dig(data, wrong[0])!r}")
+    for key in _TEXTS:
+        if not isinstance(data.get(key, None if key in _NEEDED else ""), str):
+            raise ResultsError(f"a record's {key} must be text; this one has {data.get(key)!r}")
+    if not isinstance(data.get("warnings", []), list | tuple):
+        raise ResultsError(f"a record's warnings must be a list; this one has {data['warnings']!r}")
+
+
+def _dig(data: dict[str, Any], path: str) -> Any:
+    value: Any = data
+    for key in path.split("."):
+        value = value.get(key)
+    return value

@@ -51,7 +51,10 @@ def test_a_broken_line_in_the_middle_is_refused_by_number(tmp_path: Path) -> Non
     ("change", "said"),
     [({"schema": 99}, "schema 1, this one has 99"), ({"status": "fine"}, "status must be one of"),
      ({"source": "guessed"}, "source must be one of"), ({"point": {}}, "point must hold model"),
-     ({"latency_s": {}}, "positive number of seconds"), ({"status": "oom"}, "must say why")],
+     ({"latency_s": {}}, "positive number of seconds"), ({"status": "oom"}, "must say why"),
+     ({"memory": 3}, "memory must be an object"), ({"machine": None}, "machine must be an object"),
+     ({"latency_s": {"total": 1.0}}, r"latency_s\.total must be an object"), ({"reason": 5}, "reason must be text"),
+     ({"warnings": "x"}, "warnings must be a list")],
 )  # fmt: skip
 def test_a_record_that_breaks_a_rule_is_refused_with_the_remedy(change: dict[str, object], said: str) -> None:
     with pytest.raises(ResultsError, match=said):
@@ -138,3 +141,11 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
 
 def test_the_newest_record_of_a_run_id_is_latest() -> None:
     assert [r.total_s for r in latest([record(1.0), record(3.0, res=2048), record(2.0)])] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("value", [None, "1024", 0, -1, 1.5, True, math.nan])
+def test_a_point_whose_counts_are_no_counts_is_refused_by_name(value: object) -> None:
+    data = record().to_dict()
+    data["point"]["height"] = value
+    with pytest.raises(ResultsError, match=r"point\.height must be a whole number above 0"):
+        Record.from_dict(data)
