@@ -126,6 +126,14 @@ def test_after_an_oom_larger_points_are_skipped_unless_all_are_asked_for(tmp_pat
     assert by_script([r for r in latest(again) if r.point["res"] == 128], fault="oom").status == "oom"
 
 
+def test_where_one_gpu_can_not_hold_the_point_the_fewest_that_can_are_the_reference(tmp_path: Path) -> None:
+    too_large = {"fault": "oom", "gpus": 1}
+    records, _ = run_points([fake_point(2, 2, **too_large), fake_point(1, 3, **too_large)], tmp_path)
+    assert [(r.point["gpus"], r.status, r.parity.get("reference")) for r in records] == [
+        (1, "oom", None), (3, "ok", "itself"), (4, "ok", "fake u1r3 eager"),
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for a few records."""

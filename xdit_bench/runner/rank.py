@@ -1,7 +1,7 @@
 """One rank's part of one point: load, prepare, time, compare, clean up. Runs inside a worker.
 
-Owns what lives on the rank between points (modules, meshes) and how a failure is put into words; leaves timing,
-memory and parity to `measure`, and what a failure means for the point to `outcome`.
+Owns what lives on the rank between points: modules and meshes. Leaves timing, memory and parity to `measure`, a
+failure's words to `failure`, and what it means for the point to `outcome`.
 
     rank = Rank(number=0, world=2, device=device, note=board_note)
     report = rank.run(command)  # {"event": "result", ...} or {"event": "error", ...}; never raises
@@ -10,10 +10,7 @@ memory and parity to `measure`, and what a failure means for the point to `outco
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
-import os
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,12 +22,12 @@ from xdit_bench.backends import make_backend
 from xdit_bench.backends.base import Backend
 from xdit_bench.config import MeasureConfig, ModelSpec, Point
 from xdit_bench.engine.mesh import Mesh, build_mesh
-from xdit_bench.errors import PointFailure, UserError
 from xdit_bench.measure.collectives import probe_collectives
-from xdit_bench.measure.memory import MemoryWatch, bytes_asked, out_of_memory
+from xdit_bench.measure.memory import MemoryWatch
 from xdit_bench.measure.parity import compare, finite, save_result
 from xdit_bench.measure.profile import profile_step
 from xdit_bench.measure.timers import ImageTimer, Timing
+from xdit_bench.runner.failure import brief, describe, forget_frames
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 EXACT_VAES = ("parallel", "single")
@@ -73,7 +70,7 @@ class Rank:
             return self._run_member(command, point, model, mesh, watch)
         except Exception as error:
             report = self._error(error, watch)
-            _forget_frames(error)
+            forget_frames(error)
             report["clean"] = self._recover(report)
             return report
         finally:
@@ -90,7 +87,7 @@ class Rank:
             return {"event": "result"}
         except Exception as error:
             report = self._error(error, None)
-            _forget_frames(error)
+            forget_frames(error)
             report["clean"] = self._recover(report)
             return report
         finally:
@@ -200,7 +197,7 @@ class Rank:
             except RuntimeError as error:
                 if mesh.size > 1:  # the other ranks are in step with this one no more
                     raise
-                return {"note": f"not profiled: {_brief(error)}"}
+                return {"note": f"not profiled: {brief(error)}"}
         backend.denoise(embeddings)
         return {}
 
@@ -211,27 +208,10 @@ class Rank:
         return self._meshes[key]
 
     def _error(self, error: Exception, watch: MemoryWatch | None) -> Message:
-        """The failure in words, with what a person needs to act on it."""
-        report: Message = {
-            "event": "error",
-            "kind": "exception",
-            "type": type(error).__name__,
-            "message": _brief(error),
-            "stage": self._stage,
-            "iteration": self._iteration,
-            "trace": traceback.format_exc(limit=-6)[-4000:],
-        }
-        if out_of_memory(error):
-            report["kind"] = "oom"
-            report["bytes_asked"] = bytes_asked(error)
+        report = describe(error, self._stage, self._iteration)
+        if report["kind"] == "oom" and watch:
             with contextlib.suppress(RuntimeError):
-                report["bytes_free"] = watch.free_bytes() if watch else None
-        elif disk_refuses(error):
-            report["kind"] = "disk"
-        elif isinstance(error, PointFailure):
-            report |= {"kind": error.status, **error.details}
-        elif isinstance(error, UserError):
-            report["kind"] = "infeasible"
+                report["bytes_free"] = watch.free_bytes()
         return report
 
     def _recover(self, report: Message) -> bool:
@@ -242,7 +222,7 @@ class Rank:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         except RuntimeError as error:
-            report["message"] += f"; the device does not answer any more ({_brief(error)})"
+            report["message"] += f"; the device does not answer any more ({brief(error)})"
             return False
         return True
 
@@ -264,25 +244,6 @@ class Rank:
         gc.collect()  # quick: the worker has frozen what was imported
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def disk_refuses(error: BaseException) -> bool:
-    """Whether reference or outputs could not be written: no fault of the point."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-    # safetensors wraps the system's error and keeps its words alone
-    return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes[:3])
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Drops the tracebacks of an error and of those behind it: their frames hold the point's tensors."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__context__
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:500]
 
 
 def _save_outputs(folder: Path, latents: torch.Tensor, image: torch.Tensor | None, label: str) -> None:
