@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import shutil
 import signal
 import subprocess
@@ -120,3 +121,12 @@ run_points([fake_point(2, 1, fault="hang", gpus=2)], Path({str(tmp_path)!r}))
     wait_for(lambda: not any(running(pid) for pid in children))
     with Store.open(tmp_path, "s") as store:
         assert [(r.status, r.point["gpus"]) for r in store.records] == [("ok", 1)]
+
+
+def test_rank_that_dies_between_points_is_noticed_before_the_next() -> None:
+    with Pool(2, "cpu") as pool:
+        assert pool.check()
+        pids = pool.pids
+        os.kill(pids[-1], signal.SIGKILL)
+        wait_for(lambda: not pool.check())
+        assert not any(running(pid) for pid in pids)

@@ -8,10 +8,7 @@ writes the records.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import signal
 import tempfile
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from xdit_bench.config import LaunchConfig
 from xdit_bench.errors import RankCrashed
 from xdit_bench.runner.board import Board
 from xdit_bench.runner.launcher import Launcher
+from xdit_bench.runner.pool import end_group
 
 IN_VAIN = 2  # starts in a row without a first machine before this one gives up
 
@@ -53,6 +51,4 @@ def _run(launcher: Launcher) -> int:
     try:
         return agent.wait()
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(agent.pid, signal.SIGKILL)
-        agent.wait()
+        end_group(agent)

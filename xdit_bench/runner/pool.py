@@ -100,8 +100,10 @@ class Pool:
 
     def check(self) -> bool:
         """Whether all ranks still live; ends the pool when one died since its last answer."""
-        if self.alive and any(answer.kind == "died" for answer in self._collect(0.0)):
-            self.kill()
+        if self.alive:
+            list(self._collect(0.0))
+            if not all(member.alive for member in self._members.values()):
+                self.kill()
         return self.alive
 
     def run(self, command: Message, deadline_s: float) -> list[Answer]:
@@ -148,9 +150,7 @@ class Pool:
         """Ends launcher and ranks at once, whatever they do, and waits until they are gone."""
         self.alive = False
         if self._agent is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._agent.pid, signal.SIGKILL)  # its ranks are killed by the kernel with it
-            self._agent.wait()
+            end_group(self._agent)  # its ranks are killed by the kernel with it
         processes = [member.process for member in self._members.values() if member.process]
         for process in processes:
             process.kill()
@@ -268,6 +268,13 @@ class Pool:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._agent.wait(WHERE_S)  # it reports how its ranks ended
                 answer.body["exit"] = self._launcher.exit_code(process.pid)
+
+
+def end_group(agent: subprocess.Popen[bytes]) -> None:
+    """Kills a launcher's process group and waits; nothing when it has ended: its number may be another's by now."""
+    if agent.poll() is None:
+        os.killpg(agent.pid, signal.SIGKILL)
+        agent.wait()
 
 
 def _private_folder() -> Path:
