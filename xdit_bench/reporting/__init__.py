@@ -6,7 +6,7 @@ answer.py      the three sentences, banners and warnings at the head of a report
 words.py       how numbers, sizes and machines read
 published.py   published points and the points of ours that stand beside them
 style.py       every colour, size and format of a figure; marks.py the pieces that figures share
-figures.py     which figures a group has, their captions and text alternatives
+figures.py     which figures a group has, and their captions; alternatives.py says each in words
 draw_*.py      the drawing: headline, scaling, parts of a point, peers, OOM frontier, comparison
 inline.py      a figure made fit for a page: light, dark and phone
 images.py      images of real weights side by side

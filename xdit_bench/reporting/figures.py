@@ -14,8 +14,8 @@ from functools import partial
 
 from matplotlib.figure import Figure as Canvas
 
+from xdit_bench.reporting import alternatives as say
 from xdit_bench.reporting import draw_frontier, draw_headline, draw_parts, draw_peers, draw_scaling, words
-from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.marks import mark_group, shown_sizes
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
@@ -66,43 +66,43 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
         "published": _unless(bool(matches), "no published point has this machine, model, size and split"),
     }
     return [
-        figure("headline", "Latency of one image", _headline_caption(group), headline_words(group),
+        figure("headline", "Latency of one image", _headline_caption(group), say.headline(group),
                draw_headline.headline, ""),
         figure("strategies", "Latency by strategy",
                f"Engine {group.engine}: Ulysses alone, ring alone, and both. Dotted: linear scaling.",
-               _cells_words(group), draw_scaling.strategies, nothing or ("" if several else one_count)),
+               say.cells(group), draw_scaling.strategies, nothing or ("" if several else one_count)),
         figure("heatmap", "Latency over (ulysses, ring)",
                "Seconds an image; dark is slow, the frame marks the best. Hatched cells failed.",
-               _cells_words(group), draw_scaling.heat_map, nothing or ("" if several else one_count)),
+               say.cells(group), draw_scaling.heat_map, nothing or ("" if several else one_count)),
         figure("speedups", "Speedups and efficiency",
                f"Scaling: over {group.engine} itself on one. Gain: over plain diffusers on one, what a user gains. "
                f"Efficiency: scaling divided by the {words.unit(group)}. Dotted: linear.",
-               _speedup_words(group), draw_scaling.speedups, nothing or ("" if several else one_count)),
+               say.speedup(group), draw_scaling.speedups, nothing or ("" if several else one_count)),
         figure("stages", "Where an image's time goes",
                "Text encoders, denoising and VAE decode of the best factorization, timed apart.",
-               _stage_words(group), draw_parts.stages, nothing),
+               say.stage(group), draw_parts.stages, nothing),
         figure("memory", "Peak memory of the fullest GPU",
                "Weights, and activations with all the rest; the dashed line is the memory there was.",
-               _memory_words(group), draw_parts.memory, nothing or empty["memory"]),
+               say.memory(group), draw_parts.memory, nothing or empty["memory"]),
         figure("frontier", "Largest image that fits",
                "By memory cap, VAE mode and GPU count: the bar ends at the largest square image that succeeded, the "
                "cross marks the smallest that ran out of memory. Fits and failures are of the points that were run.",
-               _frontier_words(kin), partial(_frontier, kin), empty["frontier"]),
+               say.frontier(kin), partial(_frontier, kin), empty["frontier"]),
         figure("vae", "VAE effect",
                "The whole image by VAE mode, its decode filled; and the peak memory. Tiled decode is approximate.",
-               _vae_words(group), draw_parts.vae_effect, nothing or empty["vae"]),
+               say.vae(group), draw_parts.vae_effect, nothing or empty["vae"]),
         figure("engines", "One step, engine by engine",
-               "The best factorization of each engine and execution.", _engine_words(group), draw_peers.engines,
+               "The best factorization of each engine and execution.", say.engine(group), draw_peers.engines,
                nothing or empty["engines"]),
         figure("attribution", "Where a step's time goes", "From one profiled step, or by term of the model.",
-               _attribution_words(group), draw_parts.attribution, empty["attribution"]),
-        figure("energy", "Energy of one image", "All GPUs of the point together, from NVML.", _energy_words(group),
+               say.attribution(group), draw_parts.attribution, empty["attribution"]),
+        figure("energy", "Energy of one image", "All GPUs of the point together, from NVML.", say.energy(group),
                draw_peers.energy, empty["energy"]),
         figure("parity", "Distance to the one-GPU result",
                "Relative L2 of the latents on the same seed. Right of the bound a point is incorrect, and no success.",
-               _parity_words(group), draw_peers.parity, empty["parity"]),
+               say.parity(group), draw_peers.parity, empty["parity"]),
         figure("published", "Published beside ours", "Outlined: published. The number is ours over published.",
-               _published_words(matches), partial(_published, matches), empty["published"]),
+               say.published(matches), partial(_published, matches), empty["published"]),
     ]  # fmt: skip
 
 
@@ -116,14 +116,6 @@ def _unless(there: bool, why: str) -> str:
 
 def _frontier(kin: Sequence[Group], group: Group, layout: Layout) -> Canvas:
     return draw_frontier.frontier(kin, layout)
-
-
-def _frontier_words(kin: Sequence[Group]) -> str:
-    return ". ".join(
-        f"{limit.label}: {f'{limit.fits}px fits' if limit.fits else 'nothing fits'}"
-        + (f", {limit.fails}px runs out" if limit.fails else "")
-        for limit in draw_frontier.limits(kin)
-    )
 
 
 def _published(matches: Sequence[Match], group: Group, layout: Layout) -> Canvas:
@@ -150,128 +142,4 @@ def _headline_caption(group: Group) -> str:
     return (
         f"Engine {group.engine}, the best factorization of each count of {words.unit(group)} below its bar, seconds "
         f"above; the dashed line is the baseline. {held}{apart}"
-    )
-
-
-def headline_words(group: Group) -> str:
-    """The headline figure in words: every bar, the baseline and the speedup of each panel."""
-    parts = []
-    for size in shown_sizes(group):
-        bars = []
-        for gpus in group.gpu_counts:
-            entry = group.cell(size, gpus)
-            if entry:
-                what = words.seconds(entry.total_s) if entry.ok else entry.outcome
-                bars.append(f"{group.count(gpus)} ({entry.factors}) {what}")
-        baseline, best = group.baseline(size), group.best(size)
-        line = f"; baseline ({baseline[1]}) {words.seconds(baseline[0].total_s)}" if baseline else "; no baseline"
-        gain = ""
-        if baseline and best and best is not baseline[0] and baseline[0].total_s and best.total_s:
-            gain = f"; best is {words.times(baseline[0].total_s / best.total_s)} the baseline's speed"
-        parts.append(f"{words.panel(group, size)}: {', '.join(bars) or 'not run'}{line}{gain}")
-    return ". ".join(parts) + "."
-
-
-def _each(group: Group, say: Callable[[Size], str]) -> str:
-    return ". ".join(f"{words.px(size)}: {said}" for size in shown_sizes(group) if (said := say(size))) or "No data"
-
-
-def _cells_words(group: Group) -> str:
-    def say(size: Size) -> str:
-        cells = sorted(
-            {(e.gpus, e.ulysses, e.ring) for e in group.entries if e.engine == group.engine and e.size == size}
-        )
-        said = []
-        for _, u, r in cells:
-            entry = group.split(size, u, r)
-            if entry:
-                said.append(f"u{u}r{r} {words.seconds(entry.total_s) if entry.ok else entry.outcome}")
-        return ", ".join(said)
-
-    return _each(group, say)
-
-
-def _speedup_words(group: Group) -> str:
-    def say(size: Size) -> str:
-        said = []
-        for gpus in group.gpu_counts:
-            entry = group.best(size, gpus)
-            if entry:
-                ratios = [r for r in (group.scaling(entry), group.gain(entry)) if r and r.base is not entry]
-                said += (
-                    [f"{gpus}: " + ", ".join(f"{words.times(r.value)} over {r.over}" for r in ratios)] if ratios else []
-                )
-        return "; ".join(said)
-
-    return _each(group, say)
-
-
-def _best_words(group: Group, fact: Callable[[Entry], str]) -> str:
-    def say(size: Size) -> str:
-        entries = [(gpus, group.best(size, gpus)) for gpus in group.gpu_counts]
-        return ", ".join(f"{group.count(gpus)} {said}" for gpus, e in entries if e and (said := fact(e)))
-
-    return _each(group, say)
-
-
-def _stage_words(group: Group) -> str:
-    return _best_words(group, lambda e: " + ".join(f"{stage} {words.seconds(s)}" for stage, s in e.stages.items()))
-
-
-def _memory_words(group: Group) -> str:
-    return _best_words(group, lambda e: words.gigabytes(e.peak_bytes) if e.peak_bytes else "")
-
-
-def _energy_words(group: Group) -> str:
-    return _best_words(group, lambda e: f"{words.digits(e.energy_j)} J" if e.energy_j else "")
-
-
-def _attribution_words(group: Group) -> str:
-    return _best_words(
-        group, lambda e: " + ".join(f"{name} {words.digits(1e3 * s)} ms" for name, s in draw_parts.terms(e).items())
-    )
-
-
-def _vae_words(group: Group) -> str:
-    modes, gpus = draw_parts.vae_modes(group)
-    return _best_words_by_mode(group, modes, gpus)
-
-
-def _best_words_by_mode(group: Group, modes: Sequence[str], gpus: int) -> str:
-    def say(size: Size) -> str:
-        said = []
-        for mode in modes:
-            entry = draw_parts.vae_entry(group, size, mode, gpus)
-            if entry:
-                facts = f"{words.seconds(entry.total_s)}, peak {words.gigabytes(entry.peak_bytes)}"
-                said.append(f"vae={mode} {facts if entry.ok else entry.outcome}")
-        return ", ".join(said)
-
-    return _each(group, say)
-
-
-def _engine_words(group: Group) -> str:
-    def say(size: Size) -> str:
-        best: dict[str, float] = {}
-        for e in group.entries:
-            if e.ok and e.step_s and e.size == size:
-                key = f"{e.runner} on {group.count(e.gpus)}"
-                best[key] = min(e.step_s, best.get(key, e.step_s))
-        return ", ".join(f"{name} {words.digits(1e3 * step)} ms a step" for name, step in sorted(best.items()))
-
-    return _each(group, say)
-
-
-def _parity_words(group: Group) -> str:
-    checked = [e for e in group.entries if e.parity_l2 is not None]
-    wrong = sum(e.status == "incorrect" for e in checked)
-    worst = max((e.parity_l2 or 0.0 for e in checked), default=0.0)
-    return f"{len(checked)} points checked, {wrong} incorrect, the largest distance {worst:.1e}."
-
-
-def _published_words(matches: Sequence[Match]) -> str:
-    return ". ".join(
-        f"{words.px(m.entry.size)} {m.entry.factors}: published {words.seconds(m.published.latency_s)}, ours "
-        f"{words.seconds(m.ours_s)}, ratio {m.ratio:.2f}"
-        for m in matches
     )

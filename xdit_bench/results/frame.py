@@ -9,7 +9,7 @@ Owns the columns' names; reads through `store`. pandas is imported on use, so th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,13 +28,18 @@ DETAILS: Final = {
     "parameters_bytes": "memory.parameters_bytes",
     "cap_bytes": "memory.cap_bytes",
     "alloc_retries": "memory.alloc_retries",
-    "power_w": "telemetry.power_w",
-    "sm_clock_mhz": "telemetry.sm_clock_mhz",
+    "watts": "telemetry.watts",
+    "sm_mhz": "telemetry.sm_mhz",
+    "throttled_images": "telemetry.throttled_images",
     "image_max_abs": "parity.image_max_abs",
     "comm_s_per_step": "comm.seconds_per_step",
     "comm_bytes_per_step": "comm.bytes_per_step",
     "capacity_bytes": "machine.capacity_bytes",
 }
+OVER_GPUS: Final[dict[str, Callable[[Iterable[float]], float]]] = {
+    "watts": sum,
+    "sm_mhz": min,
+}  # lists of a number a GPU, as one number
 TEXTS: Final = {
     "memory_verdict": "memory.verdict",
     "gpu": "machine.gpu",
@@ -54,8 +59,8 @@ def load(study_dir: str | Path, *, all_records: bool = False) -> DataFrame:
     - every metric of `results.schema.METRICS`: `total_s text_s denoise_s vae_s step_s` (seconds, medians),
       `peak_bytes`, `energy_j`, `parity_l2`;
     - `total_p10_s total_p90_s total_low_s total_high_s` (seconds; low and high are the 95 % interval, or the span of a
-      prediction), `parameters_bytes cap_bytes alloc_retries power_w sm_clock_mhz image_max_abs comm_s_per_step
-      comm_bytes_per_step capacity_bytes`;
+      prediction), `parameters_bytes cap_bytes alloc_retries watts sm_mhz throttled_images image_max_abs
+      comm_s_per_step comm_bytes_per_step capacity_bytes` (`watts` of all GPUs together, `sm_mhz` of the slowest);
     - `memory_verdict gpu device driver`: text;
     - `samples`: a list of raw seconds of the total, empty for a prediction or a failure.
 
@@ -87,7 +92,7 @@ def _row(record: Record, samples: bool) -> dict[str, Any]:
     row["fingerprint"] = record.fingerprint
     row |= {key: record.point.get(key) for key in POINT_COLUMNS}
     paths = {name: metric.path for name, metric in METRICS.items()} | DETAILS
-    row |= {name: _number(_dig(data, path)) for name, path in paths.items()}
+    row |= {name: _number(_over_gpus(name, _dig(data, path))) for name, path in paths.items()}
     if math.isnan(row["total_low_s"]):
         row["total_low_s"] = _number(_dig(data, "latency_s.total.low"))
         row["total_high_s"] = _number(_dig(data, "latency_s.total.high"))
@@ -111,6 +116,13 @@ def _dig(data: Any, path: str) -> Any:
         else:
             return None
     return data
+
+
+def _over_gpus(name: str, value: Any) -> Any:
+    fold = OVER_GPUS.get(name)
+    if fold is None or not isinstance(value, list) or not value:
+        return value
+    return fold(_number(item) for item in value)
 
 
 def _number(value: Any) -> float:

@@ -70,3 +70,10 @@ def test_writing_records_imports_no_tables() -> None:
     code = "import sys, xdit_bench.results.schema, xdit_bench.results.store; print('pandas' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "False"
+
+
+def test_watts_are_of_all_gpus_and_clocks_of_the_slowest() -> None:
+    telemetry = {"watts": [300.0, 350.5], "sm_mhz": [1980, 1755], "throttled_images": 0}
+    row = to_frame([record(extra={"telemetry": telemetry}), record()]).iloc[0]
+    assert (row["watts"], row["sm_mhz"], row["throttled_images"]) == (650.5, 1755.0, 0.0)
+    assert to_frame([record()])["watts"].isna().all()

@@ -1,0 +1,159 @@
+"""Every figure in words, with its numbers: what a screen reader says, and the alternative text in Markdown.
+
+Owns the sentences; takes its numbers from where the figures take theirs.
+
+    headline(group)  # '1024px: 1 GPU (u1r1) 0.730 s, ...'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from xdit_bench.reporting import draw_frontier, draw_parts, words
+from xdit_bench.reporting.entry import Entry, Size
+from xdit_bench.reporting.marks import shown_sizes
+from xdit_bench.reporting.published import Match
+from xdit_bench.reporting.study import Group
+
+
+def headline(group: Group) -> str:
+    """The headline figure in words: every bar, the baseline and the speedup of each panel."""
+    parts = []
+    for size in shown_sizes(group):
+        bars = []
+        for gpus in group.gpu_counts:
+            entry = group.cell(size, gpus)
+            if entry:
+                what = words.seconds(entry.total_s) if entry.ok else entry.outcome
+                bars.append(f"{group.count(gpus)} ({entry.factors}) {what}")
+        baseline, best = group.baseline(size), group.best(size)
+        line = f"; baseline ({baseline[1]}) {words.seconds(baseline[0].total_s)}" if baseline else "; no baseline"
+        gain = ""
+        if baseline and best and best is not baseline[0] and baseline[0].total_s and best.total_s:
+            gain = f"; best is {words.times(baseline[0].total_s / best.total_s)} the baseline's speed"
+        parts.append(f"{words.panel(group, size)}: {', '.join(bars) or 'not run'}{line}{gain}")
+    return ". ".join(parts) + "."
+
+
+def _each(group: Group, say: Callable[[Size], str]) -> str:
+    return ". ".join(f"{words.px(size)}: {said}" for size in shown_sizes(group) if (said := say(size))) or "No data"
+
+
+def cells(group: Group) -> str:
+    """Every factorization's seconds or outcome."""
+
+    def say(size: Size) -> str:
+        cells = sorted(
+            {(e.gpus, e.ulysses, e.ring) for e in group.entries if e.engine == group.engine and e.size == size}
+        )
+        said = []
+        for _, u, r in cells:
+            entry = group.split(size, u, r)
+            if entry:
+                said.append(f"u{u}r{r} {words.seconds(entry.total_s) if entry.ok else entry.outcome}")
+        return ", ".join(said)
+
+    return _each(group, say)
+
+
+def speedup(group: Group) -> str:
+    """Both ratios of the best of each GPU count."""
+
+    def say(size: Size) -> str:
+        said = []
+        for gpus in group.gpu_counts:
+            entry = group.best(size, gpus)
+            if entry:
+                ratios = [r for r in (group.scaling(entry), group.gain(entry)) if r and r.base is not entry]
+                said += (
+                    [f"{gpus}: " + ", ".join(f"{words.times(r.value)} over {r.over}" for r in ratios)] if ratios else []
+                )
+        return "; ".join(said)
+
+    return _each(group, say)
+
+
+def _best(group: Group, fact: Callable[[Entry], str]) -> str:
+    def say(size: Size) -> str:
+        entries = [(gpus, group.best(size, gpus)) for gpus in group.gpu_counts]
+        return ", ".join(f"{group.count(gpus)} {said}" for gpus, e in entries if e and (said := fact(e)))
+
+    return _each(group, say)
+
+
+def stage(group: Group) -> str:
+    """Seconds of each stage of the best."""
+    return _best(group, lambda e: " + ".join(f"{stage} {words.seconds(s)}" for stage, s in e.stages.items()))
+
+
+def memory(group: Group) -> str:
+    """Peak memory of the best."""
+    return _best(group, lambda e: words.gigabytes(e.peak_bytes) if e.peak_bytes else "")
+
+
+def energy(group: Group) -> str:
+    """Joules of the best."""
+    return _best(group, lambda e: f"{words.digits(e.energy_j)} J" if e.energy_j else "")
+
+
+def attribution(group: Group) -> str:
+    """Milliseconds of a step by term."""
+    return _best(
+        group, lambda e: " + ".join(f"{name} {words.digits(1e3 * s)} ms" for name, s in draw_parts.terms(e).items())
+    )
+
+
+def vae(group: Group) -> str:
+    """Seconds and peak memory of each VAE mode."""
+    modes, gpus = draw_parts.vae_modes(group)
+
+    def say(size: Size) -> str:
+        said = []
+        for mode in modes:
+            entry = draw_parts.vae_entry(group, size, mode, gpus)
+            if entry:
+                facts = f"{words.seconds(entry.total_s)}, peak {words.gigabytes(entry.peak_bytes)}"
+                said.append(f"vae={mode} {facts if entry.ok else entry.outcome}")
+        return ", ".join(said)
+
+    return _each(group, say)
+
+
+def engine(group: Group) -> str:
+    """Milliseconds of a step by engine and GPU count."""
+
+    def say(size: Size) -> str:
+        best: dict[str, float] = {}
+        for e in group.entries:
+            if e.ok and e.step_s and e.size == size:
+                key = f"{e.runner} on {group.count(e.gpus)}"
+                best[key] = min(e.step_s, best.get(key, e.step_s))
+        return ", ".join(f"{name} {words.digits(1e3 * step)} ms a step" for name, step in sorted(best.items()))
+
+    return _each(group, say)
+
+
+def parity(group: Group) -> str:
+    """How many points were checked, and the largest distance."""
+    checked = [e for e in group.entries if e.parity_l2 is not None]
+    wrong = sum(e.status == "incorrect" for e in checked)
+    worst = max((e.parity_l2 or 0.0 for e in checked), default=0.0)
+    return f"{len(checked)} points checked, {wrong} incorrect, the largest distance {worst:.1e}."
+
+
+def published(matches: Sequence[Match]) -> str:
+    """Published, ours and the ratio, point by point."""
+    return ". ".join(
+        f"{words.px(m.entry.size)} {m.entry.factors}: published {words.seconds(m.published.latency_s)}, ours "
+        f"{words.seconds(m.ours_s)}, ratio {m.ratio:.2f}"
+        for m in matches
+    )
+
+
+def frontier(kin: Sequence[Group]) -> str:
+    """What fits and what runs out, by cap, VAE mode and GPU count."""
+    return ". ".join(
+        f"{limit.label}: {f'{limit.fits}px fits' if limit.fits else 'nothing fits'}"
+        + (f", {limit.fails}px runs out" if limit.fails else "")
+        for limit in draw_frontier.limits(kin)
+    )
