@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xdit_bench.reporting import words
-from xdit_bench.reporting.entry import Entry, Size
+from xdit_bench.reporting.entry import Entry, Size, number
 from xdit_bench.reporting.study import Group
 from xdit_bench.results.schema import Record
 
 SHOWN = 3  # sizes a sentence names
+DRIFT = 0.05  # between a point and its repetition in fresh processes, beyond which a reader is warned
 
 
 class Sentence(NamedTuple):
@@ -175,8 +176,23 @@ def _largest_fit(group: Group) -> Entry | None:
     return max(fits, key=lambda e: (e.size[0] * e.size[1], -e.gpus, -(e.total_s or 0.0)), default=None)
 
 
+def rechecks(records: Iterable[Record]) -> list[float]:
+    """Drift of each point that was measured again in fresh processes, as a share of its first time."""
+    again = [record.telemetry.get("recheck") for record in records]
+    found = [number(repeat.get("drift")) for repeat in again if isinstance(repeat, dict)]
+    return [drift for drift in found if drift is not None]
+
+
 def _warnings(records: Iterable[Record]) -> tuple[str, ...]:
+    listed = list(records)
     counts: Counter[str] = Counter()
-    for record in records:
+    for record in listed:
         counts.update(dict.fromkeys((str(warning) for warning in record.warnings), 1))
-    return tuple(f"{said} ({count} points)" if count > 1 else said for said, count in counts.most_common())
+    said = [f"{text} ({count} points)" if count > 1 else text for text, count in counts.most_common()]
+    drifted = [drift for drift in rechecks(listed) if abs(drift) > DRIFT]
+    if drifted:
+        said.append(
+            f"{words.plural(len(drifted), 'point')} measured again in fresh processes differed by more than "
+            f"{100 * DRIFT:.0f} %, the furthest by {100 * max(drifted, key=abs):+.0f} %: this machine was not quiet"
+        )
+    return tuple(said)

@@ -53,10 +53,11 @@ def windows(figure: Figure) -> list[Window]:
 
 def _points(box: Bbox, dpi: float, height: float, margin: float = 2.0) -> tuple[float, float, float, float]:
     scale = POINTS / dpi
+    wider = 0.06 * box.width * scale  # a browser's letters are not exactly as wide as the ones measured here
     return (
         box.x0 * scale - margin,
         height - box.y1 * scale - margin,
-        box.width * scale + 2 * margin,
+        box.width * scale + 2 * margin + wider,
         box.height * scale + 2 * margin,
     )
 

@@ -18,8 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from xdit_bench.errors import ResultsError
 from xdit_bench.reporting import words
-from xdit_bench.reporting.answer import Head, answer
-from xdit_bench.reporting.entry import number
+from xdit_bench.reporting.answer import Head, answer, rechecks
 from xdit_bench.reporting.exports import export
 from xdit_bench.reporting.figures import Figure, group_figures
 from xdit_bench.reporting.images import Shot, side_by_side
@@ -246,12 +245,10 @@ def _study_facts(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
         ("Schema", str(records[0].schema)),
         ("Sources", words.listing(sorted({record.source for record in records}))),
     ]
-    drifts = [d for r in records if (d := number((r.telemetry.get("recheck") or {}).get("drift"))) is not None]
+    drifts = rechecks(records)
     if drifts:
-        worst = max(drifts, key=abs)
-        facts.append(
-            ("Measured again in fresh processes", f"{len(drifts)} points, the largest drift {100 * worst:+.1f} %")
-        )
+        worst = f"{words.plural(len(drifts), 'point')}, the largest drift {100 * max(drifts, key=abs):+.1f} %"
+        facts.append(("Measured again in fresh processes", worst))
     codes = sorted({str(record.software["code"]) for record in records if record.software.get("code")})
     return (*facts, ("Code", ", ".join(codes))) if codes else tuple(facts)
 

@@ -96,6 +96,11 @@ def title(group: Group) -> str:
     return ", ".join(parts)
 
 
+def plural(count: int, noun: str) -> str:
+    """`1 point`, `2 points`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def listing(words: Iterable[str]) -> str:
     """`a, b and c`."""
     items = list(words)

@@ -72,3 +72,14 @@ def test_another_engine_that_is_faster_is_not_hidden() -> None:
     best = head(records).sentences[0].text
     assert "1.00 s at 1024px on 2 GPUs (u2r1, usp/eager; diffusers/compile is faster, 0.900 s on 2 GPUs)" in best
     assert "faster" not in head(records[:2]).sentences[0].text
+
+
+def test_a_point_that_drifted_when_it_was_measured_again_is_a_warning() -> None:
+    noisy, quiet = (
+        record(res=res, extra={"telemetry": {"recheck": {"drift": drift}}}) for res, drift in ((512, 0.3), (768, 0.01))
+    )
+    warnings = head([noisy, quiet]).warnings
+    assert len(warnings) == 1
+    assert "1 point measured again" in warnings[0]
+    assert "the furthest by +30 %" in warnings[0]
+    assert head([quiet]).warnings == ()

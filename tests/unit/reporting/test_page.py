@@ -13,6 +13,7 @@ import pytest
 from synthetic import CPU, H200, oom, record, study
 
 from xdit_bench.errors import ResultsError
+from xdit_bench.reporting.exports import export
 from xdit_bench.reporting.page import write_report
 from xdit_bench.results.schema import Record
 
@@ -187,6 +188,13 @@ def test_parquet_is_written_where_pyarrow_is_there(report: Path) -> None:
     there = importlib.util.find_spec("pyarrow") is not None
     assert (report / "records.parquet").exists() == there
     assert ("pyarrow is not installed" in (report / "index.html").read_text()) != there
+
+
+def test_a_missing_pyarrow_is_said_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    written, remarks = export([record()], tmp_path)
+    assert [path.name for path in written] == ["records.csv", "junit.xml"]
+    assert "pyarrow is not installed" in remarks[0]
 
 
 @pytest.mark.slow
