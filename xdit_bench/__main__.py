@@ -205,7 +205,7 @@ def _measure(
 def _report(store: Store, study: str, reports_dir: Path, console: Console) -> None:
     from xdit_bench.reporting.page import write_report
 
-    write_report(store.records, study, reports_dir)
+    write_report(store.records, study, reports_dir, outputs=store.study_dir / "outputs")
     console.print(f"report: {reports_dir / study / 'index.html'}", soft_wrap=True)
 
 
@@ -271,35 +271,35 @@ def _one_line(error: Exception) -> str:
     return "; ".join(dict.fromkeys(wanted))
 
 
-def with_search_path(argv: list[str]) -> list[str]:
-    """Puts `sweeps/` and the folders of topology files where Hydra looks for config groups.
+def with_topology_files(argv: list[str]) -> list[str]:
+    """`topology=path/to/box.yaml` becomes Hydra's own form: the file's stem, from a config group of its own.
 
-    `topology=path/to/box.yaml` becomes Hydra's own form, the file's stem. Raises TopologyError for a bad file.
+    The group is a folder that holds these files alone; a folder of the person's on Hydra's search path would make
+    config groups of whatever lies in it. Raises TopologyError for a bad file.
     """
-    folders = [data_dir("sweeps").parent]
+    files: list[Path] = []
     rewritten = []
     for argument in argv:
         key, _, value = argument.partition("=")
         if key == "topology" and any(choice.endswith((".yaml", ".yml")) for choice in value.split(",")):
             choices = [Path(choice) for choice in value.split(",")]
-            for path in (path for path in choices if path.suffix):
-                load(str(path))  # refuses a bad file by file, key and rule, before Hydra sees it
-                folders.append(_as_group(path.resolve().parent))
-            rewritten.append(f"topology={','.join(path.stem for path in choices)}")
-        elif key == "hydra.searchpath":
-            folders += [Path(folder.removeprefix("file://")) for folder in value.strip("[]").split(",")]
-        else:
-            rewritten.append(argument)
-    return [*rewritten, f"hydra.searchpath=[{','.join(f'file://{f}' for f in dict.fromkeys(folders))}]"]
+            files += [path for path in choices if path.suffix]
+            argument = f"topology={','.join(path.stem for path in choices)}"
+        rewritten.append(argument)
+    if not files:
+        return argv
+    group = Path(tempfile.mkdtemp(prefix="xdit_bench_")) / "topology"  # stays: a cluster's job composes again
+    group.mkdir()
+    for path in files:
+        load(str(path))  # refuses a bad file by file, key and rule, before Hydra sees it
+        (group / f"{path.stem}.yaml").symlink_to(path.resolve())
+    return [*rewritten, f"hydra.searchpath=[file://{group.parent}]"]
 
 
-def _as_group(folder: Path) -> Path:
-    """A folder of YAMLs as the config group `topology`: Hydra looks for `<search path>/topology/<name>.yaml`."""
-    if folder.name == "topology":
-        return folder.parent
-    root = Path(tempfile.mkdtemp(prefix="xdit_bench_"))
-    (root / "topology").symlink_to(folder)
-    return root
+def reproducible(argv: list[str]) -> str:
+    """The line to type again. Where the person kept results is left out: a record may be shown to others."""
+    kept = [argument for argument in argv if not argument.startswith(("results_dir=", "reports_dir="))]
+    return shlex.join(["python", "-m", "xdit_bench", *kept])
 
 
 def knobs() -> str:
@@ -323,11 +323,11 @@ def main(argv: list[str] | None = None) -> int:
     if {"-h", "--help"} & set(given):
         print(knobs())
         return 0
-    command = shlex.join(["python", "-m", "xdit_bench", *given])
+    command = reproducible(given)
     console = Console(stderr=False, highlight=False)
     plan = Plan(machine=probe())
     try:
-        compose_and_plan(with_search_path(given), plan, console, command)
+        compose_and_plan(with_topology_files(given), plan, console, command)
         if plan.error:
             raise plan.error
         if not plan.points:

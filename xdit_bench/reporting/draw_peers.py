@@ -68,7 +68,7 @@ def parity(group: Group, layout: Layout) -> Figure:
                       textcoords="offset points", ha="right", va="top", color=BASELINE, fontsize=6.5)  # fmt: skip
     axis.set_xscale("log")
     axis.grid(axis="x")
-    axis.set_xlim(floor / 2, max([bound or 0.0] + [e.parity_l2 or 0.0 for e in entries]) * 3)
+    axis.set_xlim(floor / 2, max([bound or 10 * floor] + [e.parity_l2 or 0.0 for e in entries]) * 3)
     axis.set_yticks(range(len(runners)), runners)
     axis.set_ylim(-0.6, len(runners) - 0.4)
     axis.set_xlabel("relative L2 of the latents" + (" (equal to the last bit: left edge)" if exact else ""))
