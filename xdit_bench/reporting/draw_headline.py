@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Entry, Size
-from xdit_bench.reporting.marks import bar_style, failed_bar, label_rows, shown_sizes
+from xdit_bench.reporting.marks import bar_style, failed_bar, frame_bars, label_rows, shown_sizes
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import BASELINE, BLUE, INK, MUTED, PAPER, Layout, empty, panels
 
@@ -55,7 +55,7 @@ def _headline_panel(axis: Axes, group: Group, size: Size, *, narrow: bool) -> No
             _timed_bar(axis, group, x, entry, level, _beside(group, size, entry, baseline, axis.get_ylim()[1]))
             labels[-1] += f"{chr(10) if wrap else ' '}({entry.factors})"
     axis.set_xticks(range(len(cells)), labels)
-    axis.set_xlim(-0.6, len(cells) - 0.4)
+    frame_bars(axis, len(cells))
     axis.set_xlabel(words.unit(group))
     if baseline and level:
         axis.axhline(level, color=BASELINE, linestyle=(0, (4, 2.5)), linewidth=1.1, zorder=3)

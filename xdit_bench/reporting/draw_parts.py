@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from xdit_bench.reporting import words
 from xdit_bench.reporting.draw_headline import why_none
 from xdit_bench.reporting.entry import Entry, Size, number, pick
-from xdit_bench.reporting.marks import bar_style, failed_bar, label_rows, legend, legend_patch, shown_sizes
+from xdit_bench.reporting.marks import bar_style, failed_bar, frame_bars, label_rows, legend, legend_patch, shown_sizes
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import (
     BASELINE,
@@ -240,5 +240,5 @@ def attribution_terms(group: Group) -> list[str]:
 
 def _bar_ticks(axis: Axes, group: Group, bars: Sequence[tuple[str, Entry | None]]) -> None:
     axis.set_xticks(range(len(bars)), [label for label, _ in bars])
-    axis.set_xlim(-0.6, len(bars) - 0.4)
+    frame_bars(axis, len(bars))
     axis.set_xlabel(words.unit(group))

@@ -50,6 +50,12 @@ def legend_patch(group: Group, colour: str, label: str) -> Patch:
     return Patch(label=label, **bar_style(group, colour))
 
 
+def frame_bars(axis: Axes, count: int) -> None:
+    """Bars no wider than a third of the panel, however few there are."""
+    spare = max(0, 3 - count) / 2
+    axis.set_xlim(-0.6 - spare, count - 0.4 + spare)
+
+
 def label_rows(axes: Sequence[Axes], label: str) -> None:
     """The same label for the first panel of each row."""
     for axis in axes:
