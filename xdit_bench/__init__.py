@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_dir(name: str) -> Path:
-    """Folder of the data that ships with the package: `conf`, `sweeps` or `published`.
+    """Folder of the data that ships with the package: `conf` or `published`.
 
     In a checkout or an editable install these stand beside the package, in a wheel below it.
     """
