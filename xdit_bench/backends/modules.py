@@ -127,9 +127,10 @@ def image_shift(image_tokens: int, model: ModelSpec) -> float:
 
 
 def parameter_bytes(modules: Modules) -> int:
-    """Bytes of all weights on this rank."""
+    """Bytes of all weights on this rank's device; an engine may keep what other ranks hold in host memory."""
+    device = next(modules.vae.parameters()).device
     tensors = {t.data_ptr(): t for name in PIPELINE_PARTS for t in getattr(modules, name).parameters()}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    return sum(t.numel() * t.element_size() for t in tensors.values() if t.device == device)
 
 
 def _random_ids(point: Point, model: ModelSpec) -> tuple[torch.Tensor, torch.Tensor]:
