@@ -33,6 +33,7 @@ from xdit_bench import data_dir
 from xdit_bench.config import Config, ModelSpec, Point, check_available, lacking, resolve
 from xdit_bench.errors import ConfigError, TopologyError, UserError
 from xdit_bench.results.store import Store
+from xdit_bench.runner.plan import Job, baselines
 from xdit_bench.topology import match
 from xdit_bench.topology.probe import fingerprint, probe, software
 from xdit_bench.topology.specs import Topology, from_dict, load
@@ -160,14 +161,42 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
 
     for note in dict.fromkeys(note for planned in points for note in planned.notes):
         console.print(f"[bold yellow]PREDICTED[/] {note}", soft_wrap=True)
-    for planned in points:
-        record = predicted_record(planned.point, planned.model, planned.topology, study, lacking(planned.cfg))
+    for planned in [*points, *_baselines(points)]:
+        why_not = lacking(planned.cfg) if planned in points else None
+        record = predicted_record(planned.point, planned.model, planned.topology, study, why_not)
         record.command = command
         record.warnings = [*planned.notes, *record.warnings]
         if not store.find(record.run_id):
             store.append(record)
     seconds = "predictions never stand in for measurements: calibrate or measure before you buy"
     console.print(f"{len(points)} points predicted; {seconds}", soft_wrap=True)
+
+
+def _baselines(points: list[PlannedPoint]) -> list[PlannedPoint]:
+    """The one-GPU points that predictions are compared with, as a measured plan adds them. An engine that can not be
+    measured is compared with itself alone: plain diffusers of today is no base for the figures of another year."""
+    added: dict[Point, PlannedPoint] = {}
+    for planned in points:
+        job = _job(planned, "")
+        for base in baselines([job], planned.topology.gpus):
+            if base.point.engine == planned.point.engine or "measured" in planned.cfg.engine["sources"]:
+                added.setdefault(base.point, dataclasses.replace(planned, point=base.point))
+    asked = {planned.point for planned in points}
+    return [planned for point, planned in added.items() if point not in asked]
+
+
+def _job(planned: PlannedPoint, command: str) -> Job:
+    cfg = planned.cfg
+    return Job(
+        point=planned.point,
+        model=planned.model,
+        measure=cfg.measure,
+        run=cfg.run,
+        launch=cfg.launch,
+        save_outputs=cfg.save_outputs,
+        command=command,
+        why_not=lacking(cfg),
+    )
 
 
 def _measure(
@@ -180,25 +209,13 @@ def _measure(
 ) -> None:
     if not points:
         return
-    from xdit_bench.runner.execute import Job, run_plan
+    from xdit_bench.runner.execute import run_plan
 
     packages = software()
     on_cpu = points[0].topology.name == "cpu"
     here = {**machine, "device": "cpu", "gpus": CPU_RANKS} if on_cpu else machine
     here = {**here, "fingerprint": fingerprint(here, packages)}
-    jobs = [
-        Job(
-            point=p.point,
-            model=p.model,
-            measure=p.cfg.measure,
-            run=p.cfg.run,
-            launch=p.cfg.launch,
-            save_outputs=p.cfg.save_outputs,
-            command=command,
-            why_not=lacking(p.cfg),
-        )
-        for p in points
-    ]
+    jobs = [_job(planned, command) for planned in points]
     run_plan(jobs, store, machine=here, software=packages, study=study, console=console)
 
 

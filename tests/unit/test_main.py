@@ -84,6 +84,15 @@ def test_the_cards_command_leaves_a_record_for_each_of_its_24_cells(here: Path) 
     assert all(r.status == "infeasible" and "16 GPUs" in r.reason for r in records if r.point["gpus"] == 16)
 
 
+def test_a_prediction_gets_the_baselines_that_a_measured_plan_gets(here: Path) -> None:
+    assert main(["ulysses=4", "run.report=false", "study=s"]) == 0
+    records = {(r.point["engine"], r.point["ulysses"], r.point["vae"]) for r in read_records(here / "results" / "s")}
+    assert records == {("usp", 4, "parallel"), ("usp", 1, "parallel"), ("stock", 1, "single")}
+    assert main(["engine=xdit_2024", "ulysses=4", "vae=none", "run.report=false", "study=t"]) == 0
+    engines = [r.point["engine"] for r in read_records(here / "results" / "t")]
+    assert engines == ["xdit_2024", "xdit_2024"]
+
+
 def test_a_sweep_without_an_ok_point_exits_1(here: Path) -> None:
     assert main(["ulysses=5", "run.report=false"]) == 1
     (record,) = read_records(here / "results" / "a100_nvlink-flux_schnell")

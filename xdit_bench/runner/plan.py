@@ -51,7 +51,7 @@ class Cell:
 def make_cells(jobs: Sequence[Job], *, gpus: int, fingerprint: str, code: str) -> list[Cell]:
     """All cells in running order; infeasible ones first, since they cost nothing."""
     cells: dict[str, Cell] = {}
-    for job in [*jobs, *_baselines(jobs, gpus)]:
+    for job in [*jobs, *baselines(jobs, gpus)]:
         identity = run_id(job.point, fingerprint, code)
         why_not = job.why_not or infeasible(job.point, job.model, gpus=gpus)
         cells.setdefault(identity, Cell(job, identity, reference_key(job.point, fingerprint, code), why_not))
@@ -95,7 +95,7 @@ def cost(point: Point) -> float:
     return 0.2 + point.steps * (tokens * 12.9e9 + 4 * tokens**2 * 3072 * 57) / 5e14 / point.gpus
 
 
-def _baselines(jobs: Sequence[Job], gpus: int) -> list[Job]:
+def baselines(jobs: Sequence[Job], gpus: int) -> list[Job]:
     """Every feasible point's two one-GPU baselines: its own engine, and plain diffusers.
 
     Of plain diffusers the VAE is the single-GPU one; kernel and execution are what it does by itself.
