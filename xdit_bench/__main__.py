@@ -31,7 +31,7 @@ from rich.console import Console
 
 from xdit_bench import data_dir
 from xdit_bench.config import Config, ModelSpec, Point, check_available, lacking, resolve
-from xdit_bench.errors import ConfigError, TopologyError, UserError
+from xdit_bench.errors import ConfigError, RankCrashed, TopologyError, UserError
 from xdit_bench.results.store import Store
 from xdit_bench.runner.plan import Job, baselines
 from xdit_bench.topology import match
@@ -129,6 +129,12 @@ def _source(cfg: Config, topology: Topology, machine: dict[str, Any]) -> tuple[b
 
 def run(plan: Plan, console: Console, command: str) -> int:
     """Runs or predicts every point of a plan, writes the reports, returns the exit code. Raises UserError."""
+    lent = next((planned for planned in plan.points if planned.measured and planned.cfg.launch.node_rank > 0), None)
+    if lent is not None:  # before a store is opened: on a shared folder the first machine holds its lock
+        from xdit_bench.runner.execute import lend
+
+        lend(_job(lent, command), _machine(lent, plan.machine))
+        return 0
     ok = False
     for study in dict.fromkeys(planned.cfg.study for planned in plan.points):
         points = [planned for planned in plan.points if planned.cfg.study == study]
@@ -212,11 +218,16 @@ def _measure(
     from xdit_bench.runner.execute import run_plan
 
     packages = software()
-    on_cpu = points[0].topology.name == "cpu"
-    here = {**machine, "device": "cpu", "gpus": CPU_RANKS} if on_cpu else machine
+    here = _machine(points[0], machine)
     here = {**here, "fingerprint": fingerprint(here, packages)}
     jobs = [_job(planned, command) for planned in points]
     run_plan(jobs, store, machine=here, software=packages, study=study, console=console)
+
+
+def _machine(planned: PlannedPoint, machine: dict[str, Any]) -> dict[str, Any]:
+    """This machine as the point sees it: its GPUs, or CPU ranks whatever the cores."""
+    on_cpu = planned.topology.name == "cpu"
+    return {**machine, "device": "cpu", "gpus": CPU_RANKS} if on_cpu else machine
 
 
 def _report(store: Store, study: str, reports_dir: Path, console: Console) -> None:
@@ -353,6 +364,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", soft_wrap=True, markup=False)
         return BAD_INPUT
+    except RankCrashed as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", soft_wrap=True, markup=False)
+        return NO_POINT_OK
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; what was done is kept, the same command goes on from there")
         return INTERRUPTED

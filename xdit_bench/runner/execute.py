@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from xdit_bench.config import Point
+from xdit_bench.config import LaunchConfig, Point
 from xdit_bench.measure.nvml import Telemetry
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
@@ -47,17 +47,13 @@ def run_plan(
     """Measures every job and the one-GPU baselines the grid lacks, appending a record each to `store`.
 
     `machine` holds `fingerprint`, `device` (cuda or cpu) and `gpus` (ranks there may be). Points whose record
-    exists are left out (`run.resume`). On a machine with `launch.node_rank` above 0 it lends its ranks to the first
-    machine's plan and writes nothing. Raises ResultsError when a record can not be written and KeyboardInterrupt;
+    exists are left out (`run.resume`). Raises ResultsError when a record can not be written and KeyboardInterrupt;
     all processes are gone and all finished records are on disk then.
     """
     if not jobs:
         return
     launch = jobs[0].launch
-    here = min(machine["gpus"], launch.gpus or machine["gpus"])
-    if launch.node_rank > 0:
-        serve_node(launch, ranks=here, device=machine["device"], transport=jobs[0].point.transport)
-        return
+    here = ranks_here(launch, machine)
     if launch.nnodes > 1:
         machine = {**machine, "nodes": launch.nnodes, "fingerprint": f"{machine['fingerprint']}x{launch.nnodes}"}
     code = code_version()
@@ -74,6 +70,24 @@ def run_plan(
             session.kill()
             raise
         session.close(last=True)
+
+
+def lend(job: Job, machine: dict[str, Any]) -> None:
+    """On a machine after the first (`launch.node_rank` above 0): its ranks for the first one's plan, nothing written.
+
+    Raises RankCrashed when the first machine can not be reached, and KeyboardInterrupt.
+    """
+    serve_node(
+        job.launch,
+        ranks=ranks_here(job.launch, machine),
+        device=machine["device"],
+        transport=job.point.transport,
+    )
+
+
+def ranks_here(launch: LaunchConfig, machine: dict[str, Any]) -> int:
+    """Ranks that this machine starts at most."""
+    return int(min(machine["gpus"], launch.gpus or machine["gpus"]))
 
 
 @dataclass

@@ -73,6 +73,8 @@ class Pool:
         Raises RankCrashed with the log's end when they do not.
         """
         launch = launch or LaunchConfig()
+        self._like = (ranks, device, transport, launch)
+        self.nnodes = launch.nnodes
         self.ranks = ranks * launch.nnodes
         self.device = device
         self.transport = transport
@@ -91,6 +93,11 @@ class Pool:
         except BaseException:
             self.kill()
             raise
+
+    def again(self) -> Pool:
+        """A new pool like this one."""
+        ranks, device, transport, launch = self._like
+        return Pool(ranks, device, transport=transport, launch=launch)
 
     @property
     def pids(self) -> list[int]:

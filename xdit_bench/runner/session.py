@@ -79,8 +79,10 @@ class Session:
         return outcome
 
     def close(self, *, last: bool = False) -> None:
-        """Lets the ranks go."""
+        """Lets the ranks go; `last` lets the other machines of a run go too, by ranks that live to tell them."""
         if self.pool is not None:
+            if last and self.pool.nnodes > 1 and not self.pool.check():
+                self.pool = self.pool.again()
             self.pool.close(last=last)
             self.pool = None
 
