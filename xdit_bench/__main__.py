@@ -15,6 +15,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from rich.console import Console
 from xdit_bench import data_dir
 from xdit_bench.config import Config, ModelSpec, Point, check_available, lacking, resolve
 from xdit_bench.errors import ConfigError, RankCrashed, TopologyError, UserError
-from xdit_bench.results.store import Store
+from xdit_bench.results.store import Store, read_records
 from xdit_bench.runner.plan import Job, baselines
 from xdit_bench.topology import match
 from xdit_bench.topology.probe import fingerprint, probe, software
@@ -127,8 +128,11 @@ def _source(cfg: Config, topology: Topology, machine: dict[str, Any]) -> tuple[b
     return False, (f"this machine is not {topology.name} ({'; '.join(wrong)}): predicted",)
 
 
-def run(plan: Plan, console: Console, command: str) -> int:
-    """Runs or predicts every point of a plan, writes the reports, returns the exit code. Raises UserError."""
+def run(plan: Plan, console: Console, command: str, *, shared: bool = False) -> int:
+    """Runs or predicts every point of a plan, writes the reports, returns the exit code. Raises UserError.
+
+    `shared` says that other jobs of the same sweep write the same studies meanwhile.
+    """
     lent = next((planned for planned in plan.points if planned.measured and planned.cfg.launch.node_rank > 0), None)
     if lent is not None:  # before a store is opened: on a shared folder the first machine holds its lock
         from xdit_bench.runner.execute import lend
@@ -138,14 +142,21 @@ def run(plan: Plan, console: Console, command: str) -> int:
     ok = False
     for study in dict.fromkeys(planned.cfg.study for planned in plan.points):
         points = [planned for planned in plan.points if planned.cfg.study == study]
-        ok |= run_study(study, points, plan.machine, console, command)
+        ok |= run_study(study, points, plan.machine, console, command, shared)
     return 0 if ok else NO_POINT_OK
 
 
-def run_study(study: str, points: list[PlannedPoint], machine: dict[str, Any], console: Console, command: str) -> bool:
+def run_study(
+    study: str,
+    points: list[PlannedPoint],
+    machine: dict[str, Any],
+    console: Console,
+    command: str,
+    shared: bool,
+) -> bool:
     """One study of a plan; True when a point of it is ok."""
     cfg = points[0].cfg
-    with Store.open(Path(cfg.results_dir), study) as store:
+    with Store.open(Path(cfg.results_dir), study, shared=shared) as store:
         _predict(study, [p for p in points if not p.measured], store, console, command)
         try:
             _measure(study, [p for p in points if p.measured], store, machine, console, command)
@@ -233,22 +244,41 @@ def _machine(planned: PlannedPoint, machine: dict[str, Any]) -> dict[str, Any]:
 def _report(store: Store, study: str, reports_dir: Path, console: Console) -> None:
     from xdit_bench.reporting.page import write_report
 
-    write_report(store.records, study, reports_dir, outputs=store.study_dir / "outputs")
+    records = read_records(store.study_dir)  # not the store's: other jobs of a cluster's sweep have written too
+    write_report(records, study, reports_dir, outputs=store.study_dir / "outputs")
     console.print(f"report: {reports_dir / study / 'index.html'}", soft_wrap=True)
 
 
-def compose_and_plan(argv: list[str], plan: Plan, console: Console, command: str) -> None:
+@dataclass
+class Jobs:
+    """What Hydra calls for each job: planning here, running at once in a process of a cluster's own."""
+
+    plan: Plan
+    command: str
+
+    def __call__(self, raw: DictConfig) -> None:
+        """Adds the job's point to the plan, or runs it where another launcher than Hydra's basic one sent it."""
+        if str(HydraConfig.get().launcher.get("_target_", "")).endswith("BasicLauncher"):
+            self.plan.add(raw)
+            return
+        alone = Plan(machine=probe())  # the machine that submitted may have no GPU
+        alone.add(raw)
+        if alone.error:
+            raise alone.error
+        run(alone, Console(highlight=False), self.command, shared=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        register()  # unpickled on a cluster's node, where nothing was composed yet
+
+
+def compose_and_plan(argv: list[str], plan: Plan, command: str) -> None:
     """Lets Hydra compose every job of the command line into the plan. Raises UserError for what it refuses."""
     register()
+    jobs = Jobs(plan, command)
 
-    def job(cfg: DictConfig) -> None:
-        plan.add(cfg)
-        launcher = str(HydraConfig.get().launcher.get("_target_", ""))
-        if not launcher.endswith("BasicLauncher"):  # a cluster's job is alone in its process: it runs its own point
-            if plan.error:
-                raise plan.error
-            run(plan, console, command)
-            plan.points.clear()
+    def job(cfg: DictConfig) -> None:  # Hydra asks for a function
+        jobs(cfg)
 
     app: Callable[[], None] = hydra.main(version_base="1.3", config_path=str(data_dir("conf")), config_name="config")(
         job
@@ -258,7 +288,8 @@ def compose_and_plan(argv: list[str], plan: Plan, console: Console, command: str
     try:
         # Hydra composes every job of a sweep once to see that it can, then again to run it. Our jobs only plan, so
         # composing them is the check, and nothing has run when one is refused.
-        with patch.object(Sweeper, "validate_batch_is_legal"):
+        elsewhere = any(argument.startswith("hydra/launcher=") for argument in argv)
+        with nullcontext() if elsewhere else patch.object(Sweeper, "validate_batch_is_legal"):
             app()
     except MissingConfigException as error:
         raise ConfigError(_nearest(error)) from error
@@ -355,7 +386,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(stderr=False, highlight=False)
     plan = Plan(machine=probe())
     try:
-        compose_and_plan(with_topology_files(given), plan, console, command)
+        compose_and_plan(with_topology_files(given), plan, command)
         if plan.error:
             raise plan.error
         if not plan.points:

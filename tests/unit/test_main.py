@@ -144,3 +144,13 @@ def test_a_predicted_cell_its_engine_lacks_is_infeasible_too(here: Path) -> None
     by_vae = {r.point["vae"]: r for r in read_records(here / "results" / "s")}
     assert by_vae["parallel"].status == "infeasible"
     assert by_vae["single"].status == "ok"
+
+
+@pytest.mark.slow
+def test_jobs_of_another_launcher_run_their_own_points_into_one_study(here: Path) -> None:
+    argv = ["-m", "hydra/launcher=submitit_local", "ulysses=1,2", "engine=xdit_2024", "vae=none", "study=s"]
+    command = [sys.executable, "-m", "xdit_bench", *argv, "run.report=false"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    points = {(r.point["ulysses"], r.status) for r in read_records(here / "results" / "s")}
+    assert points == {(1, "ok"), (2, "ok")}

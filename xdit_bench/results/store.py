@@ -13,7 +13,8 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
@@ -84,8 +85,11 @@ class Store:
         self.records = done
 
     @classmethod
-    def open(cls, results_dir: Path, study: str) -> Store:
-        """Creates or opens `results_dir/study`, repairs a torn last line, takes the lock. Raises ResultsError."""
+    def open(cls, results_dir: Path, study: str, *, shared: bool = False) -> Store:
+        """Creates or opens `results_dir/study`, repairs a torn last line, takes the lock. Raises ResultsError.
+
+        `shared`: the jobs of one sweep over a cluster write side by side; a sweep of its own keeps them out.
+        """
         study_dir = results_dir / study
         try:
             study_dir.mkdir(parents=True, exist_ok=True)
@@ -96,7 +100,7 @@ class Store:
                 f"set results_dir to a folder that can"
             ) from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             lock.close()
             raise ResultsError(
@@ -105,9 +109,10 @@ class Store:
             ) from error
         try:
             path = study_dir / RECORDS
-            _repair(path)
-            done = read_records(study_dir) if path.exists() else []
             out = path.open("ab", buffering=0)  # a buffer would keep the bytes of a failed write
+            with _alone(out):
+                _repair(path)
+                done = read_records(study_dir)
         except ResultsError:
             lock.close()
             raise
@@ -119,19 +124,20 @@ class Store:
     def append(self, record: Record) -> None:
         """Writes one line and waits until the disk has it. Raises ResultsError when the disk is full."""
         line = json.dumps(_finite(record.to_dict()), separators=(",", ":"), allow_nan=False).encode() + b"\n"
-        end = self._out.seek(0, os.SEEK_END)
-        try:
-            rest = memoryview(line)
-            while rest:
-                rest = rest[self._out.write(rest) :]
-            os.fsync(self._out.fileno())
-        except OSError as error:
-            # half a line would hide the next record: cut back to the last whole one
-            os.ftruncate(self._out.fileno(), end)
-            raise ResultsError(
-                f"{self.study_dir / RECORDS} can not take another record ({error.strerror}); earlier records are "
-                f"intact: make room and run the same command again, it goes on from here"
-            ) from error
+        with _alone(self._out):
+            end = self._out.seek(0, os.SEEK_END)
+            try:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[self._out.write(rest) :]
+                os.fsync(self._out.fileno())
+            except OSError as error:
+                # half a line would hide the next record: cut back to the last whole one
+                os.ftruncate(self._out.fileno(), end)
+                raise ResultsError(
+                    f"{self.study_dir / RECORDS} can not take another record ({error.strerror}); earlier records are "
+                    f"intact: make room and run the same command again, it goes on from here"
+                ) from error
         self.records.append(record)
 
     def find(self, run_id: str) -> Record | None:
@@ -150,6 +156,16 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _alone(file: RawIOBase) -> Iterator[None]:
+    """Keeps the other jobs of a shared study from writing meanwhile."""
+    fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file.fileno(), fcntl.LOCK_UN)
 
 
 def _repair(path: Path) -> None:

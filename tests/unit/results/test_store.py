@@ -149,3 +149,13 @@ def test_a_point_whose_counts_are_no_counts_is_refused_by_name(value: object) ->
     data["point"]["height"] = value
     with pytest.raises(ResultsError, match=r"point\.height must be a whole number above 0"):
         Record.from_dict(data)
+
+
+def test_jobs_of_one_sweep_share_a_study_and_keep_other_sweeps_out(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "s", shared=True) as one, Store.open(tmp_path, "s", shared=True) as other:
+        one.append(record(res=256))
+        other.append(record(res=512))
+        one.append(record(res=768))
+        with pytest.raises(ResultsError, match="one sweep at a time"):
+            Store.open(tmp_path, "s")
+    assert [r.point["res"] for r in read_records(tmp_path / "s")] == [256, 512, 768]
