@@ -242,10 +242,12 @@ def _machine(planned: PlannedPoint, machine: dict[str, Any]) -> dict[str, Any]:
 
 
 def _report(store: Store, study: str, reports_dir: Path, console: Console) -> None:
-    from xdit_bench.reporting.page import write_report
+    from xdit_bench.reporting.page import summary, write_report
 
     records = read_records(store.study_dir)  # not the store's: other jobs of a cluster's sweep have written too
     write_report(records, study, reports_dir, outputs=store.study_dir / "outputs")
+    for line in summary(records):
+        console.print(line, soft_wrap=True, markup=False)
     console.print(f"report: {reports_dir / study / 'index.html'}", soft_wrap=True)
 
 

@@ -98,6 +98,12 @@ def write_report(
         ) from error
 
 
+def summary(records: list[Record]) -> list[str]:
+    """The report's answer for a console: best configuration, speedup and memory, a line each."""
+    head = answer(group_records(records), newest(records))
+    return [f"{sentence.lead}: {sentence.text}" if sentence.lead else sentence.text for sentence in head.sentences]
+
+
 def _write(
     records: list[Record],
     study: str,
