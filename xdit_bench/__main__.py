@@ -7,16 +7,11 @@ Exit codes: 0 done (failed cells are records), 1 no point `ok`, 2 bad input, 130
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import os
-import re
-import shlex
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,101 +26,16 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from xdit_bench import data_dir
-from xdit_bench.config import Config, ModelSpec, Point, check_available, lacking, resolve
-from xdit_bench.errors import ConfigError, RankCrashed, TopologyError, UserError
+from xdit_bench.arguments import knobs, nearest, one_line, reproducible, with_topology_files
+from xdit_bench.config import Config, lacking
+from xdit_bench.errors import ConfigError, RankCrashed, UserError
+from xdit_bench.planning import Plan, PlannedPoint, predicted_baselines, to_job
 from xdit_bench.results.store import Store, read_records
-from xdit_bench.runner.plan import Job, baselines
 from xdit_bench.topology import match
 from xdit_bench.topology.probe import fingerprint, probe, software
-from xdit_bench.topology.specs import Topology, from_dict, load
 
 CPU_RANKS = 8
-KNOB = re.compile(r"^(?P<indent>\s*)(?P<dash>- )?(?P<name>\w+): *(?P<value>[^#]*?) *(?:# (?P<note>.*))?$")
 NO_POINT_OK, BAD_INPUT, INTERRUPTED = 1, 2, 130
-
-
-@dataclass(frozen=True)
-class PlannedPoint:
-    """One job's point with all that running it needs. `measured` says whether it is run or predicted."""
-
-    point: Point
-    model: ModelSpec
-    topology: Topology
-    cfg: Config
-    measured: bool
-    notes: tuple[str, ...] = ()
-
-
-@dataclass
-class Plan:
-    """The points of all jobs, collected before any runs, and the first thing wrong with any of them."""
-
-    machine: dict[str, Any]
-    points: list[PlannedPoint] = field(default_factory=list)
-    error: UserError | None = None
-
-    def add(self, raw: DictConfig) -> None:
-        """One Hydra job. Never raises for bad input: Hydra would print a trace and go on."""
-        try:
-            self.points.append(plan_point(raw, self.machine))
-        except UserError as error:
-            self.error = self.error or error
-
-
-def plan_point(raw: DictConfig, machine: dict[str, Any]) -> PlannedPoint:
-    """A composed config as a point of this machine or of the named topology. Raises UserError."""
-    cfg: Config = OmegaConf.to_object(raw)  # type: ignore[assignment]
-    typed = {override.split("=")[0] for override in HydraConfig.get().overrides.task}
-    point, model = resolve(cfg, size_typed="res" in typed)
-    topology = _topology(cfg, machine)
-    measured, notes = _source(cfg, topology, machine)
-    dtype = cfg.dtype.value
-    if dtype == "auto":
-        dtype = "fp32" if topology.name == "cpu" else "bf16"
-    if measured:
-        check_available(cfg, point)
-    return PlannedPoint(
-        point=dataclasses.replace(point, dtype=dtype, topology=topology.name),
-        model=model,
-        topology=topology,
-        cfg=cfg,
-        measured=measured,
-        notes=notes,
-    )
-
-
-def _topology(cfg: Config, machine: dict[str, Any]) -> Topology:
-    """The topology named, or for `auto` this machine's when it has GPUs, else a100_nvlink."""
-
-    if cfg.topology["name"] != "auto":
-        return from_dict(cfg.topology, origin=f"topology={cfg.topology['name']}")
-    return match.auto_topology(machine)
-
-
-def _source(cfg: Config, topology: Topology, machine: dict[str, Any]) -> tuple[bool, tuple[str, ...]]:
-    """Whether the point is measured, and what a reader must be told about that. Raises UserError."""
-    asked = cfg.source.value
-    if "measured" not in cfg.engine["sources"]:
-        if asked == "measured":
-            raise ConfigError(f"engine={cfg.engine['name']} exists for predictions alone; use source=predicted")
-        return False, ()
-    if asked == "predicted":
-        return False, ()
-    if topology.name == "cpu":
-        return True, ()
-    if asked == "auto" and cfg.topology["name"] == "auto":
-        if machine["device"] == "cuda":
-            return True, ()
-        return False, (f"no GPU here: predicted for {topology.name} ({topology.gpus} x {topology.gpu.name})",)
-    wrong = match.differences(topology, machine)
-    if not wrong:
-        return True, ()
-    if asked == "measured":
-        raise TopologyError(
-            f"source=measured needs the machine that topology={topology.name} names: {'; '.join(wrong)}; "
-            f"use topology=auto to measure this machine, or source=predicted"
-        )
-    return False, (f"this machine is not {topology.name} ({'; '.join(wrong)}): predicted",)
 
 
 def run(plan: Plan, console: Console, command: str, *, shared: bool = False) -> int:
@@ -137,7 +47,7 @@ def run(plan: Plan, console: Console, command: str, *, shared: bool = False) -> 
     if lent is not None:  # before a store is opened: on a shared folder the first machine holds its lock
         from xdit_bench.runner.execute import lend
 
-        lend(_job(lent, command), _machine(lent, plan.machine))
+        lend(to_job(lent, command), _machine(lent, plan.machine))
         return 0
     ok = False
     for study in dict.fromkeys(planned.cfg.study for planned in plan.points):
@@ -178,7 +88,7 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
 
     for note in dict.fromkeys(note for planned in points for note in planned.notes):
         console.print(f"[bold yellow]PREDICTED[/] {note}", soft_wrap=True)
-    for planned in [*points, *_baselines(points)]:
+    for planned in [*points, *predicted_baselines(points)]:
         why_not = lacking(planned.cfg) if planned in points else None
         record = predicted_record(planned.point, planned.model, planned.topology, study, why_not)
         record.command = command
@@ -187,33 +97,6 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
             store.append(record)
     seconds = "predictions never stand in for measurements: calibrate or measure before you buy"
     console.print(f"{len(points)} points predicted; {seconds}", soft_wrap=True)
-
-
-def _baselines(points: list[PlannedPoint]) -> list[PlannedPoint]:
-    """The one-GPU points that predictions are compared with, as a measured plan adds them. An engine that can not be
-    measured is compared with itself alone: plain diffusers of today is no base for the figures of another year."""
-    added: dict[Point, PlannedPoint] = {}
-    for planned in points:
-        job = _job(planned, "")
-        for base in baselines([job], planned.topology.gpus):
-            if base.point.engine == planned.point.engine or "measured" in planned.cfg.engine["sources"]:
-                added.setdefault(base.point, dataclasses.replace(planned, point=base.point))
-    asked = {planned.point for planned in points}
-    return [planned for point, planned in added.items() if point not in asked]
-
-
-def _job(planned: PlannedPoint, command: str) -> Job:
-    cfg = planned.cfg
-    return Job(
-        point=planned.point,
-        model=planned.model,
-        measure=cfg.measure,
-        run=cfg.run,
-        launch=cfg.launch,
-        save_outputs=cfg.save_outputs,
-        command=command,
-        why_not=lacking(cfg),
-    )
 
 
 def _measure(
@@ -231,7 +114,7 @@ def _measure(
     packages = software()
     here = _machine(points[0], machine)
     here = {**here, "fingerprint": fingerprint(here, packages)}
-    jobs = [_job(planned, command) for planned in points]
+    jobs = [to_job(planned, command) for planned in points]
     run_plan(jobs, store, machine=here, software=packages, study=study, console=console)
 
 
@@ -294,9 +177,9 @@ def compose_and_plan(argv: list[str], plan: Plan, command: str) -> None:
         with nullcontext() if elsewhere else patch.object(Sweeper, "validate_batch_is_legal"):
             app()
     except MissingConfigException as error:
-        raise ConfigError(_nearest(error)) from error
+        raise ConfigError(nearest(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(one_line(error)) from error
     except OSError as error:
         raise ConfigError(f"results can not be written ({error}); set results_dir to a folder that can") from error
 
@@ -316,73 +199,11 @@ def _study_topology(name: str) -> str:
     return match.auto_name(probe()) if name == "auto" else name
 
 
-def _nearest(error: MissingConfigException) -> str:
-    """`unknown topology 'a100_nvlnk'; did you mean a100_nvlink? There are …`."""
-    group, _, given = str(error.missing_cfg_file or "").rpartition("/")
-    options = [option for option in (error.options or []) if option != "auto"]
-    close = difflib.get_close_matches(given, options, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"unknown {group or 'config'} {given!r}; {hint}There are {', '.join(options)}"
-
-
-def _one_line(error: Exception) -> str:
-    """Hydra's message without its trace: what it refuses, then why."""
-    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
-    wanted = [line for line in lines if not line.startswith(("full_key", "object_type", "reference_type"))]
-    return "; ".join(dict.fromkeys(wanted))
-
-
-def with_topology_files(argv: list[str]) -> list[str]:
-    """`topology=path/to/box.yaml` becomes Hydra's own form: the file's stem, from a config group of its own.
-
-    The group is a folder that holds these files alone; a folder of the person's on Hydra's search path would make
-    config groups of whatever lies in it. Raises TopologyError for a bad file.
-    """
-    files: list[Path] = []
-    rewritten = []
-    for argument in argv:
-        key, _, value = argument.partition("=")
-        if key == "topology" and any(choice.endswith((".yaml", ".yml")) for choice in value.split(",")):
-            choices = [Path(choice) for choice in value.split(",")]
-            files += [path for path in choices if path.suffix]
-            argument = f"topology={','.join(path.stem for path in choices)}"
-        rewritten.append(argument)
-    if not files:
-        return argv
-    group = Path(tempfile.mkdtemp(prefix="xdit_bench_")) / "topology"  # stays: a cluster's job composes again
-    group.mkdir()
-    for path in files:
-        load(str(path))  # refuses a bad file by file, key and rule, before Hydra sees it
-        (group / f"{path.stem}.yaml").symlink_to(path.resolve())
-    return [*rewritten, f"hydra.searchpath=[file://{group.parent}]"]
-
-
-def reproducible(argv: list[str]) -> str:
-    """The line to type again. Where the person kept results is left out: a record may be shown to others."""
-    kept = [argument for argument in argv if not argument.startswith(("results_dir=", "reports_dir="))]
-    return shlex.join(["python", "-m", "xdit_bench", *kept])
-
-
-def knobs() -> str:
-    """The help text: every knob with its default and one line, read from the comments of `conf/`."""
-    lines = [(__doc__ or "").strip(), "", "knobs (name: default, then what it does); sweep any with -m name=a,b", ""]
-    for file, prefix in (("config", ""), ("measure/default", "measure."), ("launch/local", "launch.")):
-        section = prefix
-        for line in (data_dir("conf") / f"{file}.yaml").read_text().splitlines():
-            found = KNOB.match(line)
-            if found and not found["indent"] and not found["value"]:
-                section = f"{found['name']}."
-            elif found and found["note"]:
-                name = (section if found["indent"] and not found["dash"] else prefix) + found["name"]
-                lines.append(f"  {name + ': ' + found['value'].strip().replace('>-', '…'):<34} {found['note']}")
-    return "\n".join([*lines, "", "more: --cfg job shows the composed configuration, --hydra-help Hydra's own flags"])
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     given = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(given):
-        print(knobs())
+        print(knobs(__doc__ or ""))
         return 0
     command = reproducible(given)
     console = Console(stderr=False, highlight=False)

@@ -1,0 +1,83 @@
+"""What a person types: the help text, topology files by path, and Hydra's refusals in one line each.
+
+Owns the wording around the command line; leaves values to `config`.
+
+    argv = with_topology_files(["topology=box.yaml", "res=2048"])
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+import tempfile
+from pathlib import Path
+
+from hydra.errors import MissingConfigException
+
+from xdit_bench import data_dir
+from xdit_bench.topology.specs import load
+
+KNOB = re.compile(r"^(?P<indent>\s*)(?P<dash>- )?(?P<name>\w+): *(?P<value>[^#]*?) *(?:# (?P<note>.*))?$")
+
+
+def nearest(error: MissingConfigException) -> str:
+    """`unknown topology 'a100_nvlnk'; did you mean a100_nvlink? There are …`."""
+    group, _, given = str(error.missing_cfg_file or "").rpartition("/")
+    options = [option for option in (error.options or []) if option != "auto"]
+    close = difflib.get_close_matches(given, options, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"unknown {group or 'config'} {given!r}; {hint}There are {', '.join(options)}"
+
+
+def one_line(error: Exception) -> str:
+    """Hydra's message without its trace: what it refuses, then why."""
+    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
+    wanted = [line for line in lines if not line.startswith(("full_key", "object_type", "reference_type"))]
+    return "; ".join(dict.fromkeys(wanted))
+
+
+def with_topology_files(argv: list[str]) -> list[str]:
+    """`topology=path/to/box.yaml` becomes Hydra's own form: the file's stem, from a config group of its own.
+
+    The group is a folder that holds these files alone; a folder of the person's on Hydra's search path would make
+    config groups of whatever lies in it. Raises TopologyError for a bad file.
+    """
+    files: list[Path] = []
+    rewritten = []
+    for argument in argv:
+        key, _, value = argument.partition("=")
+        if key == "topology" and any(choice.endswith((".yaml", ".yml")) for choice in value.split(",")):
+            choices = [Path(choice) for choice in value.split(",")]
+            files += [path for path in choices if path.suffix]
+            argument = f"topology={','.join(path.stem for path in choices)}"
+        rewritten.append(argument)
+    if not files:
+        return argv
+    group = Path(tempfile.mkdtemp(prefix="xdit_bench_")) / "topology"  # stays: a cluster's job composes again
+    group.mkdir()
+    for path in files:
+        load(str(path))  # refuses a bad file by file, key and rule, before Hydra sees it
+        (group / f"{path.stem}.yaml").symlink_to(path.resolve())
+    return [*rewritten, f"hydra.searchpath=[file://{group.parent}]"]
+
+
+def reproducible(argv: list[str]) -> str:
+    """The line to type again. Where the person kept results is left out: a record may be shown to others."""
+    kept = [argument for argument in argv if not argument.startswith(("results_dir=", "reports_dir="))]
+    return shlex.join(["python", "-m", "xdit_bench", *kept])
+
+
+def knobs(usage: str) -> str:
+    """The help text: `usage`, then every knob with its default and one line, read from the comments of `conf/`."""
+    lines = [usage.strip(), "", "knobs (name: default, then what it does); sweep any with -m name=a,b", ""]
+    for file, prefix in (("config", ""), ("measure/default", "measure."), ("launch/local", "launch.")):
+        section = prefix
+        for line in (data_dir("conf") / f"{file}.yaml").read_text().splitlines():
+            found = KNOB.match(line)
+            if found and not found["indent"] and not found["value"]:
+                section = f"{found['name']}."
+            elif found and found["note"]:
+                name = (section if found["indent"] and not found["dash"] else prefix) + found["name"]
+                lines.append(f"  {name + ': ' + found['value'].strip().replace('>-', '…'):<34} {found['note']}")
+    return "\n".join([*lines, "", "more: --cfg job shows the composed configuration, --hydra-help Hydra's own flags"])

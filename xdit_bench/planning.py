@@ -1,0 +1,134 @@
+"""From a composed configuration to a point of a machine: which topology, measured or predicted, against what.
+
+Owns the plan that Hydra's jobs fill; leaves running it to `__main__`.
+
+    plan = Plan(machine=probe())
+    plan.add(cfg)  # inside a Hydra job
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from xdit_bench.config import Config, ModelSpec, Point, check_available, lacking, resolve
+from xdit_bench.errors import ConfigError, TopologyError, UserError
+from xdit_bench.runner.plan import Job, baselines
+from xdit_bench.topology import match
+from xdit_bench.topology.specs import Topology, from_dict
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """One job's point with all that running it needs. `measured` says whether it is run or predicted."""
+
+    point: Point
+    model: ModelSpec
+    topology: Topology
+    cfg: Config
+    measured: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Plan:
+    """The points of all jobs, collected before any runs, and the first thing wrong with any of them."""
+
+    machine: dict[str, Any]
+    points: list[PlannedPoint] = field(default_factory=list)
+    error: UserError | None = None
+
+    def add(self, raw: DictConfig) -> None:
+        """One Hydra job. Never raises for bad input: Hydra would print a trace and go on."""
+        try:
+            self.points.append(plan_point(raw, self.machine))
+        except UserError as error:
+            self.error = self.error or error
+
+
+def plan_point(raw: DictConfig, machine: dict[str, Any]) -> PlannedPoint:
+    """A composed config as a point of this machine or of the named topology. Raises UserError."""
+    cfg: Config = OmegaConf.to_object(raw)  # type: ignore[assignment]
+    typed = {override.split("=")[0] for override in HydraConfig.get().overrides.task}
+    point, model = resolve(cfg, size_typed="res" in typed)
+    topology = _topology(cfg, machine)
+    measured, notes = _source(cfg, topology, machine)
+    dtype = cfg.dtype.value
+    if dtype == "auto":
+        dtype = "fp32" if topology.name == "cpu" else "bf16"
+    if measured:
+        check_available(cfg, point)
+    return PlannedPoint(
+        point=dataclasses.replace(point, dtype=dtype, topology=topology.name),
+        model=model,
+        topology=topology,
+        cfg=cfg,
+        measured=measured,
+        notes=notes,
+    )
+
+
+def _topology(cfg: Config, machine: dict[str, Any]) -> Topology:
+    """The topology named, or for `auto` this machine's when it has GPUs, else a100_nvlink."""
+
+    if cfg.topology["name"] != "auto":
+        return from_dict(cfg.topology, origin=f"topology={cfg.topology['name']}")
+    return match.auto_topology(machine)
+
+
+def _source(cfg: Config, topology: Topology, machine: dict[str, Any]) -> tuple[bool, tuple[str, ...]]:
+    """Whether the point is measured, and what a reader must be told about that. Raises UserError."""
+    asked = cfg.source.value
+    if "measured" not in cfg.engine["sources"]:
+        if asked == "measured":
+            raise ConfigError(f"engine={cfg.engine['name']} exists for predictions alone; use source=predicted")
+        return False, ()
+    if asked == "predicted":
+        return False, ()
+    if topology.name == "cpu":
+        return True, ()
+    if asked == "auto" and cfg.topology["name"] == "auto":
+        if machine["device"] == "cuda":
+            return True, ()
+        return False, (f"no GPU here: predicted for {topology.name} ({topology.gpus} x {topology.gpu.name})",)
+    wrong = match.differences(topology, machine)
+    if not wrong:
+        return True, ()
+    if asked == "measured":
+        raise TopologyError(
+            f"source=measured needs the machine that topology={topology.name} names: {'; '.join(wrong)}; "
+            f"use topology=auto to measure this machine, or source=predicted"
+        )
+    return False, (f"this machine is not {topology.name} ({'; '.join(wrong)}): predicted",)
+
+
+def predicted_baselines(points: list[PlannedPoint]) -> list[PlannedPoint]:
+    """The one-GPU points that predictions are compared with, as a measured plan adds them. An engine that can not be
+    measured is compared with itself alone: plain diffusers of today is no base for the figures of another year."""
+    added: dict[Point, PlannedPoint] = {}
+    for planned in points:
+        job = to_job(planned, "")
+        for base in baselines([job], planned.topology.gpus):
+            if base.point.engine == planned.point.engine or "measured" in planned.cfg.engine["sources"]:
+                added.setdefault(base.point, dataclasses.replace(planned, point=base.point))
+    asked = {planned.point for planned in points}
+    return [planned for point, planned in added.items() if point not in asked]
+
+
+def to_job(planned: PlannedPoint, command: str) -> Job:
+    """The point as the runner takes it."""
+    cfg = planned.cfg
+    return Job(
+        point=planned.point,
+        model=planned.model,
+        measure=cfg.measure,
+        run=cfg.run,
+        launch=cfg.launch,
+        save_outputs=cfg.save_outputs,
+        command=command,
+        why_not=lacking(cfg),
+    )
