@@ -27,7 +27,7 @@ from rich.console import Console
 
 from xdit_bench import data_dir
 from xdit_bench.arguments import knobs, nearest, one_line, reproducible, with_topology_files
-from xdit_bench.config import Config, lacking
+from xdit_bench.config import Config, Point, lacking
 from xdit_bench.errors import ConfigError, RankCrashed, UserError
 from xdit_bench.planning import Plan, PlannedPoint, predicted_baselines, to_job
 from xdit_bench.results.store import Store, read_records
@@ -64,7 +64,7 @@ def run_study(
     command: str,
     shared: bool,
 ) -> bool:
-    """One study of a plan; True when a point of it is ok."""
+    """One study of a plan; True when the newest record of one of its points is ok."""
     cfg = points[0].cfg
     with Store.open(Path(cfg.results_dir), study, shared=shared) as store:
         _predict(study, [p for p in points if not p.measured], store, console, command)
@@ -73,12 +73,8 @@ def run_study(
         finally:
             if cfg.run.report and store.records:
                 _report(store, study, Path(cfg.reports_dir), console)
-        asked = {_identity(p.point.to_dict()) for p in points}
-        return any(r.status == "ok" and _identity(r.point) in asked for r in store.records)
-
-
-def _identity(point: dict[str, Any]) -> str:
-    return str(sorted(point.items()))
+        newest = {Point.from_dict(record.point): record.status for record in store.records}
+        return any(newest.get(planned.point) == "ok" for planned in points)
 
 
 def _predict(study: str, points: list[PlannedPoint], store: Store, console: Console, command: str) -> None:
@@ -88,15 +84,15 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
 
     for note in dict.fromkeys(note for planned in points for note in planned.notes):
         console.print(f"[bold yellow]PREDICTED[/] {note}", soft_wrap=True)
-    for planned in [*points, *predicted_baselines(points)]:
-        why_not = lacking(planned.cfg) if planned in points else None
+    asked = [(planned, lacking(planned.cfg)) for planned in points]
+    for planned, why_not in [*asked, *((base, None) for base in predicted_baselines(points))]:
         record = predicted_record(planned.point, planned.model, planned.topology, study, why_not)
         record.command = command
         record.warnings = [*planned.notes, *record.warnings]
         if not store.find(record.run_id):
             store.append(record)
-    seconds = "predictions never stand in for measurements: calibrate or measure before you buy"
-    console.print(f"{len(points)} points predicted; {seconds}", soft_wrap=True)
+    caution = "predictions never stand in for measurements: calibrate or measure before you buy"
+    console.print(f"{len(points)} points predicted; {caution}", soft_wrap=True)
 
 
 def _measure(

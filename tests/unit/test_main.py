@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from xdit_bench.__main__ import main
-from xdit_bench.results.store import read_records
+from xdit_bench.results.store import Store, read_records
 
 KNOBS = ("ulysses: 1", "res: 1024", "execution: eager", "run.resume: true", "measure.precision: 0.01", "prompt")
 
@@ -155,3 +156,12 @@ def test_jobs_of_another_launcher_run_their_own_points_into_one_study(here: Path
     assert done.returncode == 0, done.stderr
     points = {(r.point["ulysses"], r.status) for r in read_records(here / "results" / "s")}
     assert points == {(1, "ok"), (2, "ok")}
+
+
+def test_a_point_that_fails_now_is_no_success_because_it_once_was(here: Path) -> None:
+    argv = ["ulysses=2", "run.report=false", "study=s"]
+    assert main(argv) == 0
+    (good,) = [r for r in read_records(here / "results" / "s") if r.point["ulysses"] == 2]
+    with Store.open(here / "results", "s") as store:
+        store.append(dataclasses.replace(good, status="crashed", reason="rank 1 died", latency_s={}))
+    assert main(argv) == 1
