@@ -74,7 +74,6 @@ def plan_point(raw: DictConfig, machine: dict[str, Any]) -> PlannedPoint:
 
 def _topology(cfg: Config, machine: dict[str, Any]) -> Topology:
     """The topology named, or for `auto` this machine's when it has GPUs, else a100_nvlink."""
-
     if cfg.topology["name"] != "auto":
         return from_dict(cfg.topology, origin=f"topology={cfg.topology['name']}")
     return match.auto_topology(machine)

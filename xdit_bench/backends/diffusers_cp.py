@@ -17,6 +17,7 @@ from xdit_bench.backends.base import Inputs, Modules
 from xdit_bench.backends.pipeline import decode_whole
 from xdit_bench.backends.stock import StockBackend
 from xdit_bench.config import ModelSpec, Point
+from xdit_bench.engine.flux import check_heads
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.errors import Infeasible
 
@@ -65,8 +66,7 @@ def context_parallel_config(mesh: Mesh, point: Point, model: ModelSpec) -> Conte
         )
     if mesh.ring > 1 and mesh.device.type == "cpu":
         raise Infeasible("diffusers' ring needs an attention kernel that returns its LSE, and has none for CPUs")
-    if model.heads % mesh.ulysses:
-        raise Infeasible(f"{model.heads} heads cannot be split over ulysses={mesh.ulysses}")
+    check_heads(model.heads, mesh.ulysses)
     config = ContextParallelConfig(
         ring_degree=mesh.ring,
         ulysses_degree=mesh.ulysses,

@@ -35,7 +35,6 @@ V_GAIN = 4.0  # brings what attention picked to the size of what the MLP adds: a
 TEXT_KEY_GAIN = 2.0  # lets 512 text keys draw as much as 4096 image keys do, so that a few of them are missed
 CLIP_TOKENS = 77  # CLIP's whole context; FLUX.1's pipeline always pads to it
 QK_GAIN = 1.6  # spreads the logits to a standard deviation of 2.5: attention that picks, as a trained one does
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def load_modules(point: Point, model: ModelSpec, device: torch.device, dtype: torch.dtype) -> Modules:

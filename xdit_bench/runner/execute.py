@@ -57,7 +57,6 @@ def run_plan(
     if launch.nnodes > 1:
         machine = {**machine, "nodes": launch.nnodes, "fingerprint": f"{machine['fingerprint']}x{launch.nnodes}"}
     code = code_version()
-    jobs = [dataclasses.replace(job, point=_with_dtype(job.point, machine["device"])) for job in jobs]
     cells = make_cells(jobs, gpus=here * launch.nnodes, fingerprint=machine["fingerprint"], code=code)
     with Progress(console, cells) as progress:
         watch = telemetry or _telemetry(machine["device"])
@@ -197,12 +196,6 @@ class _Runner:
 def _ranks(cells: Sequence[Cell]) -> int:
     """The most ranks any of the cells needs: a pool is sized once."""
     return max((cell.point.gpus for cell in cells if not cell.why_not), default=1)
-
-
-def _with_dtype(point: Point, device: str) -> Point:
-    if point.dtype != "auto":
-        return point
-    return dataclasses.replace(point, dtype="bf16" if device == "cuda" else "fp32")
 
 
 def _telemetry(device: str) -> Callable[[], Telemetry]:
