@@ -118,8 +118,9 @@ def run_case(case: Case, mesh: Any, spec: dict[str, Any]) -> dict[str, float]:
     )
     if case.ring > 1:  # both ways are timed together on every rank; they must agree whatever the clock says
         heads = transformer.config.num_attention_heads // case.ulysses
-        slabs = tuple(torch.randn(case.ulysses, flux.shares.tokens(mesh.rank), 1, n, heads, 16) for n in (1, 2))
-        agreed = torch.tensor([float(flux.attention.gathering_is_faster(slabs, lambda: None))])
+        slabs = tuple(torch.randn(case.ulysses, flux.shares.tokens(mesh.rank), 1, n, heads, 16) for n in (2, 1))
+        faster = flux.attention.gathering_is_faster
+        agreed = torch.tensor([float(faster(slabs, lambda: None, beside=beside)) for beside in (True, False)])
         torch.distributed.broadcast(other := agreed.clone(), 0, group=mesh.group)
         assert torch.equal(agreed, other)
     flux.attention.gathered = Gathered(beside=case.gather_keys, alone=case.gather_keys and not case.mixed)

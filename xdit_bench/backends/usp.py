@@ -10,7 +10,8 @@ import torch
 from xdit_bench.backends.base import Embeddings, Inputs, Modules
 from xdit_bench.backends.pipeline import decode_whole, encode_text, unpack
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.engine.flux import UspFlux
+from xdit_bench.engine.flux import Options, UspFlux
+from xdit_bench.engine.graphs import LoopGraphs
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.engine.vae import BandVae
 
@@ -22,6 +23,7 @@ class UspBackend:
         """May raise Infeasible: heads that do not divide, more ranks than rows, a VAE of unknown blocks."""
         del model
         self.mesh, self.modules, self.point, self.inputs = mesh, modules, point, inputs
+        self.sigmas = inputs.sigmas.to(mesh.device)  # else every image would wait for their way there
         self.flux = UspFlux(
             modules.transformer,
             mesh,
@@ -30,7 +32,10 @@ class UspBackend:
             text_tokens=point.text_tokens,
             attention=point.attention,
             execution=point.execution,
+            # a transport is chosen by NCCL's variables, which symmetric memory does not heed
+            options=Options(exchange="auto" if point.transport == "p2p" else "distributed"),
         )
+        self.text = TextGraphs(modules) if point.execution == "graph" else None
         self.bands = None
         if point.vae == "parallel":
             graph = point.execution == "graph"
@@ -38,12 +43,12 @@ class UspBackend:
 
     def encode(self) -> Embeddings:
         """See Backend.encode."""
-        return encode_text(self.modules, self.inputs)
+        return self.text(self.inputs) if self.text else encode_text(self.modules, self.inputs)
 
     def denoise(self, embeddings: Embeddings) -> torch.Tensor:
         """This rank's share of the final packed latents, B i 64."""
         i = self.inputs
-        return self.flux.denoise(i.noise, embeddings.prompt, embeddings.pooled, i.sigmas, i.guidance)
+        return self.flux.denoise(i.noise, embeddings.prompt, embeddings.pooled, self.sigmas, i.guidance)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
         """uint8 height width 3 on rank 0, None elsewhere."""
@@ -62,6 +67,26 @@ class UspBackend:
 
     def close(self) -> None:
         """Frees graphs and buffers of the engine and the VAE."""
+        if self.text is not None:
+            self.text.clear()
         self.flux.close()
         if self.bands is not None:
             self.bands.close()
+
+
+class TextGraphs:
+    """The text stage as two CUDA graphs, one an encoder: launching its operations takes longer than running them."""
+
+    def __init__(self, modules: Modules) -> None:
+        self.t5 = LoopGraphs(lambda ids: modules.text_encoder_2(ids, output_hidden_states=False)[0])
+        self.clip = LoopGraphs(lambda ids: modules.text_encoder(ids, output_hidden_states=False).pooler_output)
+
+    def __call__(self, inputs: Inputs) -> Embeddings:
+        """As `encode_text`."""
+        prompt = self.t5(inputs.t5_ids)
+        return Embeddings(prompt=prompt, pooled=self.clip(inputs.clip_ids).to(prompt.dtype))
+
+    def clear(self) -> None:
+        """Frees both."""
+        self.t5.clear()
+        self.clip.clear()

@@ -44,9 +44,9 @@ class Options:
     shard_modulation: bool = True  # each rank holds its share of the adaLN weights alone until close()
     fused: bool = True  # Triton kernels for norm, RoPE and gates
     gelu_epilogue: bool = True  # with fused: GELU in the product's epilogue, not as a kernel of its own
-    mlp_chunk: int = 0  # with fused: tokens the MLP takes at a time, so that its hidden layer stays in cache; 0: all
     overlap: bool = True  # a single block's MLP runs while its heads and its attention travel
-    exchange: str = "distributed"  # distributed (NCCL, gloo) or symmetric (copy engines, GPUs of one host)
+    keys_first: bool = True  # a double block's keys and values leave before its queries are projected
+    exchange: str = "auto"  # distributed (NCCL, gloo), symmetric (copy engines, GPUs of one host), auto: where it works
     keys: str = "auto"  # a ring's keys: ring (overlapped hops), gathered (one attention call), auto (measured)
 
 
@@ -99,6 +99,7 @@ class UspFlux:
             merge=self.ops.merge,
             carrier=self.carrier,
             overlap=options.overlap,
+            keys_first=options.keys_first,
         )
         if mesh.ring > 1:
             self._choose_keys(options.keys)
@@ -180,12 +181,17 @@ class UspFlux:
     def _choose_keys(self, way: str) -> None:
         tokens, ulysses = self.shares.tokens(self.mesh.rank), self.mesh.ulysses
         shape = (self.heads // ulysses, self.head_size)
-        slabs = tuple(self._random(ulysses, tokens, 1, parts, *shape) for parts in (1, 2))
+        slabs = tuple(self._random(ulysses, tokens, 1, parts, *shape) for parts in (2, 1))
         n = self._random(tokens, 1, self.heads * self.head_size)
+        double, single, text = self.double[0], self.single[0], self.rope.text
+        norms = (double.norm_q, double.norm_k)
         with _many_shapes() if self.compiled else nullcontext():
             self.attention.choose_keys(
-                way, slabs, lambda: self.parts.single_mlp(n, self.rope.text, self.single[0].mlp)
-            )  # fmt: skip
+                way,
+                slabs,
+                lambda: self.parts.single_mlp(n, text, single.mlp),
+                lambda: self.parts.begin(n, self.rope, double.q, 0, 1, norms, ulysses, True),
+            )
 
     def _random(self, *shape: int) -> Tensor:
         weight = self.model.x_embedder.weight
@@ -201,12 +207,12 @@ def _operations(device: torch.device, options: Options, execution: str) -> Ops:
         return TORCH
     from xdit_bench.engine.kernels import triton_ops
 
-    return triton_ops(gelu_epilogue=options.gelu_epilogue, chunk=options.mlp_chunk)
+    return triton_ops(gelu_epilogue=options.gelu_epilogue)
 
 
 def _carrier(mesh: Mesh, exchange: str) -> Carrier:
-    """Symmetric memory where it is asked for and proves to work on all ranks, else torch.distributed."""
-    if exchange == "symmetric" and mesh.size > 1 and mesh.device.type == "cuda":
+    """Symmetric memory where it is wanted and proves to work on all ranks, else torch.distributed."""
+    if exchange != "distributed" and mesh.size > 1 and mesh.device.type == "cuda":
         from xdit_bench.engine.symmetric import working_carrier
 
         carrier = working_carrier(mesh)
