@@ -107,7 +107,10 @@ class Rank:
         try:
             with torch.no_grad():
                 parameters = self._prepare(backend, mesh, point, model)
-                timer = ImageTimer(backend, mesh.group, self.device, point.vae != "none", self.note)
+                timer = ImageTimer(
+                    backend, mesh.group, self.device, point.vae != "none", self.note,
+                    denoises=point.steps > 0, together=point.vae == "parallel",
+                )  # fmt: skip
                 timing = Timing()
                 if command["measure"] is None:
                     timer.image(timing, 0.0)
@@ -175,7 +178,8 @@ class Rank:
             return {"ok": False, "reason": "the latents hold NaN or infinite values"}
         made_by = f"{point.engine} u{point.ulysses}r{point.ring} {point.execution}"
         if command.get("save_reference"):
-            save_result(Path(command["save_reference"]), latents, image, made_by)
+            exact = image if point.vae in EXACT_VAES else None
+            save_result(Path(command["save_reference"]), latents, exact, made_by)
             return {"ok": True, "reference": "itself"}
         if not command.get("reference"):
             return {}
@@ -187,7 +191,7 @@ class Rank:
 
         On one rank a profiler that fails costs the attribution, not the times taken before it.
         """
-        if not (command["measure"] or {}).get("profile"):
+        if not (command["measure"] or {}).get("profile") or not point.steps:
             return {}
         self.note("profile")
         embeddings = backend.encode()
