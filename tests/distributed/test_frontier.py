@@ -91,3 +91,38 @@ def test_ranks_outlive_a_decode_that_runs_out_of_memory_on_rank_0_alone(
     assert max(sides(records, "ok")) == 320
     assert all(r.failure["rank"] == 0 for r in records if r.status == "oom")
     assert len(started) == 1
+
+
+@pytest.mark.slow
+def test_a_decode_alone_of_the_real_engine_agrees_between_its_modes_and_times_the_vae_alone(tmp_path: Path) -> None:
+    base = dataclasses.replace(fake_point(1, 1, engine="usp", res=192), prompt="", steps=0)
+    splits = [(1, 1), (2, 1), (1, 2)]
+    points = [
+        dataclasses.replace(base, vae=vae, ulysses=u, ring=r)
+        for vae in ("parallel", "single", "tiled")
+        for u, r in splits
+    ]
+    records, _ = search(points, tmp_path)
+    assert {r.status for r in records} == {"ok"}, [r.reason for r in records]
+    assert len(records) == len(points)
+    for record in records:
+        assert set(record.latency_s) == {"vae", "total"}
+        assert record.step_s == {}
+        assert record.memory["verdict"] == "fits"
+        assert record.memory["parameters_bytes"] > 0
+    compared = [r for r in records if "latents_rel_l2" in r.parity]
+    assert len(compared) == len(points) - 1
+    assert {r.parity["latents_rel_l2"] for r in compared} == {0.0}
+    assert all(r.parity["image_max_abs"] <= 2 for r in compared if r.point["vae"] != "tiled")
+
+
+@pytest.mark.slow
+def test_plain_diffusers_decodes_alone_too_and_a_full_point_is_another(tmp_path: Path) -> None:
+    base = dataclasses.replace(fake_point(1, 1, engine="usp", res=128), prompt="", vae="single")
+    records, _ = run_points([base, dataclasses.replace(base, steps=0)], tmp_path, measure=ONCE)
+    assert {(r.point["engine"], r.point["steps"]) for r in records} == {
+        ("stock", 0), ("usp", 0), ("stock", 2), ("usp", 2)
+    }  # fmt: skip
+    assert len({r.run_id for r in records}) == 4
+    assert {r.status for r in records} == {"ok"}, [r.reason for r in records]
+    assert {r.parity.get("latents_rel_l2") for r in records if r.point["steps"] == 0} <= {None, 0.0}

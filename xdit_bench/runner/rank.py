@@ -178,8 +178,8 @@ class Rank:
             return {"ok": False, "reason": "the latents hold NaN or infinite values"}
         made_by = f"{point.engine} u{point.ulysses}r{point.ring} {point.execution}"
         if command.get("save_reference"):
-            exact = image if point.vae in EXACT_VAES else None
-            save_result(Path(command["save_reference"]), latents, exact, made_by)
+            kept = image if point.vae in EXACT_VAES else None  # nobody is held to an approximation
+            save_result(Path(command["save_reference"]), latents, kept, made_by)
             return {"ok": True, "reference": "itself"}
         if not command.get("reference"):
             return {}
