@@ -27,7 +27,7 @@ from xdit_bench.measure.memory import MemoryWatch
 from xdit_bench.measure.parity import compare, finite, save_result
 from xdit_bench.measure.profile import profile_step
 from xdit_bench.measure.timers import ImageTimer, Timing
-from xdit_bench.runner.failure import brief, describe, forget_frames
+from xdit_bench.runner.failure import brief, describe, drop_locals, forget_frames
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 EXACT_VAES = ("parallel", "single")
@@ -120,7 +120,8 @@ class Rank:
                 self.note("parity")
                 parity = self._judge(command, backend, mesh, point, timing)
                 attribution = self._profile(command, backend, mesh, point)
-        except BaseException:
+        except BaseException as error:
+            drop_locals(error)  # closing brings weights back to the device, which these may have filled
             try:
                 backend.close()
             except Exception:  # half prepared, it may not close; the first error is the cause
