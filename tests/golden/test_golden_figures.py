@@ -15,9 +15,9 @@ from PIL import Image
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from synthetic import CPU, record, study  # noqa: E402
+from synthetic import CPU, frontier, record, study  # noqa: E402
 
-from xdit_bench.reporting import draw_headline, draw_parts, draw_peers, draw_scaling  # noqa: E402
+from xdit_bench.reporting import draw_frontier, draw_headline, draw_parts, draw_peers, draw_scaling  # noqa: E402
 from xdit_bench.reporting.marks import mark_group  # noqa: E402
 from xdit_bench.reporting.published import load_published, match  # noqa: E402
 from xdit_bench.reporting.study import Group, group_records  # noqa: E402
@@ -46,6 +46,14 @@ def cpu() -> Group:
     return group_records(study(machine=CPU, sizes=(256, 384), splits=((1, 1), (2, 1), (2, 2)), topology="cpu"))[0]
 
 
+def searched() -> list[Group]:
+    """The largest size that fits, of three VAE modes and two GPU counts, on a whole card and below a cap."""
+    tops = {("single", 1): 4096, ("single", 2): 4096, ("tiled", 1): 8192, ("parallel", 1): 6464, ("parallel", 2): 8192}
+    found = {(cap, gpus, vae): top // (2 if cap else 1) // 64 * 64
+             for cap in (None, 48.0) for (vae, gpus), top in tops.items()}  # fmt: skip
+    return group_records(frontier(found))
+
+
 FIGURES: dict[str, Callable[[], object]] = {
     "headline": lambda: draw_headline.headline(measured(), PAGE),
     "headline_column": lambda: draw_headline.headline(measured(), COLUMN),
@@ -57,6 +65,7 @@ FIGURES: dict[str, Callable[[], object]] = {
     "stages": lambda: draw_parts.stages(measured(), PAGE),
     "memory": lambda: draw_parts.memory(measured(), PAGE),
     "vae": lambda: draw_parts.vae_effect(measured(), PAGE),
+    "frontier_column": lambda: draw_frontier.frontier(searched(), COLUMN),
     "engines": lambda: draw_peers.engines(measured(), PAGE),
     "published": lambda: draw_peers.published(predicted(), match(predicted(), load_published()), PAGE),
 }

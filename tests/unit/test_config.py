@@ -41,7 +41,7 @@ def point(**knobs: object) -> Point:
         ({"height": 720, "width": 1281}, ("multiple of 16", "width=1281", "1280 or 1296")),
         ({"ulysses": 0}, ("ulysses must be at least 1", "got 0")),
         ({"ring": -1}, ("ring must be at least 1", "got -1")),
-        ({"steps": 0}, ("steps must be at least 1",)),
+        ({"steps": -1}, ("steps must be at least 0",)),
         ({"text_tokens": 513}, ("1 to 512", "text_tokens=513")),
         ({"memory_cap_gb": 0.0}, ("memory_cap_gb must be above 0",)),
         ({"study": "../elsewhere"}, ("study", "letters")),

@@ -74,6 +74,10 @@ class StockBackend:
             output_type="latent",
         ).images
 
+    def noise(self) -> torch.Tensor:
+        """See Backend.noise."""
+        return self.inputs.noise
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
         """uint8 height width 3, or None with vae=none."""
         return None if self.point.vae == "none" else decode_whole(self.modules.vae, latents, self.point)

@@ -30,7 +30,7 @@ class UspBackend:
             height=point.height,
             width=point.width,
             text_tokens=point.text_tokens,
-            attention=point.attention,
+            attention=point.attention if point.steps else None,
             execution=point.execution,
             # a transport is chosen by NCCL's variables, which symmetric memory does not heed
             options=Options(exchange="auto" if point.transport == "p2p" else "distributed"),
@@ -49,6 +49,10 @@ class UspBackend:
         """This rank's share of the final packed latents, B i 64."""
         i = self.inputs
         return self.flux.denoise(i.noise, embeddings.prompt, embeddings.pooled, self.sigmas, i.guidance)
+
+    def noise(self) -> torch.Tensor:
+        """See Backend.noise."""
+        return self.inputs.noise[:, slice(*self.flux.image_range)]
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
         """uint8 height width 3 on rank 0, None elsewhere."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xdit_bench.engine.attention import choose
+from xdit_bench.engine.attention import choose, exact
 from xdit_bench.engine.blocks import Rope, double_block, make_parts, single_block
 from xdit_bench.engine.collectives import Carrier, DistributedCarrier
 from xdit_bench.engine.graphs import LoopGraphs
@@ -61,13 +61,14 @@ class UspFlux:
         height: int,
         width: int,
         text_tokens: int,
-        attention: str = "auto",
+        attention: str | None = "auto",
         execution: str = "eager",
         options: Options = Options(),  # frozen
         carrier: Carrier | None = None,
     ) -> None:
         """Fuses the model's q, k, v (they stay usable by diffusers), splits the tokens and builds the RoPE tables.
 
+        `attention=None` is for a decode beside the engine: all that it keeps in memory, no kernel timed, no denoising.
         `carrier` replaces the exchange that `options` name. Raises Infeasible when heads, tokens or execution forbid
         it, MissingExtraError for a kernel not installed.
         """
@@ -90,7 +91,7 @@ class UspFlux:
         self.ops = _operations(mesh.device, options, execution)
         self.compiled = execution == "compile"
         self.parts = make_parts(self.ops, _compiled) if self.compiled else make_parts(self.ops)
-        kernel = choose(attention, *self._sample())
+        kernel = choose(attention, *self._sample()) if attention else exact
         self.carrier = carrier or _carrier(mesh, options.exchange)
         self.attention = UspAttention(
             mesh,
@@ -101,7 +102,7 @@ class UspFlux:
             overlap=options.overlap,
             keys_first=options.keys_first,
         )
-        if mesh.ring > 1:
+        if mesh.ring > 1 and attention:
             self._choose_keys(options.keys)
         self.graphs = LoopGraphs(self._loop) if execution == "graph" else None
         # last, because close() undoes it

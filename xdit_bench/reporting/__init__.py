@@ -2,6 +2,7 @@
 
 entry.py       one record, its numbers made safe and its success judged
 study.py       groups that may share a curve, baselines, best, speedups
+frontier.py    the largest image that fits, as the records say
 answer.py      the three sentences, banners and warnings at the head of a report
 words.py       how numbers, sizes and machines read
 published.py   published points and the points of ours that stand beside them

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from xdit_bench.reporting import draw_frontier, draw_parts, words
+from xdit_bench.reporting import draw_parts, words
 from xdit_bench.reporting.entry import Entry, Size
+from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.marks import shown_sizes
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
@@ -105,15 +106,18 @@ def attribution(group: Group) -> str:
 
 def vae(group: Group) -> str:
     """Seconds and peak memory of each VAE mode."""
-    modes, gpus = draw_parts.vae_modes(group)
+    modes, counts = draw_parts.vae_modes(group)
 
     def say(size: Size) -> str:
         said = []
-        for mode in modes:
-            entry = draw_parts.vae_entry(group, size, mode, gpus)
-            if entry:
-                facts = f"{words.seconds(entry.total_s)}, peak {words.gigabytes(entry.peak_bytes)}"
-                said.append(f"vae={mode} {facts if entry.ok else entry.outcome}")
+        for gpus in counts:
+            for mode in modes:
+                entry = draw_parts.vae_entry(group, size, mode, gpus)
+                if entry:
+                    pressure = ", pressure" if entry.verdict == "pressure" else ""
+                    facts = f"{words.seconds(entry.total_s)}, peak {words.gigabytes(entry.peak_bytes)}{pressure}"
+                    where = f" on {group.count(gpus)}" if len(counts) > 1 else ""
+                    said.append(f"vae={mode}{where} {facts if entry.ok else entry.outcome}")
         return ", ".join(said)
 
     return _each(group, say)
@@ -153,7 +157,6 @@ def published(matches: Sequence[Match]) -> str:
 def frontier(kin: Sequence[Group]) -> str:
     """What fits and what runs out, by cap, VAE mode and GPU count."""
     return ". ".join(
-        f"{limit.label}: {f'{limit.fits}px fits' if limit.fits else 'nothing fits'}"
-        + (f", {limit.fails}px runs out" if limit.fails else "")
-        for limit in draw_frontier.limits(kin)
+        f"{limit.label}: {limit.said} fits" + (f", {limit.fails}px runs out" if limit.fails else "")
+        for limit in limits(kin)
     )

@@ -129,16 +129,29 @@ def _peak_label(axis: Axes, x: float, peak: float, limit: float) -> None:
 
 def vae_effect(group: Group, layout: Layout) -> Figure:
     """What the decode costs by VAE mode and resolution: seconds of the image (the decode solid), and peak memory."""
-    modes, gpus = vae_modes(group)
-    figure, axes = panels(2, layout, height=2.6)
+    modes, counts = vae_modes(group)
+    figure, axes = panels(2 * len(counts), layout, height=2.6)
     if len(modes) < 2:
         for axis in axes:
             empty(axis, "needs two VAE modes\nat one size and GPU count")
         return figure
-    sizes = [s for s in shown_sizes(group) if any(vae_entry(group, s, m, gpus) for m in modes)]
+    sizes = [s for s in shown_sizes(group) if any(vae_entry(group, s, m, n) for m in modes for n in counts)]
+    for place, gpus in enumerate(counts):
+        _vae_panels(axes[2 * place : 2 * place + 2], group, sizes, modes, gpus)
+    for alike in (axes[::2], axes[1::2]):  # one scale, so that GPU counts can be compared
+        top = max(axis.get_ylim()[1] for axis in alike)
+        for axis in alike:
+            axis.set_ylim(0, top)
+    legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], f"vae={mode}") for j, mode in enumerate(modes)])
+    return figure
+
+
+def _vae_panels(axes: Sequence[Axes], group: Group, sizes: Sequence[Size], modes: Sequence[str], gpus: int) -> None:
     width = 0.8 / len(modes)
+    # one unit and one height of failed bars over all GPU counts
+    everyone = [e for e in group.entries if e.engine == group.engine and e.size in sizes]
+    tops = [max([e.total_s or 0 for e in everyone] or [0]), max([e.peak_bytes or 0 for e in everyone] or [0])]
     found = [e for s in sizes for m in modes if (e := vae_entry(group, s, m, gpus))]
-    tops = [max([e.total_s or 0 for e in found] or [0]), max([e.peak_bytes or 0 for e in found] or [0])]
     scale, name = (1e9, "GB") if tops[1] >= 1e9 else (1e6, "MB")
     for i, size in enumerate(sizes):
         for j, mode in enumerate(modes):
@@ -165,6 +178,9 @@ def vae_effect(group: Group, layout: Layout) -> Figure:
             if entry.peak_bytes:
                 axes[1].bar(x, entry.peak_bytes / scale, width * 0.9, **bar_style(group, colour))
                 _peak_label(axes[1], x, entry.peak_bytes / scale, (entry.limit_bytes or 0.0) / scale)
+                if entry.verdict == "pressure":
+                    axes[1].text(x, entry.peak_bytes / scale / 3, "pressure", rotation=90, ha="center", va="center",
+                                 fontsize=6, weight="bold", bbox=BOX)  # fmt: skip
     limit = next((e.limit_bytes for e in found if e.limit_bytes), None)
     if limit and tops[1] and limit < tops[1] * 4:
         axes[1].axhline(limit / scale, color=BASELINE, linestyle="--", linewidth=1.1)
@@ -172,21 +188,21 @@ def vae_effect(group: Group, layout: Layout) -> Figure:
     axes[1].set_title(f"peak {name} of the fullest GPU")
     for axis in axes:
         axis.set_xticks(range(len(sizes)), [words.px(size) for size in sizes])
-    legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], f"vae={mode}") for j, mode in enumerate(modes)])
-    return figure
 
 
-def vae_modes(group: Group) -> tuple[list[str], int]:
-    """The VAE modes to compare, and the GPU count where most of them stand beside each other."""
+def vae_modes(group: Group) -> tuple[list[str], list[int]]:
+    """The VAE modes to compare, and the fewest and the most GPUs where most of them stand beside each other."""
     by_gpus: dict[int, set[str]] = {}
     for entry in group.entries:
         if entry.engine == group.engine and entry.status != "infeasible":
             by_gpus.setdefault(entry.gpus, set()).add(entry.vae)
     if not by_gpus:
-        return [], 1
-    gpus = max(by_gpus, key=lambda count: (len(by_gpus[count]), count))
+        return [], [1]
+    most = max(len(modes) for modes in by_gpus.values())
+    counts = sorted(count for count, modes in by_gpus.items() if len(modes) == most)
     order = ("single", "tiled", "parallel", "distvae", "none")
-    return sorted(by_gpus[gpus], key=lambda mode: (order.index(mode) if mode in order else 9, mode)), gpus
+    modes = sorted(by_gpus[counts[-1]], key=lambda mode: (order.index(mode) if mode in order else 9, mode))
+    return modes, sorted({counts[0], counts[-1]})
 
 
 def vae_entry(group: Group, size: Size, mode: str, gpus: int) -> Entry | None:
