@@ -138,6 +138,7 @@ class Config:
     study: str = "study"
     results_dir: str = "results"
     reports_dir: str = "reports"
+    bounds: Any = None
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     run: RunConfig = field(default_factory=RunConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

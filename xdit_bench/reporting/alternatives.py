@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from xdit_bench.reporting import draw_frontier, draw_parts, words
 from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.marks import shown_sizes
+from xdit_bench.reporting.peers import runner
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
 
@@ -126,7 +127,7 @@ def engine(group: Group) -> str:
         best: dict[str, float] = {}
         for e in group.entries:
             if e.ok and e.step_s and e.size == size:
-                key = f"{e.runner} on {group.count(e.gpus)}"
+                key = f"{runner(e)} on {group.count(e.gpus)}"
                 best[key] = min(e.step_s, best.get(key, e.step_s))
         return ", ".join(f"{name} {words.digits(1e3 * step)} ms a step" for name, step in sorted(best.items()))
 
