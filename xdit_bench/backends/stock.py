@@ -32,7 +32,7 @@ class StockBackend:
         """Raises Infeasible for more than one GPU and for a VAE mode that needs our engine."""
         if mesh.size > 1:
             raise Infeasible(f"engine=stock runs on one GPU, not {mesh.size}; use engine=usp")
-        if point.vae == "parallel":
+        if point.vae in ("parallel", "distvae"):
             raise Infeasible("engine=stock decodes with plain diffusers; use vae=single, tiled or none")
         self.bind(mesh.device, modules, point, model, inputs)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from xdit_bench.backends.base import Embeddings, Inputs, Modules
+from xdit_bench.backends.distvae import DistVae
 from xdit_bench.backends.pipeline import decode_whole
 from xdit_bench.backends.stock import StockBackend, make_pipe
 from xdit_bench.backends.xfuser_state import import_xfuser, join, setting, with_fa3
@@ -59,6 +60,7 @@ class XfuserBackend(StockBackend):
             choose(point.attention, tiny, tiny, tiny)  # says in our words what rules a kernel out here
         import_xfuser(mesh.device)
         self.mesh, self.modules, self.point, self.inputs = mesh, modules, point, inputs
+        self.twin = DistVae(modules.vae, mesh) if point.vae == "distvae" else None
         if point.attention == "fa3":
             self.undo.enter_context(with_fa3())
         self.undo.enter_context(wrapped(modules.transformer))
@@ -71,6 +73,8 @@ class XfuserBackend(StockBackend):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
         """uint8 height width 3 on rank 0, None elsewhere and with vae=none."""
+        if self.twin is not None:
+            return self.twin.decode(latents, self.point)
         if self.point.vae == "none" or self.mesh.rank > 0:
             return None
         return decode_whole(self.modules.vae, latents, self.point)
@@ -78,6 +82,7 @@ class XfuserBackend(StockBackend):
     def close(self) -> None:
         """Gives the transformer back as diffusers built it, and xfuser's modules as they were imported."""
         self.undo.close()
+        self.twin = None
 
     def _compile(self, transformer: torch.nn.Module) -> None:
         """As xfuser's runner does it: the whole transformer, then two steps to compile and to record."""
@@ -101,6 +106,8 @@ class XfuserBackend(StockBackend):
 
 def check_point(mesh: Mesh, point: Point, model: ModelSpec) -> None:
     """Raises Infeasible where xfuser 0.7 computes something else than the image asked for, or refuses."""
+    if point.vae == "parallel":
+        raise Infeasible("engine=xfuser decodes in parallel with DistVAE; use vae=distvae, single, tiled or none")
     check_heads(model.heads, mesh.ulysses)
     for what, tokens, flaw in (
         ("text", point.text_tokens, "repeats text on every GPU and lets attention count it once for each"),

@@ -117,6 +117,8 @@ def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
         raise Infeasible(f"topology={topology.name} is measured only, nothing can be predicted on it; {topology.note}")
     if point.dtype == "fp32":
         raise Infeasible("predictions are for bf16, the published and calibrated format; dtype=fp32 has to be measured")
+    if point.vae == "distvae":
+        raise Infeasible("the model has no decode of vae=distvae; measure it, or predict vae=parallel or single")
     reason = infeasible(point, model, gpus=topology.gpus)
     if reason:
         raise Infeasible(reason)
