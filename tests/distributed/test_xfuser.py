@@ -70,7 +70,14 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_is_set_for_a_point_is_put_back_even_after_a_failure() -> None:
     owner = SimpleNamespace(kept=1)
-    with pytest.raises(RuntimeError), setting(owner, "kept", 2), setting(owner, "new", 3):
-        assert (owner.kept, owner.new) == (2, 3)
-        raise RuntimeError
+    seen = []
+
+    def fail() -> None:
+        with setting(owner, "kept", 2), setting(owner, "new", 3):
+            seen.append((owner.kept, owner.new))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert seen == [(2, 3)]
     assert vars(owner) == {"kept": 1}

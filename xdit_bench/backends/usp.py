@@ -17,7 +17,7 @@ from xdit_bench.engine.vae import BandVae
 
 
 class UspBackend:
-    """Ulysses x Ring over the mesh; the VAE in row bands (`parallel`), by DistVAE, or plain on rank 0 (`single`, `tiled`)."""
+    """Ulysses x Ring over the mesh; the VAE in row bands (`parallel`), by DistVAE, or plain on rank 0."""
 
     def prepare(self, mesh: Mesh, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
         """May raise Infeasible: heads that do not divide, more ranks than rows, a VAE of unknown blocks."""
