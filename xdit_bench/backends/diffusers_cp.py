@@ -27,7 +27,7 @@ class DiffusersBackend(StockBackend):
 
     def prepare(self, mesh: Mesh, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
         """Raises Infeasible for what diffusers can not do: uneven hybrids, ring without a kernel that returns LSE."""
-        if point.vae == "parallel":
+        if point.vae in ("parallel", "distvae"):
             raise Infeasible("engine=diffusers has no parallel VAE; use vae=single, tiled or none")
         self.parallel = None
         self.mesh = mesh

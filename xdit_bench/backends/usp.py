@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from xdit_bench.backends.base import Embeddings, Inputs, Modules
+from xdit_bench.backends.distvae import DistVae
 from xdit_bench.backends.pipeline import decode_whole, encode_text, unpack
 from xdit_bench.config import ModelSpec, Point
 from xdit_bench.engine.flux import Options, UspFlux
@@ -17,7 +18,7 @@ from xdit_bench.engine.vae import BandVae
 
 
 class UspBackend:
-    """Ulysses x Ring over the mesh; the VAE in row bands (`parallel`), or plain on rank 0 (`single`, `tiled`)."""
+    """Ulysses x Ring over the mesh; the VAE in row bands (`parallel`), by DistVAE, or plain on rank 0."""
 
     def prepare(self, mesh: Mesh, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
         """May raise Infeasible: heads that do not divide, more ranks than rows, a VAE of unknown blocks."""
@@ -40,6 +41,7 @@ class UspBackend:
         if point.vae == "parallel":
             graph = point.execution == "graph"
             self.bands = BandVae(modules.vae, mesh, height=point.height, width=point.width, graph=graph)
+        self.twin = DistVae(modules.vae, mesh) if point.vae == "distvae" else None
 
     def encode(self) -> Embeddings:
         """See Backend.encode."""
@@ -63,6 +65,8 @@ class UspBackend:
             first, last = self.bands.band
             image = unpack(whole, self.point.height, self.point.width, self.modules.vae)
             return self.bands.decode(image[:, :, first:last])
+        if self.twin is not None:
+            return self.twin.decode(whole, self.point)
         return decode_whole(self.modules.vae, whole, self.point) if self.mesh.rank == 0 else None
 
     def gather(self, latents: torch.Tensor) -> torch.Tensor:
@@ -76,6 +80,7 @@ class UspBackend:
         self.flux.close()
         if self.bands is not None:
             self.bands.close()
+        self.twin = None
 
 
 class TextGraphs:
