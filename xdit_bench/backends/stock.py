@@ -30,6 +30,7 @@ class StockBackend:
 
     def prepare(self, mesh: Mesh, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
         """Raises Infeasible for more than one GPU and for a VAE mode that needs our engine."""
+        self.modules = modules  # what close() looks at
         if mesh.size > 1:
             raise Infeasible(f"engine=stock runs on one GPU, not {mesh.size}; use engine=usp")
         if point.vae in ("parallel", "distvae"):

@@ -5,6 +5,8 @@ backend = UspBackend(); backend.prepare(mesh, modules, point, model, inputs)
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 
 from xdit_bench.backends.base import Embeddings, Inputs, Modules
@@ -24,6 +26,7 @@ class UspBackend:
         """May raise Infeasible: heads that do not divide, more ranks than rows, a VAE of unknown blocks."""
         del model
         self.mesh, self.modules, self.point, self.inputs = mesh, modules, point, inputs
+        self.opened = ExitStack()
         self.sigmas = inputs.sigmas.to(mesh.device)  # else every image would wait for their way there
         self.flux = UspFlux(
             modules.transformer,
@@ -36,12 +39,17 @@ class UspBackend:
             # a transport is chosen by NCCL's variables, which symmetric memory does not heed
             options=Options(exchange="auto" if point.transport == "p2p" else "distributed"),
         )
-        self.text = TextGraphs(modules) if point.execution == "graph" else None
-        self.bands = None
+        self.opened.callback(self.flux.close)
+        self.text = self.bands = self.twin = None
+        if point.execution == "graph":
+            self.text = TextGraphs(modules)
+            self.opened.callback(self.text.clear)
         if point.vae == "parallel":
             graph = point.execution == "graph"
             self.bands = BandVae(modules.vae, mesh, height=point.height, width=point.width, graph=graph)
-        self.twin = DistVae(modules.vae, mesh) if point.vae == "distvae" else None
+            self.opened.callback(self.bands.close)
+        elif point.vae == "distvae":
+            self.twin = DistVae(modules.vae, mesh)
 
     def encode(self) -> Embeddings:
         """See Backend.encode."""
@@ -75,11 +83,7 @@ class UspBackend:
 
     def close(self) -> None:
         """Frees graphs and buffers of the engine and the VAE."""
-        if self.text is not None:
-            self.text.clear()
-        self.flux.close()
-        if self.bands is not None:
-            self.bands.close()
+        self.opened.close()
         self.twin = None
 
 
