@@ -60,6 +60,11 @@ class UspBackend:
         i = self.inputs
         return self.flux.denoise(i.noise, embeddings.prompt, embeddings.pooled, self.sigmas, i.guidance)
 
+    @property
+    def comm_bytes_per_step(self) -> int:
+        """Bytes that this rank sends to others in a denoising step."""
+        return self.flux.sent_bytes
+
     def noise(self) -> torch.Tensor:
         """See Backend.noise."""
         return self.inputs.noise[:, slice(*self.flux.image_range)]
