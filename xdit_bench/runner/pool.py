@@ -39,6 +39,8 @@ CLOSE_S = 20.0
 # to give back)
 GRACE_S = {"cpu": 1.0, "cuda": 4.0}
 WHERE_S = 1.0
+# the launcher says how a rank ended once the others are gone too, and the driver takes its time over their memory
+REPORT_S = {"cpu": 1.0, "cuda": 10.0}
 
 
 @dataclass
@@ -123,21 +125,27 @@ class Pool:
         self._next_id += 1
         begun = time.monotonic()
         answers: dict[int, Answer] = {}
+        said: dict[int, Message] = {}
         for member in self._members.values():
             self._send(member, {**command, "id": self._next_id}, answers)
         until = begun + deadline_s
         failed = False
         while len(answers) < self.ranks and (left := until - time.monotonic()) > 0:
             for answer in self._collect(left):
-                if answer.body.get("id", self._next_id) == self._next_id:
+                if answer.kind == "where":
+                    said[answer.rank] = answer.body
+                elif answer.body.get("id", self._next_id) == self._next_id:
                     answer.after_s = time.monotonic() - begun
                     answers.setdefault(answer.rank, answer)
             if not failed and any(a.kind != "result" for a in answers.values()):
                 failed = True
                 until = min(until, time.monotonic() + GRACE_S[self.device])
-        missing = [rank for rank in range(self.ranks) if rank not in answers]
+                # now: the launcher ends the peers of a dead rank, and what they wait in is known to them alone
+                for rank in self._missing(answers):
+                    self._send(self._members[rank], {"op": "where"}, {})
+        missing = self._missing(answers)
         if missing or any(a.kind == "died" for a in answers.values()):
-            self._ask_where(missing, answers, time.monotonic() - begun)
+            self._ask_where(missing, answers, said, time.monotonic() - begun)
             self.kill()
         elif any(a.kind == "error" for a in answers.values()):
             self._clean_up(answers)
@@ -247,13 +255,18 @@ class Pool:
                 self._send(member, {"op": "forget"}, forgot)
             until = time.monotonic() + CLOSE_S
             while len(forgot) < self.ranks and (left := until - time.monotonic()) > 0:
-                forgot.update({a.rank: a for a in self._collect(left)})
+                forgot.update({a.rank: a for a in self._collect(left) if a.kind != "where"})  # it was asked too late
             if len(forgot) == self.ranks and all(a.kind == "forgot" for a in forgot.values()):
                 return
         self.kill()
 
-    def _ask_where(self, missing: list[int], answers: dict[int, Answer], after_s: float) -> None:
-        """Fills in the ranks that gave no answer, with where they are and what they wait in."""
+    def _missing(self, answers: dict[int, Answer]) -> list[int]:
+        return [rank for rank in range(self.ranks) if rank not in answers]
+
+    def _ask_where(
+        self, missing: list[int], answers: dict[int, Answer], said: dict[int, Message], after_s: float
+    ) -> None:
+        """Fills in the ranks that gave no answer, with where they are and what they wait in; `said` what is known."""
         waiting = {rank for rank in missing if self._members[rank].alive}
         for rank in missing:
             answers[rank] = Answer(rank, "silent", after_s=after_s)
@@ -263,17 +276,19 @@ class Pool:
         while waiting and (left := until - time.monotonic()) > 0:
             for answer in self._collect(left):
                 waiting.discard(answer.rank)
-                if answer.kind == "where" and answer.rank in missing:
-                    answers[answer.rank].body |= {"answered": True, **answer.body}
+                if answer.kind == "where":
+                    said[answer.rank] = answer.body
         for rank, answer in answers.items():
             if answer.kind in ("died", "silent"):
                 stage, iteration = self._board.read(rank)
-                said = {"stage": stage, "iteration": iteration, "log_tail": self._launcher.log_tail(rank)}
-                answer.body = said | answer.body
+                known = {"stage": stage, "iteration": iteration, "log_tail": self._launcher.log_tail(rank)}
+                if rank in said:
+                    known |= {"answered": True, **said[rank]}
+                answer.body = known | answer.body
             process = self._members[rank].process
             if answer.kind == "died" and process and self._agent:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._agent.wait(WHERE_S)  # it reports how its ranks ended
+                    self._agent.wait(REPORT_S[self.device])  # it reports how its ranks ended
                 answer.body["exit"] = self._launcher.exit_code(process.pid)
 
 
