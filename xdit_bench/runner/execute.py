@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,12 +111,16 @@ class _Runner:
         self.ours = {cell.run_id for cell in cells}
         skip = {cell.run_id for cell in done}
         pending = [cell for cell in cells if cell.run_id not in skip]
+        begun = time.monotonic()
         while pending:
             index = self._next(pending)
             ranks = _ranks(pending)
             cell = pending.pop(index)
             self.progress.begin(cell)
             record = self._record(cell, self._outcome(cell, ranks))
+            now = time.monotonic()
+            record.telemetry.setdefault("spent_s", {})["whole"] = now - begun  # a plan's add up to its wall time
+            begun = now
             self.store.append(record)
             self.measured.append(record)
             self.progress.end(cell, record)
@@ -179,6 +184,8 @@ class _Runner:
         record = to_record(outcome, cell.point, cell.run_id, self.study)
         record.command = cell.job.command
         record.machine, record.software = self.machine, self.software
+        if outcome.spent_s:
+            record.telemetry["spent_s"] = dict(outcome.spent_s)
         if outcome.answers:
             record.warnings += environment_warnings(transport=cell.point.transport)
         return record

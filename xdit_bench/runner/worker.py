@@ -21,6 +21,7 @@ from typing import Any
 
 from xdit_bench.runner.agent import die_with_parent
 from xdit_bench.runner.board import Board
+from xdit_bench.runner.process import name_this
 from xdit_bench.runner.wire import Link, connect
 
 ENV = "XDIT_BENCH_"  # + CONTROL, TOKEN, STORE, BOARD, DEVICE, NODE, TIMEOUT: what the launcher tells its ranks
@@ -35,6 +36,7 @@ def main() -> None:
     node, local = int(os.environ[f"{ENV}NODE"]), int(os.environ["LOCAL_RANK"])
     # torch numbers machines in an order of its own; rank 0 has to be where the controller is
     rank = node * int(os.environ["LOCAL_WORLD_SIZE"]) + local
+    name_this(f"xdit_rank_{rank}")
     control, token = os.environ[f"{ENV}CONTROL"], os.environ[f"{ENV}TOKEN"]
     if not os.environ[f"{ENV}STORE"]:
         control, token = _tell_other_machines(control, token, first=node == local == 0)
