@@ -39,7 +39,7 @@ CLOSE_S = 20.0
 # to give back)
 GRACE_S = {"cpu": 1.0, "cuda": 4.0}
 WHERE_S = 1.0
-# the launcher says how a rank ended once the others are gone too, and the driver takes its time over their memory
+# the launcher sees how a rank ended once the kernel is done with it, and a GPU's driver takes its time over its memory
 REPORT_S = {"cpu": 1.0, "cuda": 10.0}
 
 
@@ -69,10 +69,19 @@ class _Member:
 class Pool:
     """A fixed number of ranks of one device kind and transport. Use as a context manager."""
 
-    def __init__(self, ranks: int, device: str, *, transport: str = "p2p", launch: LaunchConfig | None = None) -> None:
+    def __init__(
+        self,
+        ranks: int,
+        device: str,
+        *,
+        transport: str = "p2p",
+        launch: LaunchConfig | None = None,
+        spare: bool = False,
+    ) -> None:
         """Starts `ranks` on this machine (and waits for as many on each other one) until all have met.
 
-        Raises RankCrashed with the log's end when they do not.
+        A `spare` one starts no more than its launcher, which reads its modules; `begin` does the rest. Raises
+        RankCrashed with the log's end when ranks do not meet.
         """
         launch = launch or LaunchConfig()
         self._like = (ranks, device, transport, launch)
@@ -87,19 +96,33 @@ class Pool:
         self._selector = selectors.DefaultSelector()
         self._folder = _private_folder()
         self._agent: subprocess.Popen[bytes] | None = None
+        self._server: socket.socket | None = None
         self._launcher = Launcher(self._folder, ranks, device, transport, launch)
         self._token = secrets.token_hex(16)
         try:
             self._board = Board.create(self._folder / "board", self.ranks)
-            self._start(time.monotonic() + (START_S if launch.nnodes == 1 else OTHERS_S))
+            self._server = self._listen()
+            self._agent = self._launcher.start(control=self._control(), token=self._token, spare=spare)
+            if not spare:
+                self.begin()
         except BaseException:
             self.kill()
             raise
 
-    def again(self) -> Pool:
+    def begin(self) -> None:
+        """Starts the ranks of a spare pool. Raises RankCrashed."""
+        assert self._agent is not None
+        self._launcher.release(self._agent)
+        try:
+            self._meet(time.monotonic() + (START_S if self.nnodes == 1 else OTHERS_S))
+        except BaseException:
+            self.kill()
+            raise
+
+    def again(self, *, spare: bool = False) -> Pool:
         """A new pool like this one."""
         ranks, device, transport, launch = self._like
-        return Pool(ranks, device, transport=transport, launch=launch)
+        return Pool(ranks, device, transport=transport, launch=launch, spare=spare)
 
     @property
     def pids(self) -> list[int]:
@@ -175,6 +198,8 @@ class Pool:
             member.link.close()
         self._members.clear()
         self._selector.close()
+        if self._server is not None:
+            self._server.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Pool:
@@ -188,13 +213,10 @@ class Pool:
         else:
             self.kill()
 
-    def _start(self, until: float) -> None:
-        with self._listen() as server:
-            if server.family == socket.AF_UNIX:
-                control = f"unix:{server.getsockname()}"
-            else:
-                control = "tcp:{}:{}".format(*server.getsockname())
-            self._agent = self._launcher.start(control=control, token=self._token)
+    def _meet(self, until: float) -> None:
+        assert self._agent is not None
+        assert self._server is not None
+        with self._server as server:
             self._selector.register(server, selectors.EVENT_READ)
             ready: set[int] = set()
             while len(ready) < self.ranks:
@@ -207,6 +229,13 @@ class Pool:
                     else:
                         ready.update(answer.rank for answer in self._read(key.data) if answer.kind == "ready")
             self._selector.unregister(server)
+
+    def _control(self) -> str:
+        """Where ranks reach this process."""
+        assert self._server is not None
+        if self._server.family == socket.AF_UNIX:
+            return f"unix:{self._server.getsockname()}"
+        return "tcp:{}:{}".format(*self._server.getsockname())
 
     def _listen(self) -> socket.socket:
         """A socket in the private folder, or, for several machines, at the address where they meet."""
@@ -287,9 +316,16 @@ class Pool:
                 answer.body = known | answer.body
             process = self._members[rank].process
             if answer.kind == "died" and process and self._agent:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._agent.wait(REPORT_S[self.device])  # it reports how its ranks ended
-                answer.body["exit"] = self._launcher.exit_code(process.pid)
+                answer.body["exit"] = self._exit_code(process.pid)
+
+    def _exit_code(self, pid: int) -> int | None:
+        """How a dead rank ended, once its launcher has seen it."""
+        until = time.monotonic() + REPORT_S[self.device]
+        while (code := self._launcher.exit_code(pid)) is None and time.monotonic() < until:
+            if self._agent is None or self._agent.poll() is not None:
+                return self._launcher.exit_code(pid)
+            time.sleep(0.01)
+        return code
 
 
 def end_group(agent: subprocess.Popen[bytes]) -> None:

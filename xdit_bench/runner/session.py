@@ -13,12 +13,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xdit_bench.config import Point
+from xdit_bench.config import LaunchConfig, Point
 from xdit_bench.errors import RankCrashed, ResultsError
 from xdit_bench.measure.nvml import Telemetry
 from xdit_bench.results.store import Store
@@ -43,6 +43,7 @@ class Session:
     note: Callable[[str], None]
     ranks_here: int
     pool: Pool | None = None
+    spare: Pool | None = None
     failed_starts: int = 0
     _spent_s: dict[str, float] = field(default_factory=dict)
     _used_before: list[int] | None = None
@@ -98,9 +99,12 @@ class Session:
                 self.pool = self.pool.again()
             self.pool.close(last=last)
             self.pool = None
+        if last:
+            self._drop_spare()
 
     def kill(self) -> None:
         """Ends the ranks now."""
+        self._drop_spare()
         if self.pool is not None:
             self.pool.kill()
             self.pool = None
@@ -110,6 +114,7 @@ class Session:
         pool = self.pool
         if pool and pool.check() and pool.ranks >= cell.point.gpus and pool.transport == cell.point.transport:
             return pool
+        failed = pool is not None and not pool.alive
         with self._spending("start"):
             self.close()
             size = cell.point.gpus if cell.job.run.isolation == "point" else ranks
@@ -119,9 +124,27 @@ class Session:
             if self.machine["device"] == "cuda":
                 self._wait_for_memory()
             self.failed_starts += 1
-            self.pool = Pool(size, self.machine["device"], transport=cell.point.transport, launch=launch)
+            self.pool = self._start(size, cell.point.transport, launch)
             self.failed_starts = 0
+            if failed and launch.nnodes == 1:  # it may happen again: then the next launcher is at hand
+                self.spare = self.pool.again(spare=True)
         return self.pool
+
+    def _start(self, size: int, transport: str, launch: LaunchConfig) -> Pool:
+        """The spare pool when it will do, else a new one. Raises RankCrashed."""
+        spare, self.spare = self.spare, None
+        if spare is not None and spare.ranks >= size and spare.transport == transport:
+            with suppress(RankCrashed):  # whatever ended it has not ended a new one
+                spare.begin()
+                return spare
+        elif spare is not None:
+            spare.kill()
+        return Pool(size, self.machine["device"], transport=transport, launch=launch)
+
+    def _drop_spare(self) -> None:
+        if self.spare is not None:
+            self.spare.kill()
+            self.spare = None
 
     def _wait_for_memory(self) -> None:
         """Until the GPUs hold no more than before the first ranks: a driver may free a killed process's memory late."""
