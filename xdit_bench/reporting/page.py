@@ -23,6 +23,7 @@ from xdit_bench.reporting.exports import export
 from xdit_bench.reporting.figures import Figure, group_figures
 from xdit_bench.reporting.images import Shot, side_by_side
 from xdit_bench.reporting.inline import inline, name_parts, palette
+from xdit_bench.reporting.outliers import outliers
 from xdit_bench.reporting.published import PublishedPoint, load_published, match
 from xdit_bench.reporting.spent import spent
 from xdit_bench.reporting.study import Group, group_records, newest
@@ -256,6 +257,9 @@ def _study_facts(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
     if drifts:
         worst = f"{words.plural(len(drifts), 'point')}, the largest drift {100 * max(drifts, key=abs):+.1f} %"
         facts.append(("Measured again in fresh processes", worst))
+    slow = outliers(records)
+    if slow:
+        facts.append(("Outliers", slow))
     time = spent(records)
     if time:
         facts.append(("Wall time of the measured points", time.sentence()))
