@@ -128,13 +128,14 @@ class _Runner:
     def recheck(self, cells: Sequence[Cell]) -> None:
         """Measures a share of the points again in fresh processes; their records gain `telemetry.recheck`.
 
-        Proves that a pool warmed by other points gives the times a fresh process gives.
+        Proves that a pool warmed by other points gives the times a fresh process gives. The first point of all is the
+        first of them: it is a baseline, taken before the rest, and shows how far the machine has drifted since.
         """
         run = cells[0].job.run
         share = run.recheck if run.isolation == "pool" else 0.0
         by_id = {cell.run_id: cell for cell in cells}
         fresh = [record for record in self.measured if record.status == "ok"]
-        chosen = sorted(fresh, key=lambda r: hashlib.sha256(r.run_id.encode()).hexdigest())
+        chosen = fresh[:1] + sorted(fresh[1:], key=lambda r: hashlib.sha256(r.run_id.encode()).hexdigest())
         for record in chosen[: math.floor(share * len(fresh) + 0.5)]:
             cell = by_id[record.run_id]
             self.progress.note(f"   recheck  {cell.point.label} in fresh processes")
