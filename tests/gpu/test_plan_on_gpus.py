@@ -51,6 +51,7 @@ def test_point_below_a_cap_runs_out_of_memory_and_the_next_does_not(tmp_path: Pa
     for record in free:
         assert record.memory["peak_bytes"] > record.memory["parameters_bytes"]
         assert record.telemetry["sm_mhz"][0] > 0
+        assert record.telemetry["samples_per_s"] >= 10
 
 
 @pytest.mark.multigpu
