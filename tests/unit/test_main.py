@@ -162,6 +162,17 @@ def test_jobs_of_another_launcher_run_their_own_points_into_one_study(here: Path
     assert points == {(1, "ok"), (2, "ok")}
 
 
+def test_srun_says_how_many_machines_there_are_and_which_this_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_NNODES", "4")
+    monkeypatch.setenv("SLURM_NODEID", "3")
+    assert main(["launch=torchrun", "--cfg", "job", "--package", "launch", "--resolve"]) == 0
+    said = capsys.readouterr().out
+    assert "nnodes: 4" in said
+    assert "node_rank: 3" in said
+
+
 def test_a_point_that_fails_now_is_no_success_because_it_once_was(here: Path) -> None:
     argv = ["ulysses=2", "run.report=false", "study=s"]
     assert main(argv) == 0

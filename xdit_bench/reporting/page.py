@@ -24,7 +24,9 @@ from xdit_bench.reporting.figures import Figure, group_figures
 from xdit_bench.reporting.frontier import families
 from xdit_bench.reporting.images import Shot, side_by_side
 from xdit_bench.reporting.inline import inline, name_parts, palette
+from xdit_bench.reporting.outliers import outliers
 from xdit_bench.reporting.published import PublishedPoint, load_published, match
+from xdit_bench.reporting.spent import spent
 from xdit_bench.reporting.study import Group, group_records, newest
 from xdit_bench.reporting.style import COLUMN, FORMATS, PAGE, drawing, save, settle, svg_text
 from xdit_bench.reporting.tables import Table, escape, markdown, report_tables
@@ -260,6 +262,12 @@ def _study_facts(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
     if drifts:
         worst = f"{words.plural(len(drifts), 'point')}, the largest drift {100 * max(drifts, key=abs):+.1f} %"
         facts.append(("Measured again in fresh processes", worst))
+    slow = outliers(records)
+    if slow:
+        facts.append(("Outliers", slow))
+    time = spent(records)
+    if time:
+        facts.append(("Wall time of the measured points", time.sentence()))
     codes = sorted({str(record.software["code"]) for record in records if record.software.get("code")})
     return (*facts, ("Code", ", ".join(codes))) if codes else tuple(facts)
 
