@@ -70,8 +70,9 @@ def starts_row(axis: Axes) -> bool:
 
 
 def legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
-    """One legend below all panels."""
-    rows = -(-len(handles) // (3 if figure.get_figwidth() < 5 else 6))
+    """One legend below all panels, in as many columns as its longest label allows."""
+    letters = max(len(str(handle.get_label())) for handle in handles) + 6
+    rows = -(-len(handles) // max(1, min(6, int(figure.get_figwidth() / 0.065) // letters)))
     figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows))
 
 

@@ -32,6 +32,7 @@ from xdit_bench.results.schema import Record
 DRAWN_GROUPS = 4  # groups with figures of their own; the tables hold all
 BRIEF = ("headline", "memory", "vae", "published")  # figures of a group after the first
 MARKDOWN_ROWS = 60
+ELSEWHERE = "Elsewhere in this study"
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def write_report(
 def summary(records: list[Record]) -> list[str]:
     """The report's answer for a console: best configuration, speedup and memory, a line each."""
     head = answer(group_records(records), newest(records))
-    return [f"{sentence.lead}: {sentence.text}" if sentence.lead else sentence.text for sentence in head.sentences]
+    lines = [f"{sentence.lead}: {sentence.text}" if sentence.lead else sentence.text for sentence in head.sentences]
+    return [*lines, f"{ELSEWHERE}: {head.elsewhere}"] if head.elsewhere else lines
 
 
 def _write(
@@ -187,20 +189,20 @@ def html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["brief"] = lambda key: f"{key:.6g}" if isinstance(key, int | float) else key
-    return environment.get_template("page.html.j2").render(report=report, palette=palette)
+    return environment.get_template("page.html.j2").render(report=report, palette=palette, elsewhere=ELSEWHERE)
 
 
 def markdown_report(report: Report) -> str:
     """The same for a pull request."""
-    lines = [f"# {escape(report.study)}", ""]
+    lines = [f"# {escape(report.study)}", "", f"{escape(report.head.measured_on)}.", ""]
     lines += [f"> **{escape(banner)}**\n" for banner in report.head.banners]
-    lines += [f"> Warning: {escape(warning)}\n" for warning in report.head.warnings]
     for sentence in report.head.sentences:
         lines += [f"**{sentence.lead}.** {escape(sentence.text)}" if sentence.lead else escape(sentence.text), ""]
+    lines += [f"> Warning: {escape(warning)}\n" for warning in report.head.warnings]
     first = report.sections[0].pictures[0]
     if not first.figure.why_empty:
         lines += [f"![{escape(first.figure.alternative)}]({first.stem}.png)", "", escape(first.figure.caption), ""]
-    lines += [f"Shown: {escape(report.head.measured_on)}.", ""]
+    lines += [f"**{ELSEWHERE}.** {escape(report.head.elsewhere)}", ""] if report.head.elsewhere else []
     for section in report.sections:
         lines += _section_lines(section, skip=first)
     if report.shots:
