@@ -13,10 +13,10 @@ from pathlib import Path
 
 from xdit_bench.errors import ConfigError, UserError
 from xdit_bench.reporting.page import write_report
+from xdit_bench.reporting.style import FORMATS
 from xdit_bench.results.store import read_records
 
-DEFAULTS = {"study": "", "results_dir": "results", "reports_dir": "reports", "formats": "png,svg"}
-FORMATS = ("png", "svg", "pdf")
+DEFAULTS = {"study": "", "results_dir": "results", "reports_dir": "reports", "formats": ",".join(FORMATS)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

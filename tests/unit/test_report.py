@@ -22,10 +22,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_rebuilds_a_report(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(["study=demo", f"results_dir={results}", f"reports_dir={tmp_path / 'reports'}", "formats=png,svg,pdf"])
-        == 0
-    )
+    assert main(["study=demo", f"results_dir={results}", f"reports_dir={tmp_path / 'reports'}"]) == 0
     assert "index.html" in capsys.readouterr().out
     assert (tmp_path / "reports/demo/figures/headline.pdf").exists()
 
