@@ -80,19 +80,21 @@ def write_report(
     command: str | None = None,
     outputs: Path | None = None,
     formats: Sequence[str] = FORMATS,
+    columns: bool = False,
 ) -> list[Path]:
     """Writes `out_dir/<study>/`; returns the files, index.html and report.md first.
 
     `outputs` is the study's folder of saved images (`results/<study>/outputs`), where there is one.
 
     `published` are points to stand beside ours (None: those that ship with the package). `command` reproduces the
-    study where the records do not name one. Raises ResultsError for no records, or a folder that can not be written.
+    study where the records do not name one. `columns` draws every figure at the width of a paper's column too, as the
+    headline always is. Raises ResultsError for no records, or a folder that can not be written.
     """
     if not records:
         raise ResultsError(f"study {study!r} has no records, so there is nothing to report; run a sweep first")
     folder = out_dir / study
     try:
-        return _write(records, study, folder, published, command, outputs, formats)
+        return _write(records, study, folder, published, command, outputs, formats, columns)
     except OSError as error:
         raise ResultsError(
             f"the report goes to {folder}, which can not be written ({error}); set reports_dir to a folder that can"
@@ -114,6 +116,7 @@ def _write(
     command: str | None,
     outputs: Path | None,
     formats: Sequence[str],
+    columns: bool,
 ) -> list[Path]:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     groups = group_records(records)
@@ -128,7 +131,7 @@ def _write(
             kin = [other for other in groups if other.setting._replace(memory_cap_gb=None) == group.setting] or [group]
             figures = group_figures(group, matches[groups.index(group)], kin)
             figures = [figure for figure in figures if index == 0 or figure.name in BRIEF]
-            pictures = tuple(_draw(figures, folder, prefix, formats, files))
+            pictures = tuple(_draw(figures, folder, prefix, formats, files, columns))
             sections.append(Section(words.title(group), f"group-{index + 1}", pictures, _machine_facts(group)))
     exported, remarks = export(records, folder)
     shots, shots_note = side_by_side(groups, outputs, folder)
@@ -152,7 +155,7 @@ def _write(
 
 
 def _draw(
-    figures: Iterable[Figure], folder: Path, prefix: str, formats: Sequence[str], files: list[Path]
+    figures: Iterable[Figure], folder: Path, prefix: str, formats: Sequence[str], files: list[Path], columns: bool
 ) -> Iterator[Picture]:
     for figure in figures:
         stem = f"figures/{prefix}{figure.name}"
@@ -166,7 +169,7 @@ def _draw(
         if "svg" in formats:
             files.append(folder / f"{stem}.svg")
             files[-1].write_text(svg, encoding="utf-8", newline="\n")
-        if stem == "figures/headline":  # the one that goes into papers, at the width of a column too
+        if columns or stem == "figures/headline":  # the one that goes into papers first
             files += save(settle(figure.draw(COLUMN)), folder / f"{stem}-column", formats)
         wide, narrow = inline(page, svg, f"{prefix}{figure.name}-")
         yield Picture(figure, stem, wide, narrow)
