@@ -131,7 +131,9 @@ def _write(
             kin = [other for other in groups if other.setting._replace(memory_cap_gb=None) == group.setting] or [group]
             figures = group_figures(group, matches[groups.index(group)], kin)
             figures = [figure for figure in figures if index == 0 or figure.name in BRIEF]
-            pictures = tuple(_draw(figures, folder, prefix, formats, files, columns))
+            # embedding fonts takes a PDF as long as the rest of its figure: papers get those of the first group
+            chosen = [name for name in formats if index == 0 or name != "pdf"] or formats
+            pictures = tuple(_draw(figures, folder, prefix, chosen, files, columns))
             sections.append(Section(words.title(group), f"group-{index + 1}", pictures, _machine_facts(group)))
     exported, remarks = export(records, folder)
     shots, shots_note = side_by_side(groups, outputs, folder)
