@@ -50,7 +50,9 @@ def record(
         "machine": dict(H200 if machine is None else machine),
         "software": {"torch": "2.13.0", "code": "c0de"},
     }
-    if status == "ok" and total is not None:
+    if status == "ok" and total is not None and not merged["steps"]:  # a decode alone
+        fields["latency_s"] = {stage: {"median": total, "samples": [total]} for stage in ("vae", "total")}
+    elif status == "ok" and total is not None:
         fields["latency_s"] = latencies(total, source, samples, merged["vae"])
         denoise = fields["latency_s"]["denoise"]["median"]
         fields["step_s"] = {"median": denoise / merged["steps"]}
@@ -124,6 +126,34 @@ def study(
                     **{"vae": vae, **point},
                 )
             )
+    return made
+
+
+def frontier(tops: dict[tuple[float | None, int, str], int], top: int = 8192) -> list[Record]:
+    """Searches for the largest square that fits, by cap, GPU count and VAE mode: `tops` says what they find."""
+    made = []
+    for (cap, gpus, vae), largest in tops.items():
+        point = {"steps": 0, "vae": vae, "ulysses": gpus, "memory_cap_gb": cap}
+        fits, fails = 0, top + 64
+        size = top
+        while True:
+            if size <= largest:
+                fits = size
+                peak = 34e9 + 3e9 * (size / 1024) ** 2 / gpus
+                made.append(
+                    record(
+                        0.04 * (size / 1024) ** 2 / gpus,
+                        res=size,
+                        **point,
+                        extra={"memory": {"verdict": "fits", "peak_bytes": peak, "alloc_retries": 0}},
+                    )
+                )
+            else:
+                fails = size
+                made.append(oom(res=size, **point))
+            if fits == top or fails - fits <= 64:
+                break
+            size = fits + (fails - fits) // 128 * 64
     return made
 
 

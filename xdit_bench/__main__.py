@@ -31,6 +31,7 @@ from xdit_bench.config import Config, Point, lacking
 from xdit_bench.errors import ConfigError, RankCrashed, UserError
 from xdit_bench.planning import Plan, PlannedPoint, predicted_baselines, to_job
 from xdit_bench.results.store import Store, read_records
+from xdit_bench.runner.frontier import trials
 from xdit_bench.topology import match
 from xdit_bench.topology.probe import fingerprint, probe, software
 
@@ -76,7 +77,8 @@ def run_study(
             if cfg.run.report and store.records:
                 _report(store, study, Path(cfg.reports_dir), console)
         newest = {Point.from_dict(record.point): record.status for record in store.records}
-        return any(newest.get(planned.point) == "ok" for planned in points)
+        asked = [trials(p.point) if p.cfg.run.frontier else [p.point] for p in points]
+        return any(newest.get(point) == "ok" for listed in asked for point in listed)
 
 
 def _predict(study: str, points: list[PlannedPoint], store: Store, console: Console, command: str) -> None:

@@ -25,6 +25,7 @@ from xdit_bench.errors import ConfigError, MissingExtraError, WeightsError
 VAE_SCALE = 8  # pixels a latent, each way; FLUX.1's AutoencoderKL
 PATCH = 2  # latents a token, each way
 TOKEN_PIXELS = VAE_SCALE * PATCH
+FRONTIER_STEP = 64  # pixels between the sizes that a search for the largest one tries
 PIPELINE_PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 ATTENTION_MODULES = {"flash_attn": "flash_attn", "fa3": "fa3_fwd_interface"}  # kernels of the extra `flash`
 
@@ -89,6 +90,7 @@ class MeasureConfig:
 class RunConfig:
     """What happens around the points of a plan; `conf/config.yaml` says what each knob does."""
 
+    frontier: bool = False
     deadline_s: float | None = None
     resume: bool = True
     retry_failed: bool = False
@@ -138,6 +140,7 @@ class Config:
     study: str = "study"
     results_dir: str = "results"
     reports_dir: str = "reports"
+    bounds: Any = None
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     run: RunConfig = field(default_factory=RunConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
@@ -181,7 +184,10 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Point:
-    """One cell of the grid, fully resolved. Its dict is a record's `point`."""
+    """One cell of the grid, fully resolved. Its dict is a record's `point`.
+
+    `steps` 0 is the decode alone: the seed's noise to pixels beside all weights, no text and no denoising.
+    """
 
     model: str
     height: int
@@ -224,7 +230,8 @@ class Point:
         cap = f" cap={self.memory_cap_gb:g}GB" if self.memory_cap_gb else ""
         link = "" if self.transport == "p2p" else f" {self.transport}"
         split = f"u{self.ulysses}r{self.ring}"
-        return f"{self.model} {size} {split} {self.engine}/{self.execution} vae={self.vae}{link}{cap}"
+        what = "" if self.steps else " decode alone"
+        return f"{self.model} {size} {split} {self.engine}/{self.execution} vae={self.vae}{what}{link}{cap}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types with the derived `res` and `gpus`."""
@@ -251,14 +258,18 @@ def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]
     """
     model = ModelSpec.from_dict(cfg.model)
     height, width = _size(cfg, size_typed)
-    for name in ("ulysses", "ring", "steps"):
-        _at_least(name, getattr(cfg, name), 1)
+    for name, least in (("ulysses", 1), ("ring", 1), ("steps", 0)):
+        _at_least(name, getattr(cfg, name), least)
+    if cfg.steps == 0 and cfg.vae["name"] == "none":
+        raise ConfigError("steps=0 is the decode alone, and vae=none leaves that out too; give steps=1 or another vae")
     if not 1 <= cfg.text_tokens <= 512:
         raise ConfigError(f"FLUX.1 takes 1 to 512 text tokens; text_tokens={cfg.text_tokens} is outside")
     if cfg.memory_cap_gb is not None and cfg.memory_cap_gb <= 0:
         raise ConfigError(f"memory_cap_gb must be above 0, or null for no cap; got {cfg.memory_cap_gb}")
     _check_measure(cfg.measure)
     _check_run(cfg.run)
+    if cfg.run.frontier:
+        _check_frontier(height, width)
     if cfg.launch.nnodes > 1 and not cfg.launch.rdzv_endpoint:
         raise ConfigError(f"launch.nnodes={cfg.launch.nnodes} machines need launch.rdzv_endpoint=<host:port> to meet")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.study):
@@ -299,8 +310,8 @@ def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
     if point.engine == "stock" and point.gpus > 1:
         return "engine=stock is plain diffusers on one GPU; use engine=usp for several"
     rows = point.height // VAE_SCALE
-    if point.vae == "parallel" and point.gpus > rows:
-        return f"the parallel VAE needs a row of latents a GPU: {point.height}px has {rows}, for {point.gpus} GPUs"
+    if point.vae in ("parallel", "distvae") and point.gpus > rows:
+        return f"a parallel VAE needs a row of latents a GPU: {point.height}px has {rows}, for {point.gpus} GPUs"
     tokens = min(point.image_tokens, point.text_tokens)
     if point.gpus > tokens:
         return f"every GPU needs a token of text and of image: {tokens} of them can not be split over {point.gpus} GPUs"
@@ -322,8 +333,8 @@ def lacking(cfg: Config) -> str | None:
 
 def check_available(cfg: Config, point: Point) -> None:
     """What a measured point needs from outside: its packages and its weights. Raises UserError; imports neither."""
-    modules = list(cfg.engine.get("modules") or [])
-    needed = [("engine=" + point.engine, module, cfg.engine.get("extra")) for module in modules]
+    chosen = ((f"engine={point.engine}", cfg.engine), (f"vae={point.vae}", cfg.vae))
+    needed = [(what, module, group.get("extra")) for what, group in chosen for module in group.get("modules") or []]
     if point.attention in ATTENTION_MODULES:
         needed.append((f"attention={point.attention}", ATTENTION_MODULES[point.attention], "flash"))
     for what, module, extra in needed:
@@ -380,6 +391,17 @@ def _size(cfg: Config, size_typed: bool) -> tuple[int, int]:
 def _at_least(name: str, value: float, low: float) -> None:
     if value < low:
         raise ConfigError(f"{name} must be at least {low}; got {value}")
+
+
+def _check_frontier(height: int, width: int) -> None:
+    if height != width:
+        raise ConfigError(f"run.frontier searches square sizes; height={height} width={width} is none, give res= alone")
+    if height % FRONTIER_STEP:
+        below = max(FRONTIER_STEP, height - height % FRONTIER_STEP)
+        raise ConfigError(
+            f"run.frontier searches sizes in steps of {FRONTIER_STEP} pixels up to res; res={height} is no multiple of "
+            f"{FRONTIER_STEP}, use {below} or {below + FRONTIER_STEP}"
+        )
 
 
 def _check_measure(measure: MeasureConfig) -> None:

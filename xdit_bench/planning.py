@@ -62,6 +62,11 @@ def plan_point(raw: DictConfig, machine: dict[str, Any]) -> PlannedPoint:
         dtype = "fp32" if topology.name == "cpu" else "bf16"
     if measured:
         check_available(cfg, point)
+    elif cfg.run.frontier:
+        raise ConfigError(
+            f"run.frontier tries sizes on the machine, and this point would be predicted for {topology.name}; "
+            f"run it where the GPUs are, or on topology=cpu"
+        )
     return PlannedPoint(
         point=dataclasses.replace(point, dtype=dtype, topology=topology.name),
         model=model,

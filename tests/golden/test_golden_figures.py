@@ -15,9 +15,9 @@ from PIL import Image
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from synthetic import CPU, record, study  # noqa: E402
+from synthetic import CPU, frontier, record, study  # noqa: E402
 
-from xdit_bench.reporting import draw_headline, draw_parts, draw_peers, draw_scaling  # noqa: E402
+from xdit_bench.reporting import draw_frontier, draw_headline, draw_parts, draw_peers, draw_scaling  # noqa: E402
 from xdit_bench.reporting.marks import mark_group  # noqa: E402
 from xdit_bench.reporting.published import load_published, match  # noqa: E402
 from xdit_bench.reporting.study import Group, group_records  # noqa: E402
@@ -55,6 +55,14 @@ def profiled() -> Group:
     return group_records(records)[0]
 
 
+def searched() -> list[Group]:
+    """The largest size that fits, of three VAE modes and two GPU counts, on a whole card and below a cap."""
+    tops = {("single", 1): 4096, ("single", 2): 4096, ("tiled", 1): 8192, ("parallel", 1): 6464, ("parallel", 2): 8192}
+    found = {(cap, gpus, vae): top // (2 if cap else 1) // 64 * 64
+             for cap in (None, 48.0) for (vae, gpus), top in tops.items()}  # fmt: skip
+    return group_records(frontier(found))
+
+
 FIGURES: dict[str, Callable[[], object]] = {
     "headline": lambda: draw_headline.headline(measured(), PAGE),
     "headline_column": lambda: draw_headline.headline(measured(), COLUMN),
@@ -69,6 +77,7 @@ FIGURES: dict[str, Callable[[], object]] = {
     "attribution": lambda: draw_parts.attribution(profiled(), PAGE),
     "energy": lambda: draw_parts.energy(measured(), PAGE),
     "parity": lambda: draw_peers.parity(measured(), PAGE),
+    "frontier_column": lambda: draw_frontier.frontier(searched(), COLUMN),
     "engines": lambda: draw_peers.engines(measured(), PAGE),
     "published": lambda: draw_peers.published(predicted(), match(predicted(), load_published()), PAGE),
 }

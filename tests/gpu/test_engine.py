@@ -89,7 +89,7 @@ def test_closing_frees_a_graph_s_memory(model: Any, device: torch.device) -> Non
 
 @pytest.mark.parametrize(
     "options",
-    [Options(fused=False), Options(modulation_once=False), Options(gelu_epilogue=False), Options(mlp_chunk=128)],
+    [Options(fused=False), Options(modulation_once=False), Options(gelu_epilogue=False), Options(keys_first=False)],
     ids=repr,
 )
 def test_every_rung_of_the_ladder_is_correct(

@@ -25,11 +25,14 @@ BASE = Point(
 )  # fmt: skip
 
 
-def run(points: list[Point], results: Path) -> list[Record]:
+def run(points: list[Point], results: Path, **knobs: object) -> list[Record]:
     machine, packages = probe(), software()
     machine["fingerprint"] = fingerprint(machine, packages)
     measure = MeasureConfig(warmup=1, repeats=3, max_repeats=5, precision=0.2, time_cap_s=20.0)
-    jobs = [Job(p, MODEL, measure, RunConfig(recheck=0.0), LaunchConfig()) for p in points]
+    jobs = [
+        Job(p, MODEL, measure, RunConfig(recheck=0.0, **knobs), LaunchConfig())  # type: ignore[arg-type]
+        for p in points
+    ]
     with Store.open(results, "s") as store:
         run_plan(jobs, store, machine=machine, software=packages, study="s", console=Console(file=io.StringIO()))
         return list(store.records)
@@ -48,6 +51,20 @@ def test_point_below_a_cap_runs_out_of_memory_and_the_next_does_not(tmp_path: Pa
     for record in free:
         assert record.memory["peak_bytes"] > record.memory["parameters_bytes"]
         assert record.telemetry["sm_mhz"][0] > 0
+
+
+@pytest.mark.gpu
+def test_a_search_below_a_cap_ends_where_memory_does(tmp_path: Path) -> None:
+    top = dataclasses.replace(BASE, height=4096, width=4096, steps=0, memory_cap_gb=0.2)
+    records = run([dataclasses.replace(top, vae=vae) for vae in ("single", "parallel")], tmp_path, frontier=True)
+    assert {r.status for r in records} == {"ok", "oom"}, [r.reason for r in records]
+    for vae in ("single", "parallel"):
+        mine = [r for r in records if r.point["vae"] == vae]
+        found = {status: [r for r in mine if r.status == status] for status in ("ok", "oom")}
+        fits = max((r.point["res"] for r in found["ok"]), default=0)
+        assert min(r.point["res"] for r in found["oom"]) == fits + 64
+        assert all(r.failure["bytes_asked"] > 0 for r in found["oom"])
+        assert all(max(r.memory["reserved_bytes_per_rank"]) <= 200_000_000 for r in found["ok"])
 
 
 @pytest.mark.multigpu

@@ -71,19 +71,21 @@ def test_a_machines_own_seconds_give_back_its_numbers() -> None:
     assert set(found["host"]) == {"op_s", "kernel_gap_s"}
 
 
-@pytest.mark.parametrize("name", ["l40_pcie", "h200_nvlink"])
-def test_exchanges_give_back_every_level_they_reach(name: str) -> None:
+@pytest.mark.parametrize(("name", "path"), [("l40_pcie", "p2p"), ("h200_nvlink", "p2p"), ("h200_nvlink", "symmetric")])
+def test_exchanges_give_back_every_level_they_reach(name: str, path: str) -> None:
     truth = load(name)
     measured: list[dict[str, Any]] = []
     for ulysses, ring in ((1, 2), (2, 1), (2, 2), (4, 1), (1, 4), (4, 2), (8, 1), (1, 8), (2, 4)):
-        net = Network(truth, "p2p", ulysses, ring)
+        net = Network(truth, path, ulysses, ring)
         for size in (2**18, 2**20, 2**22, 2**24, 2**26, 2**28):
             for kind, transfer in (("all_to_all", net.all_to_all_s(size)), ("shift", net.ring_step_s(size))):
                 if transfer.seconds:
-                    row = {"kind": kind, "ulysses": ulysses, "ring": ring, "bytes": size, "seconds": transfer.seconds}
-                    measured.append(row)
-    found = links(measured, truth.levels("p2p"), 8)
-    for level, expected in zip(found, truth.levels("p2p"), strict=True):
+                    measured.append({
+                        "kind": kind, "path": path, "ulysses": ulysses, "ring": ring, "bytes": size,
+                        "seconds": transfer.seconds,
+                    })  # fmt: skip
+    found = links(measured, truth.levels(path), 8, truth)
+    for level, expected in zip(found, truth.levels(path), strict=True):
         for key in ("bytes_per_s", "all_to_all_bytes_per_s", "latency_s", "all_to_all_latency_s"):
             assert getattr(level, key) == pytest.approx(getattr(expected, key), rel=0.05), (level.name, key)
         assert level.source.startswith("measured between")
@@ -96,11 +98,22 @@ def test_levels_out_of_reach_keep_their_numbers_and_say_so() -> None:
         {"kind": "all_to_all", "ulysses": 2, "ring": 1, "bytes": size, "seconds": net.all_to_all_s(size).seconds}
         for size in (2**20, 2**24, 2**28)
     ]
-    pair, bridge, socket = links(measured, levels, 2)
+    pair, bridge, socket = links(measured, levels, 2, load("l40_pcie"))
     assert pair.source == "measured between 2 ranks, all groups at once"
     assert pair.bytes_per_s == levels[0].bytes_per_s  # no ring was measured
     assert (bridge.bytes_per_s, socket.bytes_per_s) == (levels[1].bytes_per_s, levels[2].bytes_per_s)
     assert "not measured: 2 GPUs do not reach it" in socket.source
+
+
+def test_an_exchange_inside_a_graph_counts_and_not_the_one_the_host_launched() -> None:
+    net = Network(H200, "p2p", 2, 1)
+    measured = [
+        {"kind": "all_to_all", "path": "p2p", "ulysses": 2, "ring": 1, "bytes": size, "captured": captured,
+         "seconds": net.all_to_all_s(size).seconds + (0.0 if captured else 1e-3)}
+        for size in (2**20, 2**24, 2**28) for captured in (True, False)
+    ]  # fmt: skip
+    (level,) = links(measured, H200.levels("p2p"), 2, H200)
+    assert level.all_to_all_latency_s == pytest.approx(H200.levels("p2p")[0].all_to_all_latency_s, rel=0.05)
 
 
 def test_two_cpu_ranks_write_a_topology_that_loads(tmp_path: Path) -> None:

@@ -60,6 +60,10 @@ def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["topology=cpu", "attention=fa3"], ("fa3_fwd_interface", "pip install 'xdit_bench[flash]'")),
         (["topology=missing.yaml"], ("missing.yaml",)),
         (["study=../x"], ("study", "letters")),
+        (["steps=0", "vae=none"], ("steps=0", "vae=none", "give steps=1")),
+        (["+sweeps=oom_frontier", "topology=cpu", "res=1008"], ("steps of 64", "res=1008", "960 or 1024")),
+        (["run.frontier=true", "topology=cpu", "height=640", "width=320"], ("square", "height=640 width=320")),
+        (["run.frontier=true", "topology=a100_nvlink"], ("run.frontier", "predicted for a100_nvlink", "topology=cpu")),
     ],
 )
 def test_bad_input_ends_in_one_line_and_runs_nothing(

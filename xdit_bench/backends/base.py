@@ -23,7 +23,7 @@ class Inputs:
     """One image's inputs, equal for every engine and every number of GPUs.
 
     `clip_ids` B 77, `t5_ids` B T (int64), `noise` B I 64 (packed latents, I image tokens),
-    `sigmas` steps+1 (float32, the last is 0), `guidance` scale or None.
+    `sigmas` steps+1 (float32, the last is 0; a 1 alone without steps), `guidance` scale or None.
     """
 
     clip_ids: torch.Tensor
@@ -63,6 +63,9 @@ class Backend(Protocol):
 
     def denoise(self, embeddings: Embeddings) -> torch.Tensor:
         """All steps, from noise to final packed latents. May return this rank's share, B i 64."""
+
+    def noise(self) -> torch.Tensor:
+        """What denoising starts from, in the form that `denoise` leaves: the latents of a decode alone (0 steps)."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
         """Final packed latents (as `denoise` left them) to pixels: uint8 height width 3 on rank 0, None elsewhere."""

@@ -6,6 +6,7 @@ part of the point's identity and reaches every rank the normal way:
     {"step_s": 0.002}                                         how long a step takes on one rank
     {"fault": "oom", "rank": 1, "stage": "denoise"}           one rank fails there; without rank: all of them
     {"fault": "nan", "gpus": 2}                               only on so many ranks, so that its baseline is sound
+    {"fault": "oom", "stage": "vae", "above": 320}            only at sizes above so many pixels
 
 Faults: oom, raise, infeasible, exit, kill, stop, hang, slow, wrong_latents, wrong_image, nan.
 """
@@ -56,6 +57,10 @@ class FakeBackend:
             self._exchange()
         self._fail("denoise")
         self._exchange()
+        return self.noise()
+
+    def noise(self) -> torch.Tensor:
+        """This rank's rows, wrong where the script says so."""
         latents = self.latents.split(split_sizes(64, self.mesh.size), dim=1)[self.mesh.rank].clone()
         wrong = {"wrong_latents": 1.0, "nan": float("nan")}.get(self.script.get("fault", ""), 0.0)
         return latents + wrong if self._mine() else latents
@@ -64,7 +69,8 @@ class FakeBackend:
         """A constant gradient."""
         del latents
         self._fail("vae")
-        self._exchange()
+        if self.point.vae == "parallel":
+            self._exchange()
         image = torch.arange(PIXELS * PIXELS * 3).remainder(256).to(torch.uint8).reshape(PIXELS, PIXELS, 3)
         if self.script.get("fault") == "wrong_image" and self._mine():
             image = 255 - image
@@ -91,7 +97,8 @@ class FakeBackend:
 
     def _mine(self) -> bool:
         gpus = self.script.get("gpus", self.mesh.size)
-        return gpus == self.mesh.size and self.script.get("rank") in (None, self.mesh.rank)
+        large = self.point.height > self.script.get("above", 0)
+        return gpus == self.mesh.size and large and self.script.get("rank") in (None, self.mesh.rank)
 
     def _fail(self, stage: str) -> None:
         fault = self.script.get("fault")

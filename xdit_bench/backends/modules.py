@@ -111,7 +111,10 @@ def make_scheduler(model: ModelSpec) -> FlowMatchEulerDiscreteScheduler:
 
 
 def sigmas(point: Point, model: ModelSpec) -> torch.Tensor:
-    """steps+1 noise levels, float32, from near 1 to 0, with the model's shift (dynamic for dev) applied."""
+    """steps+1 noise levels, float32, from near 1 to 0, with the model's shift (dynamic for dev) applied; without
+    steps the 1 of pure noise."""
+    if not point.steps:
+        return torch.ones(1)
     scheduler = make_scheduler(model)
     raw = np.linspace(1.0, 1 / point.steps, point.steps)
     scheduler.set_timesteps(sigmas=raw, mu=image_shift(point.image_tokens, model))

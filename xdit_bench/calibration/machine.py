@@ -24,7 +24,7 @@ from xdit_bench.calibration.ranks import measure_exchanges
 from xdit_bench.calibration.shapes import Shapes
 from xdit_bench.errors import RankCrashed
 from xdit_bench.predict.points import load_model
-from xdit_bench.topology.specs import GpuSpec, LinkSpec, Number, Topology
+from xdit_bench.topology.specs import LINKS, SYMMETRIC, GpuSpec, LinkSpec, Number, Topology
 
 Say = Callable[[str], None]
 TAKEN_OVER = {  # where there is neither a measurement nor a base
@@ -44,12 +44,11 @@ def calibrate(
     say(f"measuring one {'GPU' if device.type == 'cuda' else 'CPU core'}: {len(shapes.gemms)} products, "
         f"{len(shapes.attentions)} attention shapes, memory, launches, the VAE's operators")  # fmt: skip
     measured = measure(shapes, model, device)
-    for failed in (m for m in measured if m["kind"] == "failed"):
-        say(f"warning: {failed['what']} does not run here: {failed['error']}")
+    _warn(measured, say)
     raw: dict[str, Any] = {"compute": measured}
     spec = base.gpu if base else _reached(measured, device)
     found = efficiencies(measured, spec, model)
-    levels = {transport: base.levels(transport) if base else () for transport in ("p2p", "host", "socket")}
+    levels = {path: base.levels(path) if base else () for path in LINKS}
     notes = []
     for transport in transports if gpus > 1 else ():
         say(f"measuring exchanges between {gpus} ranks, transport={transport}")
@@ -59,8 +58,12 @@ def calibrate(
             say(f"warning: {error}")
             notes.append(f"transport={transport} could not be measured")
             continue
+        _warn(exchanged, say)
         raw[transport] = exchanged
-        levels[transport] = links(exchanged, levels[transport] or (_one_level(transport, gpus),), gpus)
+        for path in (transport, SYMMETRIC) if transport == "p2p" else (transport,):
+            mine = [m for m in exchanged if m.get("path") == path and m["kind"] != "failed"]
+            known = levels[path] or (_one_level(path, gpus),)
+            levels[path] = links(mine, known, gpus, _speed(spec, found)) if mine else ()
     if gpus == 1:
         notes.append("one GPU: no link was measured" + (", they are the base's" if base else ""))
     data = _topology(out.stem, base, spec, gpus, found, {k: v for k, v in levels.items() if v}, notes)
@@ -69,6 +72,18 @@ def calibrate(
     out.write_text(head + yaml.safe_dump(data, sort_keys=False, width=110))
     out.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
     return out
+
+
+def _warn(measured: list[dict[str, Any]], say: Say) -> None:
+    failed = {f"{m['what']} does not run here: {m['error']}" for m in measured if m["kind"] == "failed"}
+    for warning in sorted(failed):
+        say(f"warning: {warning}")
+
+
+def _speed(gpu: GpuSpec, found: dict[str, dict[str, Number]]) -> Topology:
+    """What an exchange through symmetric memory needs of the GPU itself: its memory, and the gap between two copies."""
+    gap = found["host"].get("kernel_gap_s", Number(TAKEN_OVER["host"]["kernel_gap_s"], "usual value"))
+    return Topology("", 1, gpu, efficiency=found["efficiency"], host={"kernel_gap_s": gap})
 
 
 def _topology(
@@ -115,5 +130,5 @@ def _reached(measured: list[dict[str, Any]], device: torch.device) -> GpuSpec:
 
 
 def _one_level(transport: str, gpus: int) -> LinkSpec:
-    name = {"p2p": "peer links", "host": "host memory", "socket": "sockets"}[transport]
+    name = {"p2p": "peer links", "host": "host memory", "socket": "sockets", SYMMETRIC: "peer links"}[transport]
     return LinkSpec(name, gpus, 1e10, 1e10, 1e-4, 1e-4)

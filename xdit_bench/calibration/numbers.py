@@ -18,7 +18,7 @@ from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import find
 from xdit_bench.predict.roofline import ATTENTION_TILE, fill, gemm_quality
 from xdit_bench.predict.workload import Conv, vae_decoder
-from xdit_bench.topology.specs import GpuSpec, LinkSpec, Number, Topology
+from xdit_bench.topology.specs import SYMMETRIC, GpuSpec, LinkSpec, Number, Topology
 
 Measurement = Mapping[str, Any]
 EAGER = find("stock", "eager")  # the counts that the model reads a block with
@@ -79,11 +79,15 @@ def _vae(measurements: Sequence[Measurement], gpu: GpuSpec, model: ModelSpec, me
     return found
 
 
-def links(measurements: Sequence[Measurement], levels: Sequence[LinkSpec], ranks: int) -> tuple[LinkSpec, ...]:
+def links(
+    measurements: Sequence[Measurement], levels: Sequence[LinkSpec], ranks: int, speed: Topology
+) -> tuple[LinkSpec, ...]:
     """The levels with what was measured between the first `ranks` GPUs; a level out of reach keeps its numbers.
 
     Each level is measured by groups that span just it: a ring of its child domains, an all-to-all of all its GPUs.
+    `speed` is the GPU's own, from which the model knows what symmetric memory copies within a rank.
     """
+    measurements = _without_launches([_over_the_link(m, speed) for m in measurements])
     found: list[LinkSpec] = []
     below = 1
     for level in levels:
@@ -103,6 +107,25 @@ def links(measurements: Sequence[Measurement], levels: Sequence[LinkSpec], ranks
         found.append(LinkSpec(level.name, level.gpus, rate, all_rate, latency, all_latency, source))
         below = level.gpus
     return tuple(found)
+
+
+def _over_the_link(m: Measurement, speed: Topology) -> Measurement:
+    """A measurement less what the model adds for copies within a rank."""
+    if m.get("path") != SYMMETRIC or m["kind"] != "all_to_all":
+        return m
+    own = Network(speed, SYMMETRIC, m["ulysses"], m["ring"]).own_copies_s(m["ulysses"], m["bytes"] / m["ulysses"])
+    return {**m, "seconds": max(m["seconds"] - own, m["seconds"] / 10)}
+
+
+def _without_launches(measurements: list[Measurement]) -> list[Measurement]:
+    """Of an exchange measured both ways, the one inside a CUDA graph: what its launch costs the host is a term of the
+    model's own."""
+
+    def what(m: Measurement) -> tuple[Any, ...]:
+        return m["kind"], m["ulysses"], m["ring"]
+
+    captured = {what(m) for m in measurements if m.get("captured")}
+    return [m for m in measurements if m.get("captured") or what(m) not in captured]
 
 
 def _line(

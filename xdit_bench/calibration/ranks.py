@@ -1,6 +1,8 @@
 """Exchanges between ranks by size and placement, all groups at once: what one rank does, and how ranks are started.
 
-Owns the communication benchmarks. Ranks are started by torch's elastic launcher; rank 0 writes what the slowest took.
+Owns the communication benchmarks. Ranks are started by torch's elastic launcher; rank 0 writes what the slowest took,
+a way of exchanging after the other, so that one that fails costs its own numbers alone: NCCL (gloo) as torch calls it,
+the engine's symmetric memory, and NCCL inside a CUDA graph, where the host's launches are not part of its latency.
 
     measurements = measure_exchanges(2, torch.device("cuda"), "p2p", sizes=(1 << 20,))
 """
@@ -15,12 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xdit_bench.errors import RankCrashed
 
 if TYPE_CHECKING:
+    from xdit_bench.engine.collectives import Pending
     from xdit_bench.engine.mesh import Mesh
 
 TRANSPORTS: dict[str, dict[str, str]] = {
@@ -30,17 +34,22 @@ TRANSPORTS: dict[str, dict[str, str]] = {
 }
 LIMIT_S = 120.0  # ranks that have not ended by then hang
 GRACE_S = 45.0  # the launcher gives its ranks 30 s to end
-FOR_S = 0.15  # seconds of calls a size is given
+FOR_S = 0.08  # seconds of calls a size is given
+CAPTURED = 10  # exchanges in one CUDA graph
 SLOW_S = 0.02  # a message that takes longer is timed a few times only
 
 
 def measure_exchanges(ranks: int, device: str, transport: str, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Starts `ranks` ranks and returns what they measured. Raises RankCrashed with the log's end."""
+    """Starts `ranks` ranks and returns what they measured, `path` the links that it went over: the transport's, and for
+    p2p between GPUs `symmetric` too. What failed after that is an entry of kind `failed`.
+
+    Raises RankCrashed with the log's end where not even the transport's exchanges ended.
+    """
     with tempfile.TemporaryDirectory(prefix="xdit_bench_") as folder:
         arguments = [
             "--nnodes=1", f"--nproc-per-node={ranks}", "--max-restarts=0", "--rdzv-backend=c10d",
             f"--rdzv-endpoint={Path(folder) / 'rendezvous'}", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1",
-            "-m", "xdit_bench.calibration.ranks", folder, device, ",".join(map(str, sizes)),
+            "-m", "xdit_bench.calibration.ranks", folder, device, transport, ",".join(map(str, sizes)),
         ]  # fmt: skip
         environment = {
             "OMP_NUM_THREADS": "1",
@@ -57,9 +66,11 @@ def measure_exchanges(ranks: int, device: str, transport: str, sizes: tuple[int,
         }
         code, log = _launch([sys.executable, "-m", "torch.distributed.run", *arguments], environment)
         found = Path(folder) / "measurements.json"
-        if code or not found.exists():
+        if not found.exists():
             raise RankCrashed(f"{ranks} ranks over transport={transport} failed: {_cause(log)}")
         measured: list[dict[str, Any]] = json.loads(found.read_text())
+        if code:
+            measured.append({"kind": "failed", "what": f"a part of transport={transport}", "error": _cause(log)})
         return measured
 
 
@@ -90,8 +101,8 @@ def splits(ranks: int) -> list[tuple[int, int]]:
     return [(u, n // u) for n in range(2, ranks + 1) for u in range(1, n + 1) if n % u == 0 and ranks % n == 0]
 
 
-def main(folder: str, device_kind: str, sizes: list[int]) -> None:
-    """One rank: joins, measures every split, rank 0 writes."""
+def main(folder: str, device_kind: str, transport: str, sizes: list[int]) -> None:
+    """One rank: joins, measures every split in every way, rank 0 writes after each way."""
     import torch
 
     from xdit_bench.engine.mesh import build_mesh, connect
@@ -101,26 +112,93 @@ def main(folder: str, device_kind: str, sizes: list[int]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     connect(rank, world, str(Path(folder) / "store"), device)
-    found = []
-    for ulysses, ring in splits(world):
-        mesh = build_mesh(ulysses, ring, device)  # every rank takes part in making groups
+    meshes = [build_mesh(ulysses, ring, device) for ulysses, ring in splits(world)]  # every rank takes part in groups
+    found: list[dict[str, Any]] = []
+    for way in (_as_called, _symmetric, _captured) if (device_kind, transport) == ("cuda", "p2p") else (_as_called,):
+        for mesh in meshes:
+            torch.distributed.barrier()
+            if mesh is not None:  # else this rank waits at the barrier while others measure
+                found += [{"path": transport, **m} for m in way(mesh, sizes)]
         torch.distributed.barrier()
-        if mesh is not None:
-            for size in sizes:
-                found += _exchanges(mesh, size)
-        torch.distributed.barrier()
-    if rank == 0:
-        (Path(folder) / "measurements.json").write_text(json.dumps(found))
+        if rank == 0:
+            (Path(folder) / "measurements.json").write_text(json.dumps(found))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def _exchanges(mesh: Mesh, size: int) -> list[dict[str, Any]]:
-    """Each exchange of a mesh with `size` bytes a rank, cut to whole chunks; torch's own collectives."""
+def _as_called(mesh: Mesh, sizes: list[int]) -> list[dict[str, Any]]:
+    """torch's own collectives, one call after the other."""
+    return [_entry(kind, mesh, size, call) for size in sizes for kind, call in _collectives(mesh, size).items()]
+
+
+def _captured(mesh: Mesh, sizes: list[int]) -> list[dict[str, Any]]:
+    """The same inside a CUDA graph."""
+    return [
+        {**_entry(kind, mesh, size, _graph(call), CAPTURED), "captured": True}
+        for size in sizes
+        for kind, call in _collectives(mesh, size).items()
+    ]
+
+
+def _symmetric(mesh: Mesh, sizes: list[int]) -> list[dict[str, Any]]:
+    """The engine's copies through symmetric memory, inside a CUDA graph, or an entry that says they do not work."""
+    import torch
+
+    from xdit_bench.engine.symmetric import working_carrier
+
+    carrier = working_carrier(mesh)
+    if carrier is None:
+        failed = {"what": "symmetric memory", "error": "the engine exchanges through NCCL"}
+        return [{"kind": "failed", "path": "symmetric", **failed}]
+    found = []
+    for size in sizes:
+        width = _count(mesh, size) // 2 // mesh.ulysses
+        slabs = torch.zeros(mesh.ulysses, width, dtype=torch.bfloat16, device=mesh.device)
+        block = slabs.view(1, -1)
+        calls: dict[str, Callable[[], Pending]] = {}
+        if mesh.ulysses > 1:
+            calls["all_to_all"] = partial(carrier.scatter, slabs, [1] * mesh.ulysses)
+        if mesh.ring > 1:
+            calls["shift"] = partial(carrier.shift, block, [1] * mesh.ring, 0)
+        for kind, begin in calls.items():
+            graph = _graph(lambda begin=begin: begin().wait())  # type: ignore[misc]
+            found.append({**_entry(kind, mesh, size, graph, CAPTURED), "path": "symmetric"})
+    carrier.close()
+    return found
+
+
+def _graph(call: Callable[[], object]) -> Callable[[], object]:
+    """Replays CAPTURED calls, by the engine's own keeper of graphs."""
+    import torch
+
+    from xdit_bench.engine.graphs import LoopGraphs
+
+    def calls() -> torch.Tensor:
+        for _ in range(CAPTURED):
+            call()
+        return torch.zeros(1, device="cuda")
+
+    return LoopGraphs(calls)
+
+
+def _count(mesh: Mesh, size: int) -> int:
+    """Bytes a rank, cut to whole chunks of 16 bytes."""
+    return size // (16 * mesh.ulysses) * 16 * mesh.ulysses
+
+
+def _entry(kind: str, mesh: Mesh, size: int, call: Callable[[], object], calls: int = 1) -> dict[str, Any]:
+    seconds = _slowest(call, mesh) / calls
+    return {
+        "kind": kind, "ulysses": mesh.ulysses, "ring": mesh.ring, "bytes": _count(mesh, size), "seconds": seconds,
+    }  # fmt: skip
+
+
+def _collectives(mesh: Mesh, size: int) -> dict[str, Callable[[], object]]:
+    """Each exchange of a mesh with `size` bytes a rank; torch's own collectives."""
     import torch
     import torch.distributed as dist
 
-    count = size // mesh.ulysses * mesh.ulysses
+    count = _count(mesh, size)
     send = torch.zeros(count, dtype=torch.uint8, device=mesh.device)
     received = torch.empty_like(send)
     calls: dict[str, Callable[[], object]] = {}
@@ -141,10 +219,7 @@ def _exchanges(mesh: Mesh, size: int) -> list[dict[str, Any]]:
     if mesh.ring == 1:
         gathered = [torch.empty_like(send) for _ in range(mesh.size)]
         calls["all_gather"] = lambda: dist.all_gather(gathered, send, group=mesh.group)
-    return [
-        {"kind": kind, "ulysses": mesh.ulysses, "ring": mesh.ring, "bytes": count, "seconds": _slowest(call, mesh)}
-        for kind, call in calls.items()
-    ]
+    return calls
 
 
 def _slowest(call: Callable[[], object], mesh: Mesh) -> float:
@@ -171,4 +246,4 @@ def _slowest(call: Callable[[], object], mesh: Mesh) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], [int(size) for size in sys.argv[3].split(",")])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], [int(size) for size in sys.argv[4].split(",")])

@@ -41,7 +41,7 @@ class Shapes:
         gemms = tuple(Gemm(m, k, n) for m in tokens for k, n in weights)
         attentions = (*_attentions(heads, rows, (1, 2, 4, 8)), *_attentions(heads, (65536 + text_tokens,), (1, 2)))
         messages = tuple(MIB * size // 4 for size in (1, 4, 16, 64, 256, 1024))
-        return cls(gemms, attentions, rows[1], (128, 256), messages, 512 * MIB, 0.1)
+        return cls(gemms, attentions, rows[1], (128, 256), messages, 512 * MIB, 0.06)
 
 
 def _attentions(heads: int, rows: list[int] | tuple[int, ...], ranks: tuple[int, ...]) -> tuple[Attention, ...]:

@@ -30,7 +30,7 @@ class Rope(NamedTuple):
 class Parts(NamedTuple):
     """The parts of the blocks, bound to one implementation of the operations, perhaps compiled."""
 
-    begin: Callable[..., tuple[Tensor, ...]]
+    begin: Callable[..., tuple[Tensor, ...]]  # norm to slabs of heads
     double_end: Callable[..., tuple[Tensor, Tensor]]
     mlp: Callable[[Tensor, int, Pair, Pair], Tensor]
     single_mlp: Callable[[Tensor, int, Linear], Tensor]
@@ -42,11 +42,19 @@ def make_parts(ops: Ops, wrap: Callable[[Callable[..., object]], Callable[..., o
     """Binds the parts to `ops`; `wrap` may compile each."""
 
     def begin(
-        n: Tensor, rope: Rope, qkv: Pair, norm_q: Pair, norm_k: Pair, ulysses: int, apart: bool
+        n: Tensor, rope: Rope, layer: Pair, first: int, parts: int, norms: Sequence[Pair], ulysses: int, travels: bool
     ) -> tuple[Tensor, ...]:
-        projected = ops.linear(n, rope.text, qkv)
-        heads = projected.view(*projected.shape[:2], 3, -1, 2 * rope.cos.shape[1])
-        return ops.rotate(heads, rope.text, norm_q, norm_k, rope.cos, rope.sin, ulysses, apart)
+        """Slabs of what `layer` projects to: `parts` of q, k and v from `first` on. Where they travel, keys with values
+        come first, then queries."""
+        projected = ops.linear(n, rope.text, layer)
+        heads = projected.view(*projected.shape[:2], parts, -1, 2 * rope.cos.shape[1])
+
+        def rotate(heads: Tensor, first: int, packed: bool) -> Tensor:
+            return ops.rotate(heads, first, rope.text, *norms, rope.cos, rope.sin, ulysses, packed)
+
+        if not travels or parts < 3:
+            return (rotate(heads, first, travels),)
+        return rotate(heads[:, :, 1:], 1, True), rotate(heads[:, :, :1], 0, ulysses > 1)
 
     def double_end(
         x: Tensor, a: Tensor, text: int, w: DoubleWeights, gates: Sequence[Pair], norms: Sequence[Affine]
@@ -79,10 +87,18 @@ def double_block(
     gates: Sequence[Pair],
     norms: Sequence[Affine],
 ) -> tuple[Tensor, Tensor]:
-    """A `FluxTransformerBlock`. gates: after attention, after the MLP; norms: before the MLP, of the next block."""
+    """A `FluxTransformerBlock`. gates: after attention, after the MLP; norms: before the MLP, of the next block.
+
+    Keys and values are projected and leave first; the queries' projection runs beside their way.
+    """
     mesh = attention.mesh
-    slabs = parts.begin(n, rope, w.qkv, w.norm_q, w.norm_k, mesh.ulysses, mesh.ring > 1)
-    a = attention.finish(attention.attend(attention.start(slabs, beside=False)))
+    rest = ((w.norm_q, w.norm_k), mesh.ulysses, mesh.size > 1)
+    if attention.keys_first and mesh.size > 1:
+        sent = attention.start(parts.begin(n, rope, w.kv, 1, 2, *rest), beside=False)
+        attention.send(sent, *parts.begin(n, rope, w.q, 0, 1, *rest))
+    else:
+        sent = attention.start(parts.begin(n, rope, w.qkv, 0, 3, *rest), beside=False)
+    a = attention.finish(attention.attend(sent))
     return parts.double_end(x, a, rope.text, w, gates, norms)
 
 
@@ -98,7 +114,7 @@ def single_block(
 ) -> tuple[Tensor, Tensor]:
     """A `FluxSingleTransformerBlock`. Each exchange runs beside a half of the MLP, which needs no attention."""
     mesh = attention.mesh
-    slabs = parts.begin(n, rope, Pair(w.qkv, w.qkv), w.norm_q, w.norm_k, mesh.ulysses, mesh.ring > 1)
+    slabs = parts.begin(n, rope, Pair(w.qkv, w.qkv), 0, 3, (w.norm_q, w.norm_k), mesh.ulysses, mesh.size > 1)
     sent = attention.start(slabs, beside=mesh.size > 1)
     if mesh.size == 1:  # nothing travels: the MLP may as well run in one go
         back = attention.attend(sent)

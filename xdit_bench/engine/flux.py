@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xdit_bench.engine.attention import choose
+from xdit_bench.engine.attention import choose, exact
 from xdit_bench.engine.blocks import Rope, double_block, make_parts, single_block
 from xdit_bench.engine.collectives import Carrier, DistributedCarrier
 from xdit_bench.engine.graphs import LoopGraphs
@@ -44,9 +44,9 @@ class Options:
     shard_modulation: bool = True  # each rank holds its share of the adaLN weights alone until close()
     fused: bool = True  # Triton kernels for norm, RoPE and gates
     gelu_epilogue: bool = True  # with fused: GELU in the product's epilogue, not as a kernel of its own
-    mlp_chunk: int = 0  # with fused: tokens the MLP takes at a time, so that its hidden layer stays in cache; 0: all
     overlap: bool = True  # a single block's MLP runs while its heads and its attention travel
-    exchange: str = "distributed"  # distributed (NCCL, gloo) or symmetric (copy engines, GPUs of one host)
+    keys_first: bool = True  # a double block's keys and values leave before its queries are projected
+    exchange: str = "auto"  # distributed (NCCL, gloo), symmetric (copy engines, GPUs of one host), auto: where it works
     keys: str = "auto"  # a ring's keys: ring (overlapped hops), gathered (one attention call), auto (measured)
 
 
@@ -61,13 +61,14 @@ class UspFlux:
         height: int,
         width: int,
         text_tokens: int,
-        attention: str = "auto",
+        attention: str | None = "auto",
         execution: str = "eager",
         options: Options = Options(),  # frozen
         carrier: Carrier | None = None,
     ) -> None:
         """Fuses the model's q, k, v (they stay usable by diffusers), splits the tokens and builds the RoPE tables.
 
+        `attention=None` is for a decode beside the engine: all that it keeps in memory, no kernel timed, no denoising.
         `carrier` replaces the exchange that `options` name. Raises Infeasible when heads, tokens or execution forbid
         it, MissingExtraError for a kernel not installed.
         """
@@ -90,7 +91,7 @@ class UspFlux:
         self.ops = _operations(mesh.device, options, execution)
         self.compiled = execution == "compile"
         self.parts = make_parts(self.ops, _compiled) if self.compiled else make_parts(self.ops)
-        kernel = choose(attention, *self._sample())
+        kernel = choose(attention, *self._sample()) if attention else exact
         self.carrier = carrier or _carrier(mesh, options.exchange)
         self.attention = UspAttention(
             mesh,
@@ -99,9 +100,11 @@ class UspFlux:
             merge=self.ops.merge,
             carrier=self.carrier,
             overlap=options.overlap,
+            keys_first=options.keys_first,
         )
-        if mesh.ring > 1:
+        if mesh.ring > 1 and attention:
             self._choose_keys(options.keys)
+        self.sent_bytes = 0  # to other ranks, a step of the last loop that was issued
         self.graphs = LoopGraphs(self._loop) if execution == "graph" else None
         # last, because close() undoes it
         self.modulation = Modulation(transformer, mesh, self.carrier, shard=options.shard_modulation)
@@ -144,11 +147,13 @@ class UspFlux:
         once = self.options.modulation_once
         table = self.modulation.table(sigmas[:-1] if once else sigmas[:1], pooled, guidance)
         text = torch.nn.functional.linear(prompt, *_parameters(self.model.context_embedder))
+        self.carrier.sent_bytes = 0
         for k, dt in enumerate(sigmas.diff().unbind()):
             if k > 0 and not once:
                 table = self.modulation.table(sigmas[k : k + 1], pooled, guidance)
             velocity = self._velocity(latents, text, table, k if once else 0)
             latents = (latents.float() + dt * velocity).to(velocity.dtype)
+        self.sent_bytes = self.carrier.sent_bytes // (len(sigmas) - 1)
         return latents
 
     def _velocity(self, latents: Tensor, text: Tensor, table: Table, k: int) -> Tensor:
@@ -180,12 +185,17 @@ class UspFlux:
     def _choose_keys(self, way: str) -> None:
         tokens, ulysses = self.shares.tokens(self.mesh.rank), self.mesh.ulysses
         shape = (self.heads // ulysses, self.head_size)
-        slabs = tuple(self._random(ulysses, tokens, 1, parts, *shape) for parts in (1, 2))
+        slabs = tuple(self._random(ulysses, tokens, 1, parts, *shape) for parts in (2, 1))
         n = self._random(tokens, 1, self.heads * self.head_size)
+        double, single, text = self.double[0], self.single[0], self.rope.text
+        norms = (double.norm_q, double.norm_k)
         with _many_shapes() if self.compiled else nullcontext():
             self.attention.choose_keys(
-                way, slabs, lambda: self.parts.single_mlp(n, self.rope.text, self.single[0].mlp)
-            )  # fmt: skip
+                way,
+                slabs,
+                lambda: self.parts.single_mlp(n, text, single.mlp),
+                lambda: self.parts.begin(n, self.rope, double.q, 0, 1, norms, ulysses, True),
+            )
 
     def _random(self, *shape: int) -> Tensor:
         weight = self.model.x_embedder.weight
@@ -201,12 +211,12 @@ def _operations(device: torch.device, options: Options, execution: str) -> Ops:
         return TORCH
     from xdit_bench.engine.kernels import triton_ops
 
-    return triton_ops(gelu_epilogue=options.gelu_epilogue, chunk=options.mlp_chunk)
+    return triton_ops(gelu_epilogue=options.gelu_epilogue)
 
 
 def _carrier(mesh: Mesh, exchange: str) -> Carrier:
-    """Symmetric memory where it is asked for and proves to work on all ranks, else torch.distributed."""
-    if exchange == "symmetric" and mesh.size > 1 and mesh.device.type == "cuda":
+    """Symmetric memory where it is wanted and proves to work on all ranks, else torch.distributed."""
+    if exchange != "distributed" and mesh.size > 1 and mesh.device.type == "cuda":
         from xdit_bench.engine.symmetric import working_carrier
 
         carrier = working_carrier(mesh)

@@ -84,34 +84,32 @@ def _rotated(x, weight_text, weight_image, is_text, cos, sin, eps, HEADS: tl.con
 
 @triton.jit
 def _rotate_kernel(
-    qkv, q, k, v, q_text, q_image, k_text, k_image, cos, sin,
-    q_slab, q_token, q_batch, k_slab, k_token, k_batch, text, batch, heads, slab_heads, eps,
-    HEADS: tl.constexpr, SIZE: tl.constexpr,
+    heads, slabs, q_text, q_image, k_text, k_image, cos, sin,
+    from_token, from_batch, from_part, to_slab, to_token, to_batch, to_part,
+    first, text, batch, count, slab_heads, eps, HEADS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0), tl.program_id(1)
     token, sample = row // batch, row % batch
     is_text = token < text
     head = tl.arange(0, HEADS)
     column = tl.arange(0, SIZE)
-    inside = (head < heads)[:, None] & (column < SIZE)[None, :]
-    source = (row.to(tl.int64) * 3 + part) * heads * SIZE
-    x = tl.load(qkv + source + head[:, None] * SIZE + column[None, :], mask=inside, other=0.0)
-    slab, own_head = head // slab_heads, head % slab_heads
-    within = own_head[:, None] * SIZE + column[None, :]
+    inside = (head < count)[:, None] & (column < SIZE)[None, :]
     token = token.to(tl.int64)
-    q_place = slab[:, None] * q_slab + token * q_token + sample * q_batch + within
-    k_place = slab[:, None] * k_slab + token * k_token + sample * k_batch + within
+    source = token * from_token + sample * from_batch + part * from_part
+    x = tl.load(heads + source + head[:, None] * SIZE + column[None, :], mask=inside, other=0.0)
+    place = (head // slab_heads)[:, None] * to_slab + token * to_token + sample * to_batch + part * to_part
+    place += (head % slab_heads)[:, None] * SIZE + column[None, :]
     half = tl.arange(0, SIZE // 2)
     c = tl.load(cos + token * (SIZE // 2) + half)
     s = tl.load(sin + token * (SIZE // 2) + half)
-    if part == 0:
+    if first + part == 0:
         turned = _rotated(x.to(tl.float32), q_text, q_image, is_text, c, s, eps, HEADS, SIZE)
-        tl.store(q + q_place, turned.to(q.dtype.element_ty), mask=inside)
-    elif part == 1:
+        tl.store(slabs + place, turned.to(slabs.dtype.element_ty), mask=inside)
+    elif first + part == 1:
         turned = _rotated(x.to(tl.float32), k_text, k_image, is_text, c, s, eps, HEADS, SIZE)
-        tl.store(k + k_place, turned.to(k.dtype.element_ty), mask=inside)
+        tl.store(slabs + place, turned.to(slabs.dtype.element_ty), mask=inside)
     else:
-        tl.store(v + k_place, x, mask=inside)
+        tl.store(slabs + place, x, mask=inside)
 
 
 @triton.jit
@@ -145,27 +143,26 @@ def gated_add_norm(x: Tensor, y: Tensor, text: int, gate: Pair, norm: Affine) ->
 
 
 def rotate(
-    qkv: Tensor, text: int, norm_q: Pair, norm_k: Pair, cos: Tensor, sin: Tensor, ulysses: int, apart: bool
-) -> tuple[Tensor, ...]:
-    """Twin of `ops.rotate`; on one slab with nothing to set apart it works in place and leaves v where it is."""
-    tokens, batch, _, heads, size = qkv.shape
-    in_place = ulysses == 1 and not apart
-    shape = (ulysses, tokens, batch, 3, heads // ulysses, size)
-    buffers: tuple[Tensor, ...]
-    if in_place:
-        buffers = (qkv.unsqueeze(0),)
-        q, k, v = buffers[0].unbind(3)
-    elif apart:
-        queries, keys_values = (qkv.new_empty(*shape[:3], rows, *shape[4:]) for rows in (1, 2))
-        buffers, q, (k, v) = (queries, keys_values), queries[:, :, :, 0], keys_values.unbind(3)
-    else:
-        buffers = (qkv.new_empty(shape),)
-        q, k, v = buffers[0].unbind(3)
-    _rotate_kernel[(tokens * batch, 2 if in_place else 3)](
-        qkv, q, k, v, *norm_q, *norm_k, cos, sin, *q.stride()[:3], *k.stride()[:3], text, batch, heads,
-        heads // ulysses, NORM_EPS, HEADS=triton.next_power_of_2(heads), SIZE=size, num_warps=4,
+    heads: Tensor,
+    first: int,
+    text: int,
+    norm_q: Pair,
+    norm_k: Pair,
+    cos: Tensor,
+    sin: Tensor,
+    ulysses: int,
+    packed: bool,
+) -> Tensor:
+    """Twin of `ops.rotate`; in place where that is allowed, v then staying where it is."""
+    tokens, batch, parts, count, size = heads.shape
+    in_place = ulysses == 1 and (heads.is_contiguous() or not packed)
+    slabs = heads.unsqueeze(0) if in_place else heads.new_empty(ulysses, *heads.shape[:3], count // ulysses, size)
+    moved = min(parts, 2 - first) if in_place else parts
+    _rotate_kernel[(tokens * batch, moved)](
+        heads, slabs, *norm_q, *norm_k, cos, sin, *heads.stride()[:3], *slabs.stride()[:4], first, text, batch, count,
+        count // ulysses, NORM_EPS, HEADS=triton.next_power_of_2(count), SIZE=size, num_warps=4,
     )  # fmt: skip
-    return buffers
+    return slabs
 
 
 def linear(x: Tensor, text: int, layer: Pair) -> Tensor:
@@ -193,7 +190,7 @@ def merge(
     return merged, total
 
 
-def triton_ops(*, gelu_epilogue: bool = True, chunk: int = 0) -> Ops:
+def triton_ops(*, gelu_epilogue: bool = True) -> Ops:
     """The fused implementation."""
     product = _linear_gelu if gelu_epilogue else _linear_then_gelu
 
@@ -203,12 +200,10 @@ def triton_ops(*, gelu_epilogue: bool = True, chunk: int = 0) -> Ops:
     def mlp(x: Tensor, text: int, first: Pair, second: Pair) -> Tensor:
         out = x.new_empty(*x.shape[:2], second.image.weight.shape[0])
         for part, one, two in _kinds(x, text, first, second):
-            rows, target = x[part].flatten(0, 1), out[part].flatten(0, 1)
-            size = chunk or max(1, rows.shape[0])
-            for some, result in zip(torch.split(rows, size), torch.split(target, size), strict=True):
-                hidden = x.new_empty(some.shape[0], one.weight.shape[0])
-                product(some, one, hidden)
-                _linear(hidden, two, result)
+            rows = x[part].flatten(0, 1)
+            hidden = x.new_empty(rows.shape[0], one.weight.shape[0])
+            product(rows, one, hidden)
+            _linear(hidden, two, out[part].flatten(0, 1))
         return out
 
     return Ops(modulated_norm, gated_add_norm, rotate, linear, mlp_gelu, mlp, add_product, merge)

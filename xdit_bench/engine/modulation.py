@@ -9,7 +9,6 @@ weights an image instead of one a step. Leaves applying it to `ops`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -60,7 +59,8 @@ class Modulation:
     """The adaLN projections of a `FluxTransformer2DModel`, shared out over the ranks of a mesh.
 
     Each rank projects its own layers and all gather the table: 6.5 GB of weights are read once an image by all ranks
-    together. With `shard` a rank also keeps only its own layers in device memory until `close`.
+    together. With `shard` a rank also keeps only its own layers in device memory until `close`; the others' wait in
+    pinned host memory, where they stay for the next time.
     """
 
     def __init__(self, transformer: Any, mesh: Mesh, carrier: Carrier, *, shard: bool = True) -> None:
@@ -72,13 +72,17 @@ class Modulation:
         self.layers += [block.norm.linear for block in transformer.single_transformer_blocks]
         self.layers.append(transformer.norm_out.linear)
         self.own = range(mesh.rank, len(self.layers), mesh.size)  # dealt out: equal layers neighbour each other
-        self._to_device(range(len(self.layers)), mesh.device)  # a sharing that was never closed
-        if shard:
-            self._to_device([i for i in range(len(self.layers)) if i not in self.own], torch.device("cpu"))
+        self.close()  # a sharing that was never closed
+        if shard and mesh.device.type == "cuda":
+            for i in range(len(self.layers)):
+                if i not in self.own:
+                    _to_host(self.layers[i])
 
     def close(self) -> None:
         """Brings every layer back to the device."""
-        self._to_device(range(len(self.layers)), self.mesh.device)
+        for layer in self.layers:
+            for parameter in layer.parameters():
+                parameter.data = parameter.data.to(self.mesh.device, non_blocking=True)
 
     def table(self, sigmas: Tensor, pooled: Tensor, guidance: Tensor | None) -> Table:
         """Modulation of K steps. sigmas `K` (timesteps over 1000), pooled `B C`, guidance one scale or None.
@@ -108,7 +112,13 @@ class Modulation:
         place = {i: at for at, i in enumerate(i for mine in dealt for i in mine)}
         return [parts[place[i]] for i in range(len(self.layers))]
 
-    def _to_device(self, layers: Iterable[int], device: torch.device) -> None:
-        for i in layers:
-            for parameter in self.layers[i].parameters():
-                parameter.data = parameter.data.to(device)
+
+def _to_host(layer: torch.nn.Linear) -> None:
+    """Leaves the layer's weights in host memory alone. Its copy there is made once: copying takes far longer than an
+    image, and the weights never change."""
+    copies = getattr(layer, "host_copies", None)
+    if copies is None:
+        copies = [torch.empty_like(p.data, device="cpu", pin_memory=True).copy_(p.data) for p in layer.parameters()]
+        object.__setattr__(layer, "host_copies", copies)  # past nn.Module, which would look for parameters in it
+    for parameter, copy in zip(layer.parameters(), copies, strict=True):
+        parameter.data = copy

@@ -27,7 +27,7 @@ class Ops(NamedTuple):
 
     modulated_norm: Callable[[Tensor, int, Affine], Tensor]
     gated_add_norm: Callable[[Tensor, Tensor, int, Pair, Affine], tuple[Tensor, Tensor]]
-    rotate: Callable[..., tuple[Tensor, ...]]
+    rotate: Callable[..., Tensor]
     linear: Callable[[Tensor, int, Pair], Tensor]
     linear_gelu: Callable[[Tensor, int, Pair], Tensor]
     mlp: Callable[[Tensor, int, Pair, Pair], Tensor]
@@ -48,26 +48,36 @@ def gated_add_norm(x: Tensor, y: Tensor, text: int, gate: Pair, norm: Affine) ->
 
 
 def rotate(
-    qkv: Tensor, text: int, norm_q: Pair, norm_k: Pair, cos: Tensor, sin: Tensor, ulysses: int, apart: bool
-) -> tuple[Tensor, ...]:
-    """RMSNorm over the head and RoPE (adjacent pairs) of q and k in qkv `S B 3 H D`; cos and sin are `S D/2`.
+    heads: Tensor,
+    first: int,
+    text: int,
+    norm_q: Pair,
+    norm_k: Pair,
+    cos: Tensor,
+    sin: Tensor,
+    ulysses: int,
+    packed: bool,
+) -> Tensor:
+    """RMSNorm over the head and RoPE (adjacent pairs) of the queries and keys in heads `S B n H D`, the parts from
+    `first` on of q, k and v; cos and sin are `S D/2`.
 
-    Returns what the exchange sends: slabs of heads `U S B 3 H/U D`, or queries (`... 1 ...`) and keys with values
-    (`... 2 ...`) as two tensors where they travel apart. May overwrite qkv.
+    Returns slabs of heads as the exchange sends them, `U S B n H/U D`, contiguous where they are `packed`. May
+    overwrite heads.
     """
-    rotated = []
-    for part, weights in zip(qkv.unbind(2), (norm_q, norm_k), strict=False):
-        weight = torch.where(_is_text(text, qkv).view(-1, 1), weights.text, weights.image)  # S D
+    made = []
+    for part, weights in zip(heads.unbind(2), (norm_q, norm_k, None)[first:], strict=False):
+        if weights is None:
+            made.append(part)
+            continue
+        weight = torch.where(_is_text(text, heads).view(-1, 1), weights.text, weights.image)  # S D
         normed = F.rms_norm(part, part.shape[-1:], eps=NORM_EPS) * weight[:, None, None]
         even, odd = normed[..., ::2].float(), normed[..., 1::2].float()
         c, s = cos[:, None, None], sin[:, None, None]
         turned = torch.stack([even * c - odd * s, odd * c + even * s], dim=-1).flatten(-2)
-        rotated.append(turned.to(qkv.dtype))
-    whole = torch.stack([*rotated, qkv[:, :, 2]], dim=2)
-    slabs = whole.view(*qkv.shape[:3], ulysses, -1, qkv.shape[4]).permute(3, 0, 1, 2, 4, 5)
-    if apart:
-        return slabs[:, :, :, :1].contiguous(), slabs[:, :, :, 1:].contiguous()
-    return (slabs.contiguous(),)
+        made.append(turned.to(heads.dtype))
+    whole = torch.stack(made, dim=2)
+    slabs = whole.view(*heads.shape[:3], ulysses, -1, heads.shape[4]).permute(3, 0, 1, 2, 4, 5)
+    return slabs.contiguous() if packed else slabs
 
 
 def linear(x: Tensor, text: int, layer: Pair) -> Tensor:

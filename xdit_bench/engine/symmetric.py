@@ -9,7 +9,9 @@ other. Same interface as `collectives.DistributedCarrier`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,6 +99,7 @@ class SymmetricCarrier(DistributedCarrier):
         """Puts each (peer, first row, block) into the peers' buffers, farther peers last, and meets them."""
         assert group is not None
         handle, views = self._box(name, group, shape, sent.dtype)
+        self.sent_bytes += sum(block.nbytes for peer, _, block in sends if peer != own)
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             for peer, start, block in sorted(sends, key=lambda send: (send[0] - own - 1) % len(views)):
@@ -111,6 +114,9 @@ class SymmetricCarrier(DistributedCarrier):
         key = (name, shape, dtype)
         if key not in self.boxes:
             memory = symmetric_memory.empty(*shape, dtype=dtype, device=self.mesh.device)
+            # torch zeroes the buffer's signals on this rank's stream: behind much queued work that would wipe out what
+            # a peer has signalled since, and the barrier would wait for ever
+            torch.cuda.synchronize(self.mesh.device)
             handle = symmetric_memory.rendezvous(memory, group)
             views = [handle.get_buffer(peer, shape, dtype) for peer in range(dist.get_world_size(group))]
             self.boxes[key] = handle, views
@@ -119,6 +125,8 @@ class SymmetricCarrier(DistributedCarrier):
 
 def working_carrier(mesh: Mesh) -> SymmetricCarrier | None:
     """A carrier that has just moved numbers rightly over both axes on every rank, or None on all of them."""
+    if not _one_host(mesh):
+        return None
     works = torch.ones(1, device=mesh.device)
     carrier = None
     try:
@@ -128,6 +136,14 @@ def working_carrier(mesh: Mesh) -> SymmetricCarrier | None:
         works.zero_()
     dist.all_reduce(works, dist.ReduceOp.MIN, group=mesh.group)
     return carrier if works.item() else None
+
+
+def _one_host(mesh: Mesh) -> bool:
+    """Whether all ranks share a host, told by its boot."""
+    boot = int(hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()[:15], 16)
+    boots = torch.empty(mesh.size, dtype=torch.int64, device=mesh.device)
+    dist.all_gather_into_tensor(boots, torch.tensor([boot], device=mesh.device), group=mesh.group)
+    return bool((boots == boot).all())
 
 
 def _moves_rightly(carrier: SymmetricCarrier) -> bool:

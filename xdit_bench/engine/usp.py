@@ -30,7 +30,8 @@ GATHERED_BYTES = 512 << 20  # keys and values of all ring positions that may lie
 
 @dataclass
 class Sent:
-    """Heads on their way over the Ulysses axis, and keys with values on the ring's if they have left already."""
+    """Heads on their way over the Ulysses axis, in the order they left, and keys with values on the ring's if they have
+    left already."""
 
     heads: list[Pending]
     keys: Pending | None
@@ -40,8 +41,8 @@ class Sent:
 class Gathered(NamedTuple):
     """Where a ring gathers all keys for one attention call instead of attending block by block."""
 
-    beside: bool  # where a block has other work while they travel
-    alone: bool  # where it has none
+    beside: bool  # a single block's, which travel beside half its MLP
+    alone: bool  # a double block's, which travel beside the projection of its queries at most
 
 
 class UspAttention:
@@ -56,32 +57,41 @@ class UspAttention:
         merge: Merge = merge,
         carrier: Carrier | None = None,
         overlap: bool = True,
+        keys_first: bool = True,
     ) -> None:
-        self.mesh, self.kernel, self.merge, self.overlap = mesh, kernel, merge, overlap
+        self.mesh, self.kernel, self.merge = mesh, kernel, merge
+        self.overlap, self.keys_first = overlap, keys_first
         self.carrier: Carrier = carrier or DistributedCarrier(mesh)
         self.gathered = Gathered(False, False)
         self.rows = [shares.tokens(mesh.rank_at(u, mesh.ring_rank)) for u in range(mesh.ulysses)]
         self.ring_rows = [sum(shares.tokens(mesh.rank_at(u, r)) for u in range(mesh.ulysses)) for r in range(mesh.ring)]
 
     def start(self, slabs: tuple[Tensor, ...], *, beside: bool) -> Sent:
-        """Begins the exchange of heads: slabs `U S B n H/U D`, q, k and v in one tensor (n = 3), or on a ring queries
-        and keys with values, of which the latter leave first; on a ring alone they go on their way at once.
+        """Begins the exchange of heads: slabs `U S B n H/U D`, q, k and v in one tensor on a mesh of one rank, else
+        keys with values, then queries (or these later, by `send`); on a ring alone keys go on their way at once.
 
-        `beside` says that the block has work to do before `attend`.
+        `beside` says that the block has half an MLP to compute before `attend`.
         """
-        heads = [self._begun(scatter_heads(slab, self.rows, self.mesh, self.carrier)) for slab in reversed(slabs)]
         gathered = self.gathered.beside if beside else self.gathered.alone
-        early = self.mesh.ring > 1 and self.mesh.ulysses == 1
-        return Sent(heads, self._start_keys(heads[0].wait(), gathered) if early else None, gathered)
+        sent = Sent([], None, gathered)
+        for slab in slabs:
+            self.send(sent, slab)
+        return sent
+
+    def send(self, sent: Sent, slab: Tensor) -> None:
+        """The next slab: first keys with values, then queries."""
+        sent.heads.append(self._begun(scatter_heads(slab, self.rows, self.mesh, self.carrier)))
+        if len(sent.heads) == 1 and self.mesh.ring > 1 and self.mesh.ulysses == 1:
+            sent.keys = self._start_keys(sent.heads[0].wait(), sent.gathered)
 
     def attend(self, sent: Sent) -> Pending:
         """Waits for the heads, attends, and begins the exchange back."""
         heads = [pending.wait() for pending in sent.heads]
+        kv, q = heads if len(heads) == 2 else (heads[0][:, :, 1:], heads[0][:, :, :1])
+        q = q.transpose(0, 1)[:, :, 0]
         if self.mesh.ring == 1:
-            q, k, v = heads[0].transpose(0, 1).unbind(2)
-            out = self.kernel(q, k, v)[0]
+            out = self.kernel(q, *kv.transpose(0, 1).unbind(2))[0]
         else:
-            kv, q = heads[0], heads[1].transpose(0, 1)[:, :, 0]
             keys = sent.keys or self._start_keys(kv, sent.gathered)
             if sent.gathered:
                 out = gathered_attention(q, keys, self.kernel)
@@ -93,35 +103,44 @@ class UspAttention:
         """This rank's tokens with all heads, `S B H*D`."""
         return join_heads(back.wait(), self.mesh)
 
-    def choose_keys(self, way: str, slabs: tuple[Tensor, ...], between: Callable[[], object]) -> None:
+    def choose_keys(
+        self, way: str, slabs: tuple[Tensor, ...], half_mlp: Callable[[], object], queries: Callable[[], object]
+    ) -> None:
         """How a ring moves its keys: `ring`, `gathered`, or `auto`: the faster on GPUs, while all keys together are
-        small. `between` is what a block does while they travel."""
-        kv = slabs[-1]
+        small. slabs are keys with values, then queries; `half_mlp` and `queries` (their projection) are what the two
+        kinds of block do while keys travel."""
+        kv = slabs[0]
         small = sum(self.ring_rows) * kv[0, 0].numel() * kv.element_size() <= GATHERED_BYTES
         if way == "auto" and self.mesh.ring > 1 and small and kv.is_cuda:
-            works = (between, None)
-            self.gathered = Gathered(*(self.gathering_is_faster(slabs, work) for work in works))
+            self.gathered = Gathered(
+                self.gathering_is_faster(slabs, half_mlp, beside=True),
+                self.gathering_is_faster(slabs, queries, beside=False),
+            )
         else:
             self.gathered = Gathered(way == "gathered", way == "gathered")
 
-    def gathering_is_faster(self, slabs: tuple[Tensor, ...], between: Callable[[], object] | None) -> bool:
-        """Times an exchange and attention both ways; all ranks answer for the slowest."""
-        seconds = torch.tensor([self._time(gathered, slabs, between) for gathered in (False, True)])
+    def gathering_is_faster(self, slabs: tuple[Tensor, ...], work: Callable[[], object], *, beside: bool) -> bool:
+        """Times an exchange and attention both ways, with a single block's work beside it or a double block's; all
+        ranks answer for the slowest."""
+        seconds = torch.tensor([self._time(gathered, slabs, work, beside) for gathered in (False, True)])
         seconds = seconds.to(slabs[0].device)
         dist.all_reduce(seconds, dist.ReduceOp.MAX, group=self.mesh.group)
         return bool(seconds[1] < seconds[0])
 
     def _time(
-        self, gathered: bool, slabs: tuple[Tensor, ...], between: Callable[[], object] | None, runs: int = 7
+        self, gathered: bool, slabs: tuple[Tensor, ...], work: Callable[[], object], beside: bool, runs: int = 7
     ) -> float:
         """Median seconds, after two runs to warm up."""
         self.gathered = Gathered(gathered, gathered)
+        split = not beside and self.keys_first  # a double block projects its queries while keys travel
         taken = []
         for _ in range(runs):
             start = time.perf_counter()
-            sent = self.start(slabs, beside=between is not None)
-            if between is not None:
-                between()
+            sent = self.start(slabs[:1] if split else slabs, beside=beside)
+            if beside or split:
+                work()
+            if split:
+                self.send(sent, slabs[1])
             self.finish(self.attend(sent))[0, 0, 0].item()  # waits for the device
             taken.append(time.perf_counter() - start)
         return statistics.median(taken[2:])

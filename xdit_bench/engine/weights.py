@@ -30,9 +30,11 @@ class Pair(NamedTuple):
 
 
 class DoubleWeights(NamedTuple):
-    """A double-stream block; every field a Pair, the norms' weights `D`."""
+    """A double-stream block; every field a Pair, the norms' weights `D`. `q` and `kv` are rows of `qkv`."""
 
     qkv: Pair
+    q: Pair
+    kv: Pair
     norm_q: Pair
     norm_k: Pair
     out: Pair
@@ -54,8 +56,12 @@ class SingleWeights(NamedTuple):
 def double_weights(block: Any) -> DoubleWeights:
     """Of a `FluxTransformerBlock`; fuses its q, k, v in place."""
     attn = block.attn
+    qkv = Pair(fuse([attn.add_q_proj, attn.add_k_proj, attn.add_v_proj]), fuse([attn.to_q, attn.to_k, attn.to_v]))
+    width = attn.to_q.weight.shape[0]
     return DoubleWeights(
-        qkv=Pair(fuse([attn.add_q_proj, attn.add_k_proj, attn.add_v_proj]), fuse([attn.to_q, attn.to_k, attn.to_v])),
+        qkv=qkv,
+        q=Pair(*(Linear(layer.weight[:width], layer.bias[:width]) for layer in qkv)),
+        kv=Pair(*(Linear(layer.weight[width:], layer.bias[width:]) for layer in qkv)),
         norm_q=Pair(attn.norm_added_q.weight, attn.norm_q.weight),
         norm_k=Pair(attn.norm_added_k.weight, attn.norm_k.weight),
         out=Pair(_linear(attn.to_add_out), _linear(attn.to_out[0])),

@@ -9,6 +9,7 @@ backend, and statistics to `stats`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ class Pipeline(Protocol):
 
     def denoise(self, embeddings: Any) -> torch.Tensor:
         """Noise to final latents, or this rank's share of them."""
+
+    def noise(self) -> torch.Tensor:
+        """What `denoise` starts from, as it leaves its result."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
         """Latents to pixels on rank 0."""
@@ -86,19 +90,25 @@ class Marks:
 
 @dataclass(frozen=True)
 class ImageTimer:
-    """Runs and times images of one prepared pipeline. Every method is collective over `group`."""
+    """Runs and times images of one prepared pipeline. Every method is collective over `group`.
+
+    `denoises=False` times the decode alone, of the noise. `together=False` says that rank 0 decodes by itself.
+    """
 
     pipeline: Pipeline
     group: ProcessGroup | None
     device: torch.device
     decodes: bool
     note: Note
+    denoises: bool = True
+    together: bool = True
 
     def measure(self, config: MeasureConfig) -> Timing:
         """Warm-up until steady, then iterations until the median is precise or a cap is met."""
         timing = Timing()
         self._warm_up(config, timing)
-        stages = [stage for stage in STAGES if stage != "vae" or self.decodes]
+        ran = {"text": self.denoises, "denoise": self.denoises, "vae": self.decodes, "total": True}
+        stages = [stage for stage in STAGES if ran[stage]]
         timing.samples = {stage: [] for stage in stages}
         begun = time.monotonic()
         while True:
@@ -135,22 +145,42 @@ class ImageTimer:
         start = time.monotonic()
         marks = Marks(self.device)
         marks.mark()
-        self.note("text", number)
-        embeddings = self.pipeline.encode()
-        marks.mark()
-        self.note("denoise", number)
-        timing.latents = self.pipeline.denoise(embeddings)
-        marks.mark()
+        timing.latents = self._latents(number, marks)
         if self.decodes:
             self.note("vae", number)
-            timing.image = self.pipeline.decode(timing.latents)
+            timing.image = self._pixels(timing.latents)
         marks.mark()
         seconds = marks.seconds()
         self.note("agree", number)
         end = time.monotonic()
         timing.spans.append((start, end))
         timing.own_total.append(seconds[-1])
-        return dict(zip(COLUMNS, agree(self.group, [*seconds, end - begun]), strict=True))
+        row = dict(zip(COLUMNS, agree(self.group, [*seconds, end - begun]), strict=True))
+        if math.isinf(row["total"]):
+            raise RuntimeError("a peer failed in its decode, so there is no image")
+        return row
+
+    def _latents(self, number: int, marks: Marks) -> torch.Tensor:
+        if not self.denoises:
+            marks.mark()
+            noise = self.pipeline.noise()
+            marks.mark()
+            return noise
+        self.note("text", number)
+        embeddings = self.pipeline.encode()
+        marks.mark()
+        self.note("denoise", number)
+        latents = self.pipeline.denoise(embeddings)
+        marks.mark()
+        return latents
+
+    def _pixels(self, latents: torch.Tensor) -> torch.Tensor | None:
+        try:
+            return self.pipeline.decode(latents)
+        except Exception:
+            if not self.together:  # the other ranks wait in `agree`: let them go, so that they live for the next point
+                agree(self.group, [math.inf] * len(COLUMNS))
+            raise
 
 
 def agree(group: ProcessGroup | None, values: list[float]) -> list[float]:

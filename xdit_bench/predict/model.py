@@ -18,7 +18,7 @@ from xdit_bench.errors import Infeasible, OutOfMemory
 from xdit_bench.predict import profiles
 from xdit_bench.predict.decode import decode_s
 from xdit_bench.predict.memory import MemoryPlan, plan_memory
-from xdit_bench.predict.network import Network
+from xdit_bench.predict.network import Network, path
 from xdit_bench.predict.roofline import stream_s
 from xdit_bench.predict.step import denoising_step
 from xdit_bench.predict.workload import text_encoders
@@ -78,11 +78,13 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
     memory = plan_memory(point, model, topology, profile)
     if memory.verdict == "oom":
         raise _out_of_memory(point, memory, topology)
-    network = Network(topology, point.transport, point.ulysses, point.ring, ulysses_inner)
-    step = denoising_step(point, model, topology, profile, network)
+    ranks = (point.ulysses, point.ring, ulysses_inner)
+    step = denoising_step(
+        point, model, topology, profile, Network(topology, path(topology, point, profile.symmetric), *ranks)
+    )
     text = _text_s(point, model, topology)
     denoise = point.steps * step.seconds + step.once_s
-    vae = decode_s(point, model, topology, profile, network)
+    vae = decode_s(point, model, topology, profile, Network(topology, point.transport, *ranks))
 
     wider, warnings = _extrapolation(point, model, topology)
     errors = {name: wider * point.steps * seconds for name, seconds in step.errors.items()}
@@ -117,6 +119,10 @@ def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
         raise Infeasible(f"topology={topology.name} is measured only, nothing can be predicted on it; {topology.note}")
     if point.dtype == "fp32":
         raise Infeasible("predictions are for bf16, the published and calibrated format; dtype=fp32 has to be measured")
+    if not point.steps:
+        raise Infeasible("the performance model predicts whole images; steps=0, a decode alone, has to be measured")
+    if point.vae == "distvae":
+        raise Infeasible("the model has no decode of vae=distvae; measure it, or predict vae=parallel or single")
     reason = infeasible(point, model, gpus=topology.gpus)
     if reason:
         raise Infeasible(reason)

@@ -3,7 +3,7 @@
 Owns which bytes cross which link. A transfer from one GPU to another loads every domain it leaves and enters; the
 fullest link sets the time (LogGP's bandwidth term, links shared by all concurrent groups).
 
-    net = Network(topology, "p2p", ulysses=2, ring=2)
+    net = Network(topology, path(topology, point, profile.symmetric), ulysses=2, ring=2)
     net.all_to_all_s(bytes_per_rank), net.ring_step_s(bytes_per_rank)
 """
 
@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from xdit_bench.config import Point
 from xdit_bench.errors import Infeasible
-from xdit_bench.topology.specs import LinkSpec, Topology
+from xdit_bench.topology.specs import SYMMETRIC, LinkSpec, Topology
 
 
 class Transfer(NamedTuple):
@@ -26,9 +27,17 @@ class Transfer(NamedTuple):
     latency_s: float
 
 
+def path(topology: Topology, point: Point, symmetric: bool) -> str:
+    """The links a point's exchanges take: an engine that knows symmetric memory uses it under transport=p2p, where the
+    topology has numbers for it and it joins all GPUs of the point; else its transport's, through NCCL."""
+    levels = topology.levels(SYMMETRIC)
+    works = symmetric and point.transport == "p2p" and levels and levels[-1].gpus >= point.gpus
+    return SYMMETRIC if works else point.transport
+
+
 @dataclass(frozen=True)
 class Network:
-    """The ranks of one point on the first GPUs of a machine.
+    """The ranks of one point on the first GPUs of a machine; `transport` is a key of the topology's links.
 
     `ulysses_inner` puts the all-to-all between neighbours and the ring across them (see `engine.mesh.Mesh`).
     """
@@ -61,7 +70,7 @@ class Network:
         flows = [
             (self.rank(a, r), self.rank(b, r), chunk) for r in range(self.ring) for a in span for b in span if a != b
         ]
-        return self._time(flows, all_to_all=True)
+        return self._after_copies(self._time(flows, all_to_all=True), self.ulysses, chunk)
 
     def ring_step_s(self, bytes_per_rank: float) -> Transfer:
         """Every rank hands `bytes_per_rank` to its ring neighbour, all rings at once."""
@@ -74,6 +83,27 @@ class Network:
         ranks = self.ulysses * self.ring
         flows = [(i, (i + 1) % ranks, bytes_per_rank * (ranks - 1)) for i in range(ranks) if ranks > 1]
         return self._time(flows, all_to_all=False)
+
+    def collect_s(self, bytes_per_rank: float) -> Transfer:
+        """Every ring rank sends its `bytes_per_rank` to all others of its ring, all rings at once."""
+        span = range(self.ring)
+        flows = [(self.rank(u, a), self.rank(u, b), bytes_per_rank) for u in range(self.ulysses) for a in span
+                 for b in span if a != b]  # fmt: skip
+        transfer = self._time(flows, all_to_all=self.ring > 2)  # two only swap, as neighbours of a ring do
+        return self._after_copies(transfer, self.ring, bytes_per_rank)
+
+    def own_copies_s(self, ranks: int, chunk: float) -> float:
+        """What symmetric memory adds to an exchange between `ranks`: one copy engine serves the peers one by one, a
+        kernel's gap apart, and last this rank's own chunk, read and written in its memory (traces of two H100s)."""
+        if self.transport != SYMMETRIC or ranks < 2:
+            return 0.0
+        gap = self.topology.host["kernel_gap_s"].value
+        memory = self.topology.gpu.memory_bytes_per_s * self.topology.efficiency["memory"].value
+        return (ranks - 1) * gap + 2 * chunk / memory
+
+    def _after_copies(self, transfer: Transfer, ranks: int, chunk: float) -> Transfer:
+        more = self.own_copies_s(ranks, chunk)
+        return transfer._replace(seconds=transfer.seconds + more)
 
     def _time(self, flows: Iterable[tuple[int, int, float]], *, all_to_all: bool) -> Transfer:
         load: dict[tuple[int, str, int], float] = defaultdict(float)  # level, direction, child domain -> bytes

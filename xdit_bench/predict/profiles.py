@@ -62,6 +62,7 @@ class EngineProfile:
     merge_rows: float = 22.0  # merging a partial attention output in fp32, op by op
     overlap: float = 0.5
     hides_exchanges: bool = False
+    symmetric: bool = False  # exchanges through symmetric memory between GPUs that reach each other, else NCCL
     gathers_keys: bool = False  # may gather all keys and attend once, where that is faster than the ring
     modulation_once: bool = False  # for all steps at once, before the loop
     fused_projections: bool = False  # one product for q, k and v
@@ -89,7 +90,7 @@ _VAE_2024 = VaeProfile(
 _USP = EngineProfile(
     "usp", "eager", text_sharded=True, rows=(18, 15), kernels=(14, 9), host_ops=(110, 70), exchanges=(3, 1),
     ring_exchanges=(1, 2, 1), ops_per_collective=20.0, ops_per_ring=20.0, pack_rows=0.0, merge_rows=6.0,
-    hides_exchanges=True, gathers_keys=True,
+    hides_exchanges=True, symmetric=True, gathers_keys=True,
     modulation_once=True, fused_projections=True, fused_elementwise=True, attention=("fa3", "cudnn", "flash"),
     vae=VaeProfile(
         band_bytes_per_pixel=643.0, band_bytes=0.55e9, band_reserved=1.1, banded_alone=True, channels_last=True,

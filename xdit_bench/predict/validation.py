@@ -142,7 +142,8 @@ def _published_peaks(path: Path) -> Set:
 
 def _measured(path: Path) -> Iterable[tuple[Set, Set]]:
     """Latencies and peaks of each machine of a study, against predictions from its topology file alone."""
-    records = [r for r in latest(read_records(path.parent)) if r.source == "measured" and r.status == "ok"]
+    kept = latest(read_records(path.parent))
+    records = [r for r in kept if r.source == "measured" and r.status == "ok" and r.point["steps"]]
     for name in dict.fromkeys(str(record.point["topology"]) for record in records):
         mine = [record for record in records if record.point["topology"] == name]
         title = f"{path.parent.name}: {name}"

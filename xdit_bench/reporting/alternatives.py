@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from xdit_bench.reporting import draw_frontier, draw_parts, words
+from xdit_bench.reporting import draw_parts, words
 from xdit_bench.reporting.entry import Entry, Size
+from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.marks import shown_sizes
+from xdit_bench.reporting.peers import runner
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
 
@@ -106,16 +108,20 @@ def attribution(group: Group) -> str:
 
 def vae(group: Group) -> str:
     """Seconds and peak memory of each VAE mode."""
-    modes, gpus = draw_parts.vae_modes(group)
+    modes, counts = draw_parts.vae_modes(group)
 
     def say(size: Size) -> str:
         said = []
-        for mode in modes:
-            entry = draw_parts.vae_entry(group, size, mode, gpus)
-            if entry:
-                held = f" of which the decode {words.seconds(entry.stages['vae'])}" if entry.stages.get("vae") else ""
-                facts = f"{words.seconds(entry.total_s)}{held}, peak {words.gigabytes(entry.peak_bytes)}"
-                said.append(f"vae={mode} {facts if entry.ok else entry.outcome}")
+        for gpus in counts:
+            for mode in modes:
+                entry = draw_parts.vae_entry(group, size, mode, gpus)
+                if entry:
+                    pressure = ", pressure" if entry.verdict == "pressure" else ""
+                    decode = entry.stages.get("vae")
+                    held = f" of which the decode {words.seconds(decode)}" if decode and entry.decode != "none" else ""
+                    facts = f"{words.seconds(entry.total_s)}{held}, peak {words.gigabytes(entry.peak_bytes)}{pressure}"
+                    where = f" on {group.count(gpus)}" if len(counts) > 1 else ""
+                    said.append(f"vae={mode}{where} {facts if entry.ok else entry.outcome}")
         return ", ".join(said)
 
     return _each(group, say, draw_parts.vae_sizes(group))
@@ -128,7 +134,7 @@ def engine(group: Group) -> str:
         best: dict[str, float] = {}
         for e in group.entries:
             if e.ok and e.step_s and e.size == size:
-                key = f"{e.runner} on {group.count(e.gpus)}"
+                key = f"{runner(e)} on {group.count(e.gpus)}"
                 best[key] = min(e.step_s, best.get(key, e.step_s))
         return ", ".join(f"{name} {words.digits(1e3 * step)} ms a step" for name, step in sorted(best.items()))
 
@@ -155,7 +161,6 @@ def published(matches: Sequence[Match]) -> str:
 def frontier(kin: Sequence[Group]) -> str:
     """What fits and what runs out, by cap, VAE mode and GPU count."""
     return ". ".join(
-        f"{limit.label}: {f'{limit.fits}px fits' if limit.fits else 'nothing fits'}"
-        + (f", {limit.fails}px runs out" if limit.fails else "")
-        for limit in draw_frontier.limits(kin)
+        f"{limit.label}: {limit.said} fits" + (f", {limit.fails}px runs out" if limit.fails else "")
+        for limit in limits(kin)
     )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Size, number, seconds_or_inf
+from xdit_bench.reporting.frontier import families, limits
 from xdit_bench.reporting.study import Group, spread
 from xdit_bench.results.schema import Record
 
@@ -44,8 +45,23 @@ class Head:
 def answer(groups: Sequence[Group], records: Iterable[Record]) -> Head:
     """The head of a report over all groups; the sentences speak of the first."""
     main = groups[0]
-    capped = [g for g in groups[1:] if g.setting._replace(memory_cap_gb=None) == main.setting]
-    return Head(_banners(groups), _sentences(main, capped), _others(groups), words.title(main), _warnings(records))
+    images = [group for group in groups if not group.decode_alone]
+    capped = [g for g in images[1:] if g.setting._replace(memory_cap_gb=None) == images[0].setting]
+    sentences = _sentences(images[0], capped) if images else ()
+    sentences += tuple(said for family in families(groups) if family[0].decode_alone for said in _largest(family))
+    return Head(_banners(groups), sentences, _others(images), words.title(main), _warnings(records))
+
+
+def _largest(family: Sequence[Group]) -> list[Sentence]:
+    """What a search found: a sentence a memory, for each GPU count the largest size of every VAE mode."""
+    said: dict[str, dict[str, list[str]]] = {}
+    for limit in limits(family):
+        cap = limit.group.setting.memory_cap_gb
+        memory = "Fits on the whole card" if cap is None else f"Fits below a cap of {cap:g} GB"
+        gpus = said.setdefault(memory, {}).setdefault(limit.group.count(limit.gpus), [])
+        gpus.append(f"{limit.said} with vae={limit.vae}")
+    clauses = {memory: [f"{gpus}, {words.listing(found)}" for gpus, found in by.items()] for memory, by in said.items()}
+    return [Sentence(memory, f"{'; '.join(found)}.") for memory, found in clauses.items()]
 
 
 def _others(groups: Sequence[Group]) -> str:

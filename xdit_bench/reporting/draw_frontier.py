@@ -1,78 +1,87 @@
-"""Draws the OOM frontier: the largest image that fits, by memory cap, VAE mode and GPU count.
+"""Draws the OOM frontier: the largest image that fits, a panel a memory cap, a bar a VAE mode and GPU count.
 
-Owns the frontier's rule: only points that were run count, nothing is interpolated.
+Owns drawing alone; what fits is `frontier`'s.
 
-    figure = frontier(groups, PAGE)
+    figure = frontier(family, PAGE)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from xdit_bench.reporting.entry import Entry
-from xdit_bench.reporting.marks import bar_style
+from xdit_bench.reporting.frontier import MODES, Limit, Row, limits, order
+from xdit_bench.reporting.marks import bar_style, legend, legend_patch
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import CYCLE, INK, PAPER, Layout, panels
 
-
-@dataclass(frozen=True)
-class Limit:
-    """The largest square side that fits and the smallest that ran out, pixels; 0 where there is none."""
-
-    group: Group
-    engine: str
-    vae: str
-    gpus: int
-    fits: int
-    fails: int
-
-    @property
-    def label(self) -> str:
-        """`48 GB cap, usp, vae=single, 2 GPUs`."""
-        cap = self.group.setting.memory_cap_gb
-        head = [f"{cap:g} GB cap"] if cap is not None else []
-        return ", ".join([*head, self.engine, f"vae={self.vae}", self.group.count(self.gpus)])
+APART = 0.05  # of the axis: a failure closer to the bar's end is in the caption alone
 
 
-def limits(groups: Sequence[Group]) -> list[Limit]:
-    """A limit for each cap, engine, VAE mode and GPU count; empty where nothing ran out of memory."""
-    found: list[Limit] = []
-    for group in groups:
-        rows: dict[tuple[str, str, int], list[Entry]] = {}
-        for entry in group.entries:
-            if entry.size[0] == entry.size[1] and entry.status != "infeasible":
-                rows.setdefault((entry.engine, entry.vae, entry.gpus), []).append(entry)
-        for (engine, vae, gpus), entries in sorted(rows.items()):
-            fits = max((e.size[0] for e in entries if e.ok), default=0)
-            # some split of these GPUs fits where another fails: the failure is the split's, not the size's
-            fails = min((e.size[0] for e in entries if e.status == "oom" and e.size[0] > fits), default=0)
-            found.append(Limit(group, engine, vae, gpus, fits, fails))
-    return found if any(limit.fails for limit in found) else []
-
-
-def frontier(groups: Sequence[Group], layout: Layout) -> Figure:
-    """A bar to the largest side that fits, a cross at the smallest that ran out of memory."""
-    rows = limits(groups)
-    caps = sorted({row.group.setting.memory_cap_gb or 0.0 for row in rows})
-    figure, (axis,) = panels(1, layout, height=0.19 * len(rows) + 1.0)
+def frontier(family: Sequence[Group], layout: Layout) -> Figure:
+    """A bar to the largest side that fits; a cross at the smallest that ran out, where that is not the next."""
+    found = limits(family)
+    groups = list({id(limit.group): limit.group for limit in found}.values())
+    rows = sorted({limit.row for limit in found}, key=order)
+    figure, axes = panels(len(groups), layout, height=0.17 * len(rows) + 0.85)
     figure.set_figwidth(layout.width)
-    for y, row in enumerate(rows):
-        colour = CYCLE[caps.index(row.group.setting.memory_cap_gb or 0.0) % len(CYCLE)]
-        axis.barh(y, row.fits, 0.7, **bar_style(row.group, colour))
-        if row.fails:
-            axis.plot(row.fails, y, marker="x", color=INK, linestyle="none")
-            axis.annotate("OOM", (row.fails, y), (5, 0), textcoords="offset points", va="center", fontsize=6)
-        box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        said, side = (f"{row.fits}px", -3) if row.fits else ("nothing fits", 3)
-        axis.annotate(said, (row.fits, y), (side, 0), textcoords="offset points", ha="right" if row.fits else "left",
-                      va="center", fontsize=6, bbox=box)  # fmt: skip
-    axis.set_yticks(range(len(rows)), [row.label for row in rows])
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_xlim(0, 1.12 * max(max(row.fits, row.fails) for row in rows))
-    axis.grid(axis="x")
-    axis.grid(visible=False, axis="y")
-    axis.set_xlabel("side of the largest square image that fits, pixels")
+    side = max(max(limit.fits, limit.fails) for limit in found)
+    for axis, group in zip(axes, groups, strict=True):
+        for limit in found:
+            if limit.group is group:
+                _bar(axis, limit, rows.index(limit.row), side)
+        axis.set_title(_title(group, short=len(groups) > 1 and layout.columns > 1))
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.set_xlim(0, 1.55 * side)
+        axis.set_xticks(_ticks(side))
+        axis.set_yticks(range(len(rows)), [_label(row, group, rows) for row in rows])
+        axis.grid(axis="x")
+        axis.grid(visible=False, axis="y")
+        axis.tick_params(axis="y", length=0)
+        axis.set_xlabel("largest side that fits, pixels")
+    modes = list(dict.fromkeys(vae for _, vae, _ in rows))
+    legend(figure, [legend_patch(groups[0], _colour(mode), f"vae={mode}") for mode in modes])
     return figure
+
+
+def _bar(axis: Axes, limit: Limit, y: int, side: int) -> None:
+    axis.barh(y, limit.fits, 0.72, **bar_style(limit.group, _colour(limit.vae)))
+    said = limit.said
+    if limit.best and limit.best.verdict == "pressure":
+        said += ", pressure"
+    end = limit.fits
+    if limit.fails - limit.fits > APART * side:
+        axis.plot(limit.fails, y, marker="x", color=INK, linestyle="none", markersize=4)
+        axis.annotate("OOM", (limit.fails, y), (4, 0), textcoords="offset points", va="center", fontsize=6)
+        if limit.fails < limit.fits + 0.4 * side:  # no room for the number between the two
+            axis.annotate(said, (end, y), (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=6,
+                          color="white" if limit.group.setting.source == "measured" else INK)  # fmt: skip
+            return
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.4}  # over the grid's lines
+    axis.annotate(said, (end, y), (3, 0), textcoords="offset points", va="center", fontsize=6, bbox=box)
+
+
+def _colour(mode: str) -> str:
+    return CYCLE[MODES.index(mode) if mode in MODES else len(MODES)]
+
+
+def _title(group: Group, *, short: bool) -> str:
+    cap = group.setting.memory_cap_gb
+    if cap is not None:
+        return f"{cap:g} GB (capped)"
+    capacity = next((e.limit_bytes for e in group.entries if e.limit_bytes), None)
+    known = f"{capacity / 1e9:.0f} GB" if capacity else ""
+    return known or "whole card" if short else f"whole card, {known}" if known else "whole card"
+
+
+def _label(row: Row, group: Group, rows: Sequence[Row]) -> str:
+    several = len({engine for engine, _, _ in rows}) > 1
+    return f"{f'{row[0]}, ' if several else ''}{group.count(row[2])}"
+
+
+def _ticks(side: int) -> list[int]:
+    """About four round sizes."""
+    step = next(s for s in (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384) if side / s <= 4.5 or s == 16384)
+    return list(range(0, side + 1, step))

@@ -167,30 +167,37 @@ def energy(group: Group, layout: Layout) -> Figure:
 
 
 def vae_effect(group: Group, layout: Layout) -> Figure:
-    """What the decode costs by VAE mode, a column a resolution: seconds of the image (the decode filled) above the
-    peak memory. Each panel has its own scale: the decode of a small image would vanish beside that of a large one."""
-    modes, gpus = vae_modes(group)
+    """What the decode costs by VAE mode, a column a resolution, two rows a GPU count: seconds of the image (the decode
+    filled) above the peak memory. A size has its own scale: the decode of a small image would vanish beside that of a
+    large one."""
+    modes, counts = vae_modes(group)
     sizes = vae_sizes(group)
     if len(modes) < 2 or not sizes:
         figure, (axis,) = panels(1, layout)
         empty(axis, "needs two VAE modes\nat one size and GPU count")
         return figure
-    figure, axes = panels(2 * len(sizes), replace(layout, columns=min(len(sizes), layout.columns)), height=1.9)
-    found = [e for size in sizes for mode in modes if (e := vae_entry(group, size, mode, gpus))]
+    across, cells = len(sizes), 2 * len(counts) * len(sizes)
+    figure, axes = panels(cells, replace(layout, columns=min(max(across, 2), layout.columns)), height=1.9)
+    found = [e for s in sizes for m in modes for n in counts if (e := vae_entry(group, s, m, n))]
     limit = next((e.limit_bytes for e in found if e.limit_bytes), None)
     near = limit if limit and limit <= 2 * max((e.peak_bytes or 0.0 for e in found), default=0.0) else None
-    over, under = axes[: len(sizes)], axes[len(sizes) :]
-    if layout.columns < len(sizes):  # a column of a paper: each size's two panels stay together
-        over, under = axes[::2], axes[1::2]
     for i, size in enumerate(sizes):
-        entries = [vae_entry(group, size, mode, gpus) for mode in modes]
-        _vae_seconds(over[i], group, entries)
-        _vae_memory(under[i], group, entries, near)
-        over[i].set_title(words.px(size) + (f", {group.count(gpus)}" if i == 0 else ""))
-        for axis in (over[i], under[i]):
-            axis.set_xticks(range(len(modes)), modes)
-            frame_bars(axis, len(modes))
-    label_rows(over, "seconds an image,\ndecode filled")
+        # in a column of a paper all panels of a size stay together
+        mine = axes[i::across] if layout.columns >= across else axes[i * cells // across : (i + 1) * cells // across]
+        for place, gpus in enumerate(counts):
+            entries = [vae_entry(group, size, mode, gpus) for mode in modes]
+            over, under = mine[2 * place : 2 * place + 2]
+            _vae_seconds(over, group, entries)
+            _vae_memory(under, group, entries, near)
+            over.set_title(f"{words.px(size)}, {group.count(gpus)}")
+            label_rows([over], "seconds an image,\ndecode filled")
+            for axis in (over, under):
+                axis.set_xticks(range(len(modes)), modes)
+                frame_bars(axis, len(modes))
+        for alike in (mine[::2], mine[1::2]):  # one scale, so that GPU counts can be compared
+            top = max(axis.get_ylim()[1] for axis in alike)
+            for axis in alike:
+                axis.set_ylim(0, top)
     return figure
 
 
@@ -220,6 +227,9 @@ def _vae_memory(axis: Axes, group: Group, entries: Sequence[Entry | None], limit
             continue
         axis.bar(x, entry.peak_bytes / scale, 0.7, **bar_style(group, CYCLE[x % len(CYCLE)]))
         _peak_label(axis, x, entry.peak_bytes / scale, (entry.limit_bytes or 0.0) / scale)
+        if entry.verdict == "pressure":
+            axis.text(x, entry.peak_bytes / scale / 3, "pressure", rotation=90, ha="center", va="center",
+                      fontsize=6.5, weight="bold", bbox=BOX)  # fmt: skip
     if limit:
         top = max(top, limit)
         _limit_line(axis, group, limit / scale, name)
@@ -238,21 +248,24 @@ def _no_bar(axis: Axes, x: float, top: float, entry: Entry | None) -> None:
 
 def vae_sizes(group: Group) -> list[Size]:
     """The three largest sizes that any VAE mode was tried at: there the decode costs most."""
-    modes, gpus = vae_modes(group)
-    return [size for size in group.sizes if any(vae_entry(group, size, mode, gpus) for mode in modes)][-VAE_SIZES:]
+    modes, counts = vae_modes(group)
+    tried = {size for size in group.sizes for m in modes for n in counts if vae_entry(group, size, m, n)}
+    return [size for size in group.sizes if size in tried][-VAE_SIZES:]
 
 
-def vae_modes(group: Group) -> tuple[list[str], int]:
-    """The VAE modes to compare, and the GPU count where most of them stand beside each other."""
+def vae_modes(group: Group) -> tuple[list[str], list[int]]:
+    """The VAE modes to compare, and the fewest and the most GPUs where most of them stand beside each other."""
     by_gpus: dict[int, set[str]] = {}
     for entry in group.entries:
         if entry.engine == group.engine and entry.status != "infeasible":
             by_gpus.setdefault(entry.gpus, set()).add(entry.vae)
     if not by_gpus:
-        return [], 1
-    gpus = max(by_gpus, key=lambda count: (len(by_gpus[count]), count))
+        return [], [1]
+    most = max(len(modes) for modes in by_gpus.values())
+    counts = sorted(count for count, modes in by_gpus.items() if len(modes) == most)
     order = ("single", "tiled", "parallel", "distvae", "none")
-    return sorted(by_gpus[gpus], key=lambda mode: (order.index(mode) if mode in order else 9, mode)), gpus
+    modes = sorted(by_gpus[counts[-1]], key=lambda mode: (order.index(mode) if mode in order else 9, mode))
+    return modes, sorted({counts[0], counts[-1]})
 
 
 def vae_entry(group: Group, size: Size, mode: str, gpus: int) -> Entry | None:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure as Canvas
 
 from xdit_bench.reporting import alternatives as say
 from xdit_bench.reporting import draw_frontier, draw_headline, draw_parts, draw_peers, draw_scaling, words
+from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.marks import mark_group, shown_sizes
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
@@ -36,7 +37,7 @@ class Figure:
 
 def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] = ()) -> list[Figure]:
     """Every figure of a group, the headline first. `kin` are the groups that differ in the memory cap alone."""
-    some = _some(group)
+    some = "" if group.decode_alone else _some(group)
     cpu = group.on_cpu
     several = len(group.gpu_counts) > 1
     stock = any(found and found.ok for found in map(group.stock, group.sizes))
@@ -51,7 +52,7 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
     runners = {runner for _, runner in draw_peers.engine_rows(group)}
     empty = {
         "memory": _unless(any(e.peak_bytes for e in group.entries), "no record holds a peak"),
-        "frontier": _unless(bool(draw_frontier.limits(kin)), "no point ran out of memory"),
+        "frontier": _unless(bool(limits(kin)), "no point ran out of memory"),
         "vae": _unless(len(modes) > 1, f"needs two VAE modes; this group has {words.listing(modes) or 'none'}"),
         "engines": _unless(
             len(runners) > 1,
@@ -66,6 +67,14 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
         "parity": _unless(any(e.parity_l2 is not None for e in group.entries), "no record holds a parity check"),
         "published": _unless(bool(matches), "no published point has this machine, model, size and split"),
     }
+    largest = figure(
+        "frontier", "Largest image that fits",
+        "A panel a memory, a bar a VAE mode and GPU count: it ends at the largest square image that succeeded; a cross "
+        "marks the smallest that ran out of memory, where that is not the next size. Sizes that were run, nothing "
+        "between them.", say.frontier(kin), partial(_frontier, kin), empty["frontier"],
+    )  # fmt: skip
+    if group.decode_alone:
+        return [largest]
     return [
         figure("headline", "Latency of one image", _headline_caption(group), say.headline(group),
                draw_headline.headline, ""),
@@ -86,10 +95,7 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
         figure("memory", "Peak memory of the fullest GPU",
                "Weights, and activations with all the rest; the dashed line is the memory there was.",
                say.memory(group), draw_parts.memory, nothing or empty["memory"]),
-        figure("frontier", "Largest image that fits",
-               "By memory cap, VAE mode and GPU count: the bar ends at the largest square image that succeeded, the "
-               "cross marks the smallest that ran out of memory. Fits and failures are of the points that were run.",
-               say.frontier(kin), partial(_frontier, kin), empty["frontier"]),
+        largest,
         figure("vae", "VAE effect",
                "The whole image by VAE mode, its decode filled, and the peak memory; of the largest sizes. "
                "Tiled decode is approximate.",

@@ -21,6 +21,7 @@ from xdit_bench.reporting import words
 from xdit_bench.reporting.answer import Head, answer, rechecks
 from xdit_bench.reporting.exports import export
 from xdit_bench.reporting.figures import Figure, group_figures
+from xdit_bench.reporting.frontier import families
 from xdit_bench.reporting.images import Shot, side_by_side
 from xdit_bench.reporting.inline import inline, name_parts, palette
 from xdit_bench.reporting.published import PublishedPoint, load_published, match
@@ -122,15 +123,19 @@ def _write(
     groups = group_records(records)
     shelf = load_published() if published is None else published
     matches = [match(group, shelf) for group in groups]
-    drawn = [group for group in groups if any(entry.ok for entry in group.entries)][:DRAWN_GROUPS] or groups[:1]
+    kins = {id(group): family for family in families(groups) for group in family}
+    # of a search below several caps one figure holds all
+    apart = [group for group in groups if not group.decode_alone or kins[id(group)][0] is group]
+    drawn = [group for group in apart if any(entry.ok for entry in group.entries)][:DRAWN_GROUPS] or apart[:1]
     files: list[Path] = []
     sections = []
     with drawing():
         for index, group in enumerate(drawn):
             prefix = "" if index == 0 else f"g{index + 1}-"
-            kin = [other for other in groups if other.setting._replace(memory_cap_gb=None) == group.setting] or [group]
-            figures = group_figures(group, matches[groups.index(group)], kin)
-            figures = [figure for figure in figures if index == 0 or figure.name in BRIEF]
+            # all caps beside each other in the section of the whole card, and where a search is all there is
+            whole = group.setting.memory_cap_gb is None or group.decode_alone
+            figures = group_figures(group, matches[groups.index(group)], kins[id(group)] if whole else [group])
+            figures = [f for f in figures if index == 0 or group.decode_alone or f.name in BRIEF]
             # embedding fonts takes a PDF as long as the rest of its figure: papers get those of the first group
             chosen = [name for name in formats if index == 0 or name != "pdf"] or formats
             pictures = tuple(_draw(figures, folder, prefix, chosen, files, columns))
@@ -141,7 +146,7 @@ def _write(
         study=study,
         head=answer(groups, newest(records)),
         sections=tuple(sections),
-        undrawn=tuple(words.title(group) for group in groups if group not in drawn),
+        undrawn=tuple(words.title(group) for group in apart if group not in drawn),
         tables=tuple(report_tables(groups, [m for found in matches for m in found])),
         commands=_commands(records, command),
         facts=_study_facts(records),
@@ -171,7 +176,7 @@ def _draw(
         if "svg" in formats:
             files.append(folder / f"{stem}.svg")
             files[-1].write_text(svg, encoding="utf-8", newline="\n")
-        if columns or stem == "figures/headline":  # the one that goes into papers first
+        if columns or stem in ("figures/headline", "figures/frontier"):  # what goes into papers first
             files += save(settle(figure.draw(COLUMN)), folder / f"{stem}-column", formats)
         wide, narrow = inline(page, svg, f"{prefix}{figure.name}-")
         yield Picture(figure, stem, wide, narrow)

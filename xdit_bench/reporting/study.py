@@ -61,6 +61,11 @@ class Group:
         """Measured on CPU ranks: the times say nothing about a GPU."""
         return self.entries[0].record.machine.get("device") == "cpu"
 
+    @property
+    def decode_alone(self) -> bool:
+        """Points of 0 steps: one decode each, cold, to see whether it fits. They stand in no ratio and no ranking."""
+        return self.setting.steps == 0
+
     def count(self, gpus: int) -> str:
         """`1 GPU`, `4 GPUs`, or ranks where a CPU was measured."""
         return f"{gpus} {'rank' if self.on_cpu else 'GPU'}{'' if gpus == 1 else 's'}"
@@ -160,7 +165,7 @@ class Group:
 
     def gain(self, entry: Entry) -> Speedup | None:
         """What a user gains: over plain diffusers on one GPU. None where that has no time."""
-        base = self.stock(entry.size, entry.decode)
+        base = None if self.decode_alone else self.stock(entry.size, entry.decode)
         return _ratio(entry, base, f"stock on {self.count(1)}") if base and base.ok else None
 
     @cached_property
@@ -174,7 +179,7 @@ class Group:
     def scaling(self, entry: Entry) -> Speedup | None:
         """Over the same engine and execution on one GPU, or on the fewest GPUs that fit."""
         kin = self._kin.get(_kind(entry), [])
-        if not kin:
+        if not kin or self.decode_alone:
             return None
         fewest = min(e.gpus for e in kin)
         alike = [e for e in kin if e.gpus == fewest]
@@ -209,6 +214,13 @@ def spread(sizes: Sequence[Size], count: int) -> list[Size]:
     if len(sizes) <= count:
         return list(sizes)
     return [sizes[round(index * (len(sizes) - 1) / (count - 1))] for index in range(count)]
+
+
+def whole_card(groups: Iterable[Group], group: Group, entry: Entry) -> Entry | None:
+    """The success of a capped entry's point without its cap, where it was run."""
+    setting, point = group.setting._replace(memory_cap_gb=None), {**entry.record.point, "memory_cap_gb": None}
+    others = (e for other in groups if other.setting == setting for e in other.entries)
+    return next((e for e in others if e.ok and e is not entry and e.record.point == point), None)
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
@@ -248,6 +260,7 @@ def _rank(group: Group) -> tuple[Any, ...]:
     setting = group.setting
     succeeded = sum(entry.ok for entry in group.entries)
     return (
+        group.decode_alone,
         succeeded == 0,
         setting.source != "measured",
         setting.memory_cap_gb is not None,

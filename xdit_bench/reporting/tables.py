@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Entry
+from xdit_bench.reporting.frontier import families, limits
+from xdit_bench.reporting.peers import Compared, compared
 from xdit_bench.reporting.published import Match
-from xdit_bench.reporting.study import Group, Speedup
+from xdit_bench.reporting.study import Group, Speedup, whole_card
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,15 @@ class Table:
 
 
 def report_tables(groups: Sequence[Group], matches: Sequence[Match]) -> list[Table]:
-    """Best configurations, published beside ours, failures, all points. The last holds everything."""
-    tables = [best_table(groups), published_table(matches), failures_table(groups), points_table(groups)]
+    """The frontier, best configurations, peers and published beside ours, failures, all points; the last has it all."""
+    tables = [
+        frontier_table(groups),
+        best_table(groups),
+        peers_table(groups),
+        published_table(matches),
+        failures_table(groups),
+        points_table(groups),
+    ]
     if len(groups) == 1:  # a column that says the same in every row says nothing
         tables = [_without_group(table) for table in tables]
     if not all(group.on_cpu for group in groups):
@@ -52,10 +61,36 @@ def _without_group(table: Table) -> Table:
     return replace(table, columns=table.columns[1:], rows=tuple(row[1:] for row in table.rows))
 
 
+def frontier_table(groups: Sequence[Group]) -> Table:
+    """The largest square that fits, and the first that does not, for every cap, VAE mode and GPU count."""
+    rows = []
+    for limit in (limit for family in families(groups) for limit in limits(family)):
+        best, failure = limit.best, limit.failure
+        why = failure.reason if failure else ""
+        if failure and failure not in limit.group.entries:
+            why += " (with more memory than here)"
+        if limit.ended:
+            ended = f"{limit.ended.outcome} at {words.px(limit.ended.size)}: {limit.ended.reason}"
+            why = "; ".join(filter(None, (why, ended)))
+        rows.append((
+            _text(words.short(limit.group)), _text(limit.vae), _count(limit.gpus), _text(limit.engine),
+            Cell(limit.said, limit.fits), _seconds(best.total_s if best else None),
+            _bytes(groups, limit.group, best) if best else Cell(words.MISSING),
+            Cell(words.px(failure.size), failure.size[0]) if failure else Cell(words.MISSING),
+            _text(why or "nothing larger was tried"),
+        ))  # fmt: skip
+    columns = ("Group", "VAE", ">GPUs", "Engine", ">Largest that fits", ">Seconds", ">Peak memory",
+               ">First that fails", "Why")  # fmt: skip
+    alone = any(group.decode_alone for group in groups)
+    note = "Squares that were run, nothing between them. A cap limits what the process allocates, weights included."
+    cold = " Where the decode stands alone, seconds are one cold decode." if alone else ""
+    return Table("frontier-table", "Largest image that fits", columns, tuple(rows), note + cold)
+
+
 def best_table(groups: Sequence[Group]) -> Table:
     """The best factorization for every group, size and GPU count, with both speedups."""
     rows = []
-    for group in groups:
+    for group in (group for group in groups if not group.decode_alone):
         for size in group.sizes:
             for gpus in group.gpu_counts:
                 entry = group.best(size, gpus)
@@ -65,7 +100,8 @@ def best_table(groups: Sequence[Group]) -> Table:
                 rows.append((
                     *_where(group, entry), _text(entry.runner), _text(entry.vae), _text(entry.factors),
                     _seconds(entry.total_s), _interval(entry), _seconds(entry.step_s), _ratio(group.scaling(entry)),
-                    _ratio(group.gain(entry)), _bytes(entry), _text(_remarks(entry, tie)),
+                    _ratio(group.gain(entry)), _bytes(groups, group, entry),
+                    _text(_remarks(entry, tie)),
                 ))  # fmt: skip
     columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", ">Seconds", ">Interval", ">Step",
                ">Scaling", ">Gain", ">Peak memory", "Note")  # fmt: skip
@@ -79,6 +115,43 @@ def _remarks(entry: Entry, tie: Entry | None) -> str:
     bottleneck = entry.record.attribution.get("bottleneck")
     said = [f"tie with {tie.factors}"] if tie else []
     return "; ".join([*said, str(bottleneck)] if bottleneck else said)
+
+
+def peers_table(groups: Sequence[Group]) -> Table:
+    """Our best step over the best peer's, ring over Ulysses, scaling and memory, each with the bound it is held to."""
+    rows = tuple(_compared_row(groups, group, row) for group in groups for row in compared(group))
+    columns = ("Group", "Size", ">GPUs", "Compared", "Ours", "With", ">Ours is", ">The other", ">Result", ">Bound",
+               "Met")  # fmt: skip
+    note = (
+        "Step: ours over the best of the peers' executions and splits, below 1 is faster. Peers as installed: xfuser "
+        "finds no FlashAttention-3. Bounds are goals from the study's sweep file; what is met is as measured."
+    )
+    return Table("peers", "Beside the peers", columns, rows, note)
+
+
+def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple[Cell, ...]:
+    memory = row.key == "memory_gb"
+    sides = [
+        _bytes(groups, group, entry) if memory and entry else _seconds(entry.step_s if entry else None)
+        for entry in (row.ours, row.theirs)
+    ]
+    met = {True: "yes", False: "no", None: ""}[row.met]
+    bound = "" if row.bound is None else f"{'at least' if row.at_least else 'at most'} {_measure(row.bound, memory)}"
+    return (
+        *_where(group, row.ours), _text(row.what), _text(_run(row.ours)),
+        _text(_run(row.theirs) if row.theirs else "every peer failed"), *sides,
+        Cell(words.MISSING if row.value is None else _measure(row.value, memory), row.value),
+        Cell(bound, row.bound), _text(met),
+    )  # fmt: skip
+
+
+def _measure(value: float, memory: bool) -> str:
+    return f"{value:.1f} GB" if memory else f"{value:.3f}"
+
+
+def _run(entry: Entry) -> str:
+    kernel = "" if entry.attention == "auto" else f", {entry.attention}"
+    return f"{entry.runner} {entry.factors}{kernel}"
 
 
 def published_table(matches: Sequence[Match]) -> Table:
@@ -97,7 +170,7 @@ def published_table(matches: Sequence[Match]) -> Table:
 
 
 def failures_table(groups: Sequence[Group]) -> Table:
-    """Every point that is no success, with its reason."""
+    """Every point that is no success, with its reason; but what a search had to run out of to find the frontier."""
     rows = tuple(
         (
             *_where(group, entry), _text(entry.runner), _text(entry.vae), _text(entry.factors),
@@ -105,7 +178,7 @@ def failures_table(groups: Sequence[Group]) -> Table:
         )
         for group in groups
         for entry in group.entries
-        if not entry.ok
+        if not entry.ok and not (group.decode_alone and entry.status == "oom")  # a search's finding, above
     )  # fmt: skip
     columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", "Outcome", "Stage", "Reason")
     return Table("failures", "Failures", columns, rows)
@@ -113,14 +186,14 @@ def failures_table(groups: Sequence[Group]) -> Table:
 
 def points_table(groups: Sequence[Group]) -> Table:
     """Every point, successes and failures."""
-    rows = tuple(_point_row(group, entry) for group in groups for entry in sorted(group.entries, key=_order))
+    rows = tuple(_point_row(groups, group, entry) for group in groups for entry in sorted(group.entries, key=_order))
     columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", "Attention", "Outcome", ">Seconds", ">Interval",
                ">Text", ">Denoise", ">VAE s", ">Step", ">Scaling", ">Gain", ">Peak memory", ">Energy",
                ">Parity")  # fmt: skip
     return Table("points", "All points", columns, rows)
 
 
-def _point_row(group: Group, entry: Entry) -> tuple[Cell, ...]:
+def _point_row(groups: Sequence[Group], group: Group, entry: Entry) -> tuple[Cell, ...]:
     parity = (
         Cell(f"{entry.parity_l2:.1e}" if entry.parity_l2 else "0", entry.parity_l2)
         if entry.parity_l2 is not None
@@ -132,7 +205,7 @@ def _point_row(group: Group, entry: Entry) -> tuple[Cell, ...]:
         *_where(group, entry), _text(entry.runner), _text(entry.vae), _text(entry.factors), _text(entry.attention),
         _text(entry.outcome), _seconds(entry.total_s), _interval(entry), *stages, _seconds(entry.step_s),
         _ratio(group.scaling(entry) if entry.ok else None), _ratio(group.gain(entry) if entry.ok else None),
-        _bytes(entry), energy, parity,
+        _bytes(groups, group, entry), energy, parity,
     )  # fmt: skip
 
 
@@ -193,6 +266,12 @@ def _ratio(speedup: Speedup | None) -> Cell:
     return Cell(words.times(speedup.value) + mark, speedup.value)
 
 
-def _bytes(entry: Entry) -> Cell:
-    mark = {"pressure": " pressure"}.get(entry.verdict, "") + (" capped" if entry.capped else "")
+def _bytes(groups: Sequence[Group], group: Group, entry: Entry) -> Cell:
+    """The peak with its verdict: allocator retries, and what they cost where the whole card shows it."""
+    mark = " capped" if entry.capped else ""
+    if entry.verdict == "pressure":
+        free = whole_card(groups, group, entry)
+        slower = entry.total_s / free.total_s if entry.total_s and free and free.total_s else None
+        mark += f" pressure ({words.plural(int(entry.record.memory.get('alloc_retries') or 0), 'retry', 'retries')}"
+        mark += f", {words.times(slower)} the whole card's time)" if slower else ")"
     return Cell(words.gigabytes(entry.peak_bytes) + mark, entry.peak_bytes)

@@ -86,7 +86,11 @@ def title(group: Group) -> str:
     setting = group.setting
     link = "for" if setting.source == "predicted" else "on"
     parts = [setting.model, f"{setting.source} {link} {machine(group)}"]
-    parts += [f"{setting.steps} steps", f"{setting.text_tokens} text tokens", setting.dtype]
+    parts += [
+        f"{setting.steps} steps" if setting.steps else "decode alone",
+        f"{setting.text_tokens} text tokens",
+        setting.dtype,
+    ]
     if setting.transport != "p2p":
         parts.append(f"transport {setting.transport}")
     if setting.memory_cap_gb is not None:
@@ -96,9 +100,9 @@ def title(group: Group) -> str:
     return ", ".join(parts)
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str, many: str = "") -> str:
     """`1 point`, `2 points`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count} {noun}" if count == 1 else f"{count} {many or f'{noun}s'}"
 
 
 def listing(words: Iterable[str]) -> str:
@@ -113,6 +117,8 @@ def short(group: Group) -> str:
     parts = [setting.model, setting.topology]
     if setting.source != "measured":
         parts.append(setting.source)
+    if group.decode_alone:
+        parts.append("decode alone")
     if setting.transport != "p2p":
         parts.append(setting.transport)
     if setting.memory_cap_gb is not None:

@@ -23,7 +23,7 @@ POINT_KEYS: Final = (
     "attention", "vae", "dtype", "weights", "seed", "topology", "transport",
 )  # fmt: skip
 
-_COUNTS: Final = ("height", "width", "steps", "text_tokens", "ulysses", "ring", "gpus")
+_COUNTS: Final = ("height", "width", "text_tokens", "ulysses", "ring", "gpus")
 _OBJECTS: Final = (
     "latency_s", "step_s", "memory", "comm", "telemetry", "parity", "attribution", "failure", "machine", "software",
 )  # fmt: skip
@@ -59,7 +59,8 @@ class Record:
 
     A statistics entry (`latency_s.total`, `step_s`, …) is
     `{median, p10, p90, ci95: [low, high], samples: [...]}`, seconds; a predicted one has `median`,
-    `low` and `high` and no samples. `step_s` is denoise over steps. Memory is in bytes.
+    `low` and `high` and no samples. `step_s` is denoise over steps. Memory is in bytes. A point of 0 steps is a
+    decode alone: its latencies are `vae` and `total`, it has no step, and it is compared with no whole image.
 
     `failure` holds the facts behind `reason`: stage, rank, bytes_asked, bytes_free, last_collective, log_tail.
     `attribution` splits a step by what the device did (measured) or by term of the model (predicted).
@@ -111,6 +112,14 @@ class Record:
         return float(median) if isinstance(median, int | float) else None
 
     @property
+    def fits(self) -> bool | None:
+        """Whether the point's size fits in memory, slowed by allocator retries or not; None where it did not show.
+
+        A point that throttled (unstable) ran to its end all the same.
+        """
+        return {"ok": True, "unstable": True, "oom": False}.get(self.status)
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the machine's kind; records of unequal fingerprints never share a curve."""
         return str(self.machine.get("fingerprint", ""))
@@ -144,9 +153,11 @@ def validate(data: dict[str, Any]) -> None:
 
 def _check_types(data: dict[str, Any], point: dict[str, Any]) -> None:
     """A key of another kind is refused here, by name, and not where it is read."""
-    for key in _COUNTS:
-        if isinstance(point[key], bool) or not isinstance(point[key], int) or point[key] < 1:
-            raise ResultsError(f"a record's point.{key} must be a whole number above 0; this one has {point[key]!r}")
+    for key, least in (*((key, 1) for key in _COUNTS), ("steps", 0)):
+        if isinstance(point[key], bool) or not isinstance(point[key], int) or point[key] < least:
+            raise ResultsError(
+                f"a record's point.{key} must be a whole number above {least - 1}; this one has {point[key]!r}"
+            )
     wrong = [key for key in _OBJECTS if not isinstance(data.get(key, {}), dict)]
     if not wrong:
         wrong = [f"latency_s.{key}" for key, value in data.get("latency_s", {}).items() if not isinstance(value, dict)]

@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -21,10 +22,11 @@ from xdit_bench.config import LaunchConfig, Point
 from xdit_bench.measure.nvml import Telemetry
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
+from xdit_bench.runner.frontier import Search, make_searches, trials
 from xdit_bench.runner.launcher import environment_warnings
 from xdit_bench.runner.node import serve_node
 from xdit_bench.runner.outcome import START_STAGE, Outcome, to_record
-from xdit_bench.runner.plan import Cell, Job, doomed, make_cells
+from xdit_bench.runner.plan import Cell, Job, doomed, make_cell, make_cells
 from xdit_bench.runner.progress import Progress
 from xdit_bench.runner.session import Session
 from xdit_bench.topology.probe import code_version
@@ -57,7 +59,9 @@ def run_plan(
     if launch.nnodes > 1:
         machine = {**machine, "nodes": launch.nnodes, "fingerprint": f"{machine['fingerprint']}x{launch.nnodes}"}
     code = code_version()
-    cells = make_cells(jobs, gpus=here * launch.nnodes, fingerprint=machine["fingerprint"], code=code)
+    identity = {"gpus": here * launch.nnodes, "fingerprint": machine["fingerprint"], "code": code}
+    cells = make_cells([job for job in jobs if not job.run.frontier], **identity)
+    searches = make_searches([job for job in jobs if job.run.frontier])
     with Progress(console, cells) as progress:
         watch = telemetry or _telemetry(machine["device"])
         session = Session(store, machine, code, watch, progress.note, here)
@@ -65,6 +69,7 @@ def run_plan(
         try:
             runner.run(cells)
             runner.recheck(cells)
+            runner.search(searches, partial(make_cell, **identity))
         except BaseException:
             session.kill()
             raise
@@ -113,20 +118,36 @@ class _Runner:
         while pending:
             index = self._next(pending)
             ranks = _ranks(pending)
-            cell = pending.pop(index)
-            self.progress.begin(cell)
-            record = self._record(cell, self._outcome(cell, ranks))
-            self.store.append(record)
-            self.measured.append(record)
-            self.progress.end(cell, record)
+            self._measure(pending.pop(index), ranks)
+
+    def search(self, searches: Sequence[Search], cell_of: Callable[[Job], Cell]) -> None:
+        """Every search to the largest size that fits; a trial whose record may stand is not run again."""
+        for search in searches:
+            for point in trials(search.job.point):
+                cell = cell_of(dataclasses.replace(search.job, point=point))
+                if self._done(cell) and (record := self.store.find(cell.run_id)):
+                    search.tell(point.height, record)
+        ranks = _ranks([cell_of(search.job) for search in searches])
+        for search in searches:
+            while size := search.next_size(search.bound(searches)):
+                search.tell(size, self._measure(cell_of(search.trial(size)), ranks))
+            self.progress.note(f"  frontier  {search.job.point.label} and below: {search.said}")
+
+    def _measure(self, cell: Cell, ranks: int) -> Record:
+        """The cell's record, kept and shown."""
+        self.progress.begin(cell)
+        record = self._record(cell, self._outcome(cell, ranks))
+        self.store.append(record)
+        self.measured.append(record)
+        self.progress.end(cell, record)
+        return record
 
     def recheck(self, cells: Sequence[Cell]) -> None:
         """Measures a share of the points again in fresh processes; their records gain `telemetry.recheck`.
 
         Proves that a pool warmed by other points gives the times a fresh process gives.
         """
-        run = cells[0].job.run
-        share = run.recheck if run.isolation == "pool" else 0.0
+        share = max((cell.job.run.recheck for cell in cells if cell.job.run.isolation == "pool"), default=0.0)
         by_id = {cell.run_id: cell for cell in cells}
         fresh = [record for record in self.measured if record.status == "ok"]
         chosen = sorted(fresh, key=lambda r: hashlib.sha256(r.run_id.encode()).hexdigest())
@@ -170,7 +191,8 @@ class _Runner:
             why = f"ranks could not be started {failed} times in a row on this machine"
             return Outcome("skipped", why, failure={"stage": START_STAGE})
         ours = (record for record in self.store.records if record.run_id in self.ours)
-        reason = None if cell.job.run.probe_all else doomed(cell, ours)
+        run = cell.job.run  # a search knows by itself what need not be tried
+        reason = None if run.probe_all or run.frontier else doomed(cell, ours)
         if reason:
             return Outcome("skipped", reason)
         return self.session.measure(cell, ranks, self._baseline_s(cell.point))

@@ -49,6 +49,13 @@ def disk_refuses(error: BaseException) -> bool:
     return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
 
 
+def drop_locals(error: BaseException | None) -> None:
+    """Lets go of what the frames behind an error hold; its trace can still be printed."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 def forget_frames(error: BaseException | None) -> None:
     """Drops the tracebacks of an error and of those behind it: their frames hold the point's tensors."""
     while error is not None:

@@ -22,7 +22,7 @@ GIB = 2**30
 START_STAGE = "start"  # of a failure that kept ranks from existing
 # a peer's death reaches the others as one of these; it is never the cause
 ECHOES = ("connection closed by peer", "connection reset", "broken pipe", "timed out waiting", "remote process exited",
-          "nccl error", "process group aborted")  # fmt: skip
+          "nccl error", "process group aborted", "a peer failed")  # fmt: skip
 FAILURE_KEYS = ("bytes_asked", "bytes_free", "type", "trace", "exit", "log_tail", "stack")
 
 
@@ -86,12 +86,15 @@ def _fill(record: Record, members: list[Answer], point: Point) -> None:
     if not samples:
         return
     record.latency_s = {stage: summarise(values) for stage, values in samples.items()}
-    record.step_s = summarise([value / point.steps for value in samples["denoise"]])
+    if point.steps:
+        record.step_s = summarise([value / point.steps for value in samples["denoise"]])
     record.memory = _memory([a.body["memory"] for a in members])
     record.parity = dict(first["parity"])
     record.attribution = first.get("attribution", {})
     if first.get("comm_bytes_per_step") is not None:
         record.comm["bytes_per_step"] = first["comm_bytes_per_step"]
+    if "communication_s" in record.attribution:
+        record.comm["seconds_per_step"] = record.attribution["communication_s"]
     record.telemetry["warmup_s"] = first["warmup"]
     record.telemetry["rank_total_s"] = [statistics.median(a.body["own_total"]) for a in members]
 

@@ -52,11 +52,17 @@ def make_cells(jobs: Sequence[Job], *, gpus: int, fingerprint: str, code: str) -
     """All cells in running order; infeasible ones first, since they cost nothing."""
     cells: dict[str, Cell] = {}
     for job in [*jobs, *baselines(jobs, gpus)]:
-        identity = run_id(job.point, fingerprint, code)
-        why_not = job.why_not or infeasible(job.point, job.model, gpus=gpus)
-        cells.setdefault(identity, Cell(job, identity, reference_key(job.point, fingerprint, code), why_not))
+        cell = make_cell(job, gpus=gpus, fingerprint=fingerprint, code=code)
+        cells.setdefault(cell.run_id, cell)
     seed = ",".join(sorted(cells))
     return sorted(cells.values(), key=lambda cell: _order(cell, seed))
+
+
+def make_cell(job: Job, *, gpus: int, fingerprint: str, code: str) -> Cell:
+    """One job with its identity, and what keeps it from running here."""
+    point = job.point
+    why_not = job.why_not or infeasible(point, job.model, gpus=gpus)
+    return Cell(job, run_id(point, fingerprint, code), reference_key(point, fingerprint, code), why_not)
 
 
 def reference_key(point: Point, fingerprint: str, code: str) -> str:
@@ -77,6 +83,8 @@ def doomed(cell: Cell, records: Iterable[Record]) -> str | None:
             continue
         # all that memory depends on is equal, but size, GPUs and cap
         free = {"height", "width", "ulysses", "ring", "memory_cap_gb", "seed", "prompt", "steps"}
+        if (point.steps == 0) != (other.steps == 0):  # a decode alone needs less, and holds more of the weights
+            continue
         alike = replace(other, **{name: getattr(point, name) for name in free}) == point
         larger = point.height >= other.height and point.width >= other.width and point.image_tokens > other.image_tokens
         capped = (point.memory_cap_gb or float("inf")) <= (other.memory_cap_gb or float("inf"))

@@ -36,7 +36,7 @@ class Progress:
             disable=not console.is_terminal,  # a log gets the lines alone
             refresh_per_second=2,
         )
-        self._task = self._bar.add_task("", total=len(cells), left="")
+        self._task = self._bar.add_task("", total=len(cells) or None, left="")
         self._left = sum(cost(cell.point) for cell in cells)
         self._done = 0.0
         self._begun = time.monotonic()
@@ -53,7 +53,10 @@ class Progress:
         """A point has its record."""
         self.count(cell)
         colour = COLOURS.get(record.status, "red")
-        what = escape(record.reason) if record.total_s is None or record.reason else f"{record.total_s:.4g} s an image"
+        what = f"{record.total_s:.4g} s {'an image' if cell.point.steps else 'a decode'}" if record.total_s else ""
+        if record.memory.get("verdict") == "pressure":
+            what += f", memory pressure: the allocator asked again {record.memory['alloc_retries']} times"
+        what = escape(record.reason) or what
         self._bar.console.print(f"[{colour}]{record.status:>10}[/]  {escape(cell.point.label)}  {what}", soft_wrap=True)
 
     def count(self, cell: Cell) -> None:

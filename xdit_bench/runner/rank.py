@@ -27,10 +27,10 @@ from xdit_bench.measure.memory import MemoryWatch
 from xdit_bench.measure.parity import compare, finite, save_result
 from xdit_bench.measure.profile import profile_step
 from xdit_bench.measure.timers import ImageTimer, Timing
-from xdit_bench.runner.failure import brief, describe, forget_frames
+from xdit_bench.runner.failure import brief, describe, drop_locals, forget_frames
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-EXACT_VAES = ("parallel", "single")
+EXACT_VAES = ("parallel", "distvae", "single")
 Message = dict[str, Any]
 
 
@@ -107,7 +107,10 @@ class Rank:
         try:
             with torch.no_grad():
                 parameters = self._prepare(backend, mesh, point, model)
-                timer = ImageTimer(backend, mesh.group, self.device, point.vae != "none", self.note)
+                timer = ImageTimer(
+                    backend, mesh.group, self.device, point.vae != "none", self.note,
+                    denoises=point.steps > 0, together=point.vae == "parallel",
+                )  # fmt: skip
                 timing = Timing()
                 if command["measure"] is None:
                     timer.image(timing, 0.0)
@@ -117,7 +120,8 @@ class Rank:
                 self.note("parity")
                 parity = self._judge(command, backend, mesh, point, timing)
                 attribution = self._profile(command, backend, mesh, point)
-        except BaseException:
+        except BaseException as error:
+            drop_locals(error)  # closing brings weights back to the device, which these may have filled
             try:
                 backend.close()
             except Exception:  # half prepared, it may not close; the first error is the cause
@@ -175,7 +179,8 @@ class Rank:
             return {"ok": False, "reason": "the latents hold NaN or infinite values"}
         made_by = f"{point.engine} u{point.ulysses}r{point.ring} {point.execution}"
         if command.get("save_reference"):
-            save_result(Path(command["save_reference"]), latents, image, made_by)
+            kept = image if point.vae in EXACT_VAES else None  # nobody is held to an approximation
+            save_result(Path(command["save_reference"]), latents, kept, made_by)
             return {"ok": True, "reference": "itself"}
         if not command.get("reference"):
             return {}
@@ -187,7 +192,7 @@ class Rank:
 
         On one rank a profiler that fails costs the attribution, not the times taken before it.
         """
-        if not (command["measure"] or {}).get("profile"):
+        if not (command["measure"] or {}).get("profile") or not point.steps:
             return {}
         self.note("profile")
         embeddings = backend.encode()

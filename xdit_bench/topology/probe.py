@@ -149,8 +149,11 @@ def _active_nvlinks(nvml: Any, handle: Any) -> int:
 
 
 def _peers(nvml: Any, a: Any, b: Any) -> bool | None:
+    # nvidia-ml-py has the constant as a tuple by mistake, which its own function does not take (seen in 13.615)
+    read = nvml.NVML_P2P_CAPS_INDEX_READ
     with contextlib.suppress(nvml.NVMLError):
-        return bool(nvml.nvmlDeviceGetP2PStatus(a, b, nvml.NVML_P2P_CAPS_INDEX_READ) == nvml.NVML_P2P_STATUS_OK)
+        status = nvml.nvmlDeviceGetP2PStatus(a, b, read[0] if isinstance(read, tuple) else read)
+        return bool(status == nvml.NVML_P2P_STATUS_OK)
     return None
 
 

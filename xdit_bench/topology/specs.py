@@ -22,6 +22,8 @@ from xdit_bench import data_dir
 from xdit_bench.errors import TopologyError
 
 TRANSPORTS = ("p2p", "host", "socket")
+SYMMETRIC = "symmetric"  # peers' copies through symmetric memory: what the engine usp does under transport=p2p
+LINKS = (*TRANSPORTS, SYMMETRIC)
 EFFICIENCIES = ("gemm", "memory", "elementwise", "conv", "conv_nhwc", "vae_attention", "vae_attention_blocked")
 KERNELS = ("flash", "cudnn", "fa3", "sdpa", "flash_attn")
 HOST = ("op_s", "kernel_gap_s", "vae_cold_start_s")
@@ -104,7 +106,7 @@ class Topology:
     note: str = ""
 
     def levels(self, transport: str) -> tuple[LinkSpec, ...]:
-        """Links of a transport, innermost first; empty where this machine has no numbers for it."""
+        """Links of a transport (or `symmetric`), innermost first; empty where this machine has no numbers for it."""
         return self.links.get(transport, ())
 
 
@@ -160,14 +162,14 @@ def from_dict(data: Any, origin: str) -> Topology:
     kernels = [kernel for kernel in KERNELS if kernel in attention.data]
     if not kernels:
         raise attention.error("", f"must name the share of peak of at least one kernel of {', '.join(KERNELS)}")
-    for section, known in ((efficiency, EFFICIENCIES), (attention, KERNELS), (host, HOST), (links, TRANSPORTS),
+    for section, known in ((efficiency, EFFICIENCIES), (attention, KERNELS), (host, HOST), (links, LINKS),
                            (uncertainty, UNCERTAINTIES), (gpu, GPU)):  # fmt: skip
         section.only(known)
     return Topology(
         name=name,
         gpus=gpus,
         gpu=spec,
-        links={key: _levels(links, key, gpus) for key in TRANSPORTS if key in links.data},
+        links={key: _levels(links, key, gpus) for key in LINKS if key in links.data},
         efficiency={key: efficiency.sourced(key, high=1.0) for key in EFFICIENCIES},
         attention={key: attention.sourced(key, high=1.0) for key in kernels},
         host={key: host.sourced(key, high=10.0) for key in HOST},
@@ -214,7 +216,8 @@ def _levels(links: _Reader, transport: str, gpus: int) -> tuple[LinkSpec, ...]:
             all_to_all_latency_s=level.number("all_to_all_latency_s", high=1.0, default=latency),
             source=level.text("source", ""),
         ))  # fmt: skip
-    if levels[-1].gpus < gpus:
+    # symmetric memory ends at the host, and beyond it NCCL takes over: the other paths have to reach everywhere
+    if levels[-1].gpus < gpus and transport != SYMMETRIC:
         raise links.error(transport, f"must join all {gpus} GPUs on its last level; it joins {levels[-1].gpus}")
     return tuple(levels)
 

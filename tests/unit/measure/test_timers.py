@@ -29,6 +29,9 @@ class Sleeper:
         self.images += 1
         return torch.full((1, 1, 1), float(self.images))
 
+    def noise(self) -> torch.Tensor:
+        return torch.zeros(1, 1, 1)
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return latents.to(torch.uint8)
 
@@ -87,3 +90,12 @@ def test_without_a_vae_total_is_text_and_denoising() -> None:
     assert "vae" not in timing.samples
     assert timing.image is None
     assert "vae" not in {stage for stage, _ in stages}
+
+
+def test_a_decode_alone_runs_no_text_and_no_denoising() -> None:
+    pipeline, stages = Sleeper([1.0]), []
+    timer = ImageTimer(pipeline, None, CPU, True, lambda stage, image: stages.append(stage), denoises=False)
+    timing = timer.measure(MeasureConfig(warmup=0, repeats=1, max_repeats=1))
+    assert set(timing.samples) == {"vae", "total"}
+    assert stages == ["vae", "agree"]
+    assert pipeline.images == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from xdit_bench.errors import Infeasible, MissingExtraError
-from xdit_bench.runner.failure import describe, forget_frames
+from xdit_bench.runner.failure import describe, drop_locals, forget_frames
 
 FULL = OSError(28, "No space left on device")
 
@@ -47,3 +47,21 @@ def test_forgotten_frames_let_the_points_tensors_go() -> None:
         forget_frames(error)
         gc.collect()
         assert alive[0]() is None
+
+
+def test_what_a_failed_frame_holds_can_be_dropped_while_its_trace_stays() -> None:
+    class Held:
+        pass
+
+    seen: list[weakref.ref[Held]] = []
+
+    def decode() -> None:
+        held = Held()
+        seen.append(weakref.ref(held))
+        raise RuntimeError("CUDA out of memory")
+
+    with pytest.raises(RuntimeError) as caught:
+        decode()
+    drop_locals(caught.value)
+    assert seen[0]() is None
+    assert "in decode" in describe(caught.value, "vae", 0)["trace"]

@@ -1,0 +1,74 @@
+"""The report of a search for the largest image that fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic import frontier, record, study
+
+from xdit_bench.reporting.answer import answer
+from xdit_bench.reporting.frontier import families, limits
+from xdit_bench.reporting.page import write_report
+from xdit_bench.reporting.study import group_records
+from xdit_bench.reporting.tables import best_table, failures_table, frontier_table, points_table
+from xdit_bench.results.schema import Record
+
+TOPS = {(None, 1, "single"): 4096, (None, 2, "parallel"): 8192, (48.0, 1, "single"): 2048, (48.0, 2, "parallel"): 4544}
+
+
+@pytest.fixture
+def search() -> list[Record]:
+    return frontier(TOPS)
+
+
+def test_a_limit_a_cap_mode_and_gpu_count(search: list[Record]) -> None:
+    (family,) = families(group_records(search))
+    found = {(x.group.setting.memory_cap_gb, x.gpus, x.vae): (x.fits, x.fails) for x in limits(family)}
+    assert found == {key: (top, top + 64 if top < 8192 else 0) for key, top in TOPS.items()}
+
+
+def test_what_ran_out_of_the_whole_card_counts_below_a_cap_and_says_so(search: list[Record]) -> None:
+    kept = [r for r in search if r.point["memory_cap_gb"] is None or r.status == "ok"]
+    rows = {(row[0].text, row[1].text): row for row in frontier_table(group_records(kept)).rows}
+    capped = rows["flux_schnell h200_nvlink decode alone cap 48 GB", "single"]
+    assert (capped[4].text, capped[7].text) == ("2048px", "4160px")
+    assert capped[8].text.endswith("(with more memory than here)")
+    assert rows["flux_schnell h200_nvlink decode alone", "parallel"][4].text == "8192px or more"
+
+
+def test_a_crash_is_no_limit_of_memory(search: list[Record]) -> None:
+    crash = record(status="crashed", res=6144, steps=0, vae="tiled")
+    (row,) = [r for r in frontier_table(group_records([*search, crash])).rows if r[1].text == "tiled"]
+    assert row[4].text == "nothing"
+    assert "crashed at 6144px: crashed: made up" in row[8].text
+
+
+def test_a_decode_alone_stands_in_no_ratio_and_no_ranking(search: list[Record]) -> None:
+    groups = group_records([*study(), *search])
+    assert not groups[0].decode_alone
+    decodes = [group for group in groups if group.decode_alone]
+    for group in decodes:
+        assert all(group.scaling(e) is None and group.gain(e) is None for e in group.entries)
+    assert not best_table(decodes).rows
+    assert not failures_table(decodes).rows
+    assert len(points_table(decodes).rows) == len(search)
+    leads = [sentence.lead for sentence in answer(groups, search).sentences]
+    assert leads[:3] == ["Best configuration", "Speedup", "Memory"]
+    assert {"Fits on the whole card", "Fits below a cap of 48 GB"} <= set(leads)
+
+
+def test_pressure_is_told_with_its_retries_and_its_slowdown() -> None:
+    tight = {"memory": {"verdict": "pressure", "peak_bytes": 47e9, "alloc_retries": 3}}
+    groups = group_records([record(1.0), record(1.4, memory_cap_gb=48.0, extra=tight)])
+    cells = [row[-3].text for row in points_table(groups).rows]
+    assert "47.0 GB capped pressure (3 retries, 1.40x the whole card's time)" in cells
+
+
+def test_the_page_opens_with_the_frontier_at_both_widths(search: list[Record], tmp_path: Path) -> None:
+    write_report(search, "f", tmp_path)
+    names = {path.name for path in (tmp_path / "f" / "figures").glob("*.png")}
+    assert names == {"frontier.png", "frontier-column.png"}
+    text = (tmp_path / "f" / "report.md").read_text()
+    assert text.index("](figures/frontier.png)") < text.index("## Largest image that fits")
+    assert "8192px or more" in text
