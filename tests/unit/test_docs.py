@@ -19,8 +19,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def blocks(language: str) -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
-        for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL):
-            found.append((page.name, block))
+        for fence, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE):
+            if fence == language:
+                found.append((page.name, block))
     return found
 
 

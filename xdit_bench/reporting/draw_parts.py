@@ -184,25 +184,23 @@ def vae_effect(group: Group, layout: Layout) -> Figure:
     for i, size in enumerate(sizes):
         # in a column of a paper all panels of a size stay together
         mine = axes[i::across] if layout.columns >= across else axes[i * cells // across : (i + 1) * cells // across]
+        alike = [e for e in found if e.size == size and e.ok]  # one scale, so that GPU counts can be compared
+        top_s = max((e.total_s or 0.0 for e in alike), default=1.0)
+        top_bytes = max((e.peak_bytes or 0.0 for e in alike), default=0.0) or limit or 1e9
         for place, gpus in enumerate(counts):
             entries = [vae_entry(group, size, mode, gpus) for mode in modes]
             over, under = mine[2 * place : 2 * place + 2]
-            _vae_seconds(over, group, entries)
-            _vae_memory(under, group, entries, near)
+            _vae_seconds(over, group, entries, top_s)
+            _vae_memory(under, group, entries, top_bytes, near)
             over.set_title(f"{words.px(size)}, {group.count(gpus)}")
             label_rows([over], "seconds an image,\ndecode filled")
             for axis in (over, under):
                 axis.set_xticks(range(len(modes)), modes)
                 frame_bars(axis, len(modes))
-        for alike in (mine[::2], mine[1::2]):  # one scale, so that GPU counts can be compared
-            top = max(axis.get_ylim()[1] for axis in alike)
-            for axis in alike:
-                axis.set_ylim(0, top)
     return figure
 
 
-def _vae_seconds(axis: Axes, group: Group, entries: Sequence[Entry | None]) -> None:
-    top = max((e.total_s for e in entries if e and e.total_s), default=1.0)
+def _vae_seconds(axis: Axes, group: Group, entries: Sequence[Entry | None], top: float) -> None:
     axis.set_ylim(0, 1.12 * top)
     for x, entry in enumerate(entries):
         if entry is None or entry.total_s is None:
@@ -217,9 +215,7 @@ def _vae_seconds(axis: Axes, group: Group, entries: Sequence[Entry | None]) -> N
                           va="bottom", fontsize=6.5, color=MUTED)  # fmt: skip
 
 
-def _vae_memory(axis: Axes, group: Group, entries: Sequence[Entry | None], limit: float | None) -> None:
-    peaks = [e.peak_bytes for e in entries if e and e.ok and e.peak_bytes]
-    top = max(peaks, default=limit or 1e9)
+def _vae_memory(axis: Axes, group: Group, entries: Sequence[Entry | None], top: float, limit: float | None) -> None:
     scale, name = (1e9, "GB") if top >= 1e9 else (1e6, "MB")
     for x, entry in enumerate(entries):
         if entry is None or not entry.ok or not entry.peak_bytes:
