@@ -29,7 +29,7 @@ def pretend(machine: Topology, model: ModelSpec) -> Iterator[dict[str, Any]]:
         yield {"kind": "gemm", "m": gemm.m, "k": gemm.k, "n": gemm.n, "seconds": gemm_s(machine, gemm)}
     for call in (Attention(24, 4608, 4608, 1), Attention(3, 16896, 8448, 1)):
         for kernel in ("cudnn", "flash"):
-            seconds = attention_s(machine, call, 128, machine.attention[kernel].value)
+            seconds = attention_s(machine, call, 128, kernel)
             yield {
                 "kind": "attention", "kernel": kernel, "heads": call.heads, "queries": call.queries,
                 "keys": call.keys, "head_dim": 128, "seconds": seconds,

@@ -118,7 +118,7 @@ def test_another_width_of_model_is_predicted_with_a_warning(schnell: ModelSpec) 
         ({"ulysses": 8, "ring": 2}, "needs 16 GPUs, and there are 8"),
         ({"ulysses": 5}, "24 heads cannot be split over ulysses=5"),
         ({"engine": "stock", "ulysses": 2}, "plain diffusers on one GPU"),
-        ({"engine": "xfuser"}, "no profile of engine=xfuser"),
+        ({"engine": "xfuser", "execution": "graph"}, "no profile of engine=xfuser execution=graph"),
         ({"attention": "fa3"}, "no number for attention=fa3"),
         ({"transport": "host", "ulysses": 2}, "no link numbers for transport=host"),
         ({"dtype": "fp32"}, "dtype=fp32 has to be measured"),
