@@ -140,6 +140,7 @@ class Config:
     study: str = "study"
     results_dir: str = "results"
     reports_dir: str = "reports"
+    bounds: Any = None
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     run: RunConfig = field(default_factory=RunConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
@@ -309,8 +310,8 @@ def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
     if point.engine == "stock" and point.gpus > 1:
         return "engine=stock is plain diffusers on one GPU; use engine=usp for several"
     rows = point.height // VAE_SCALE
-    if point.vae == "parallel" and point.gpus > rows:
-        return f"the parallel VAE needs a row of latents a GPU: {point.height}px has {rows}, for {point.gpus} GPUs"
+    if point.vae in ("parallel", "distvae") and point.gpus > rows:
+        return f"a parallel VAE needs a row of latents a GPU: {point.height}px has {rows}, for {point.gpus} GPUs"
     tokens = min(point.image_tokens, point.text_tokens)
     if point.gpus > tokens:
         return f"every GPU needs a token of text and of image: {tokens} of them can not be split over {point.gpus} GPUs"
@@ -332,8 +333,8 @@ def lacking(cfg: Config) -> str | None:
 
 def check_available(cfg: Config, point: Point) -> None:
     """What a measured point needs from outside: its packages and its weights. Raises UserError; imports neither."""
-    modules = list(cfg.engine.get("modules") or [])
-    needed = [("engine=" + point.engine, module, cfg.engine.get("extra")) for module in modules]
+    chosen = ((f"engine={point.engine}", cfg.engine), (f"vae={point.vae}", cfg.vae))
+    needed = [(what, module, group.get("extra")) for what, group in chosen for module in group.get("modules") or []]
     if point.attention in ATTENTION_MODULES:
         needed.append((f"attention={point.attention}", ATTENTION_MODULES[point.attention], "flash"))
     for what, module, extra in needed:

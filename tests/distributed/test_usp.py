@@ -135,6 +135,7 @@ def run_case(case: Case, mesh: Any, spec: dict[str, Any]) -> dict[str, float]:
     sigmas = torch.tensor([1.0, 0.6, 0.0])
     own = flux.denoise(noise, prompt, pooled, sigmas, case.guidance)
     assert own.shape[1] == flux.image_range[1] - flux.image_range[0]
+    assert flux.sent_bytes == bytes_a_step(case, mesh, flux, transformer.config)
     latents = flux.gather(own)
     again = flux.gather(flux.denoise(noise.flip(1), prompt, pooled, torch.tensor([1.0, 0.9, 0.5, 0.0]), case.guidance))
     flux.close()
@@ -142,6 +143,23 @@ def run_case(case: Case, mesh: Any, spec: dict[str, Any]) -> dict[str, float]:
     other = stock(transformer, noise.flip(1), prompt, pooled, torch.tensor([1.0, 0.9, 0.5, 0.0]), case)
     assert (latents[:, slice(*flux.image_range)] == own).all()
     return {"first": relative(latents, reference), "second": relative(again, other), "spread": reference.std().item()}
+
+
+def bytes_a_step(case: Case, mesh: Any, flux: Any, config: Any) -> int:
+    """What a rank of a pure Ulysses or pure ring split sends, counted by hand; on a hybrid, what it says itself."""
+    tokens = [flux.shares.tokens(rank) for rank in range(mesh.size)]
+    token = config.num_attention_heads * config.attention_head_dim * 4 * case.batch
+    own, others = tokens[mesh.rank], sum(tokens) - tokens[mesh.rank]
+    blocks = {"double": len(flux.double), "single": len(flux.single)}
+    if mesh.ring == 1:
+        heads_away = (3 * own * (case.ulysses - 1) + others) * token // case.ulysses
+        return heads_away * sum(blocks.values())
+    if mesh.ulysses > 1:
+        return int(flux.sent_bytes)
+    gathered = 2 * token * own * (case.ring - 1)
+    hops = 2 * token * (sum(tokens) - tokens[(mesh.rank + 1) % case.ring])
+    alone = gathered if case.gather_keys and not case.mixed else hops
+    return blocks["single"] * (gathered if case.gather_keys else hops) + blocks["double"] * alone
 
 
 @torch.no_grad()

@@ -8,8 +8,19 @@ import pytest
 from omegaconf import OmegaConf
 
 from xdit_bench import data_dir
-from xdit_bench.config import Config, Execution, ModelSpec, Point, check_weights, infeasible, lacking, resolve, run_id
-from xdit_bench.errors import ConfigError, WeightsError
+from xdit_bench.config import (
+    Config,
+    Execution,
+    ModelSpec,
+    Point,
+    check_available,
+    check_weights,
+    infeasible,
+    lacking,
+    resolve,
+    run_id,
+)
+from xdit_bench.errors import ConfigError, MissingExtraError, WeightsError
 
 
 def model_dict(name: str = "flux_schnell") -> dict:
@@ -124,6 +135,23 @@ def test_weights_that_can_not_be_used_are_named(tmp_path) -> None:
     (tmp_path / "vae" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(WeightsError, match="lacks transformer, text_encoder, text_encoder_2"):
         check_weights(str(tmp_path))
+
+
+@pytest.mark.parametrize("group", ["engine", "vae"])
+def test_a_missing_package_names_the_extra_that_holds_it(group: str) -> None:
+    needs = {"extra": "peers", "modules": ["a_package_nobody_has"]}
+    cfg = config()
+    getattr(cfg, group).update(needs)
+    with pytest.raises(MissingExtraError, match=r"a_package_nobody_has.*pip install 'xdit_bench\[peers\]'"):
+        check_available(cfg, point())
+    check_available(config(), point())
+
+
+@pytest.mark.parametrize(("group", "name"), [("engine", "xfuser"), ("vae", "distvae")])
+def test_peers_are_of_the_extra_peers(group: str, name: str) -> None:
+    offered = OmegaConf.load(data_dir("conf") / group / f"{name}.yaml")
+    assert offered.extra == "peers"
+    assert name in offered.modules
 
 
 def test_a_model_file_without_a_key_is_refused() -> None:

@@ -12,6 +12,7 @@ BACKENDS = {
     "stock": "xdit_bench.backends.stock:StockBackend",
     "diffusers": "xdit_bench.backends.diffusers_cp:DiffusersBackend",
     "usp": "xdit_bench.backends.usp:UspBackend",
+    "xfuser": "xdit_bench.backends.xfuser:XfuserBackend",
     "fake": "xdit_bench.backends.fake:FakeBackend",  # tests only: no file in conf/engine names it
 }
 

@@ -27,10 +27,9 @@ class DiffusersBackend(StockBackend):
 
     def prepare(self, mesh: Mesh, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
         """Raises Infeasible for what diffusers can not do: uneven hybrids, ring without a kernel that returns LSE."""
-        if point.vae == "parallel":
+        self.parallel, self.mesh, self.modules = None, mesh, modules  # what close() looks at
+        if point.vae in ("parallel", "distvae"):
             raise Infeasible("engine=diffusers has no parallel VAE; use vae=single, tiled or none")
-        self.parallel = None
-        self.mesh = mesh
         config = context_parallel_config(mesh, point, model) if mesh.size > 1 else None
         self.bind(mesh.device, modules, point, model, inputs)
         if config is None:

@@ -31,12 +31,16 @@ def decode_whole(vae: torch.nn.Module, latents: torch.Tensor, point: Point) -> t
 
     Returns uint8 height width 3 of the first image.
     """
+    return to_uint8(decode_image(vae, latents, point))
+
+
+def decode_image(vae: torch.nn.Module, latents: torch.Tensor, point: Point) -> torch.Tensor:
+    """Packed latents B I 64 to B 3 height width in about -1..1 by the VAE's own decode."""
     vae.use_tiling = point.vae == "tiled"
     try:
-        image = vae.decode(unpack(latents, point.height, point.width, vae), return_dict=False)[0]
+        return vae.decode(unpack(latents, point.height, point.width, vae), return_dict=False)[0]
     finally:
         vae.use_tiling = False
-    return to_uint8(image)
 
 
 def to_uint8(image: torch.Tensor) -> torch.Tensor:

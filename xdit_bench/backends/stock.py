@@ -30,25 +30,17 @@ class StockBackend:
 
     def prepare(self, mesh: Mesh, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
         """Raises Infeasible for more than one GPU and for a VAE mode that needs our engine."""
+        self.modules = modules  # what close() looks at
         if mesh.size > 1:
             raise Infeasible(f"engine=stock runs on one GPU, not {mesh.size}; use engine=usp")
-        if point.vae == "parallel":
+        if point.vae in ("parallel", "distvae"):
             raise Infeasible("engine=stock decodes with plain diffusers; use vae=single, tiled or none")
         self.bind(mesh.device, modules, point, model, inputs)
 
     def bind(self, device: torch.device, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
         """The pipeline around the transformer, its attention kernel, and compiled blocks where asked for."""
         self.modules, self.point, self.inputs = modules, point, inputs
-        self.pipe = FluxPipeline(
-            scheduler=make_scheduler(model),
-            vae=modules.vae,
-            text_encoder=None,
-            tokenizer=None,
-            text_encoder_2=None,
-            tokenizer_2=None,
-            transformer=modules.transformer,
-        )
-        self.pipe.set_progress_bar_config(disable=True)
+        self.pipe = make_pipe(modules, model)
         kernel = point.attention
         if kernel == "auto":  # cuDNN is the fastest that torch ships on GPUs that have it
             kernel = "cudnn" if device.type == "cuda" else "sdpa"
@@ -62,6 +54,10 @@ class StockBackend:
 
     def denoise(self, embeddings: Embeddings) -> torch.Tensor:
         """Final packed latents B I 64."""
+        return self.run(embeddings, self.point.steps)
+
+    def run(self, embeddings: Embeddings, steps: int) -> torch.Tensor:
+        """So many steps of the pipeline; final packed latents B I 64."""
         guidance = self.inputs.guidance
         return self.pipe(
             prompt_embeds=embeddings.prompt,
@@ -69,7 +65,7 @@ class StockBackend:
             latents=self.inputs.noise,
             height=self.point.height,
             width=self.point.width,
-            num_inference_steps=self.point.steps,
+            num_inference_steps=steps,
             guidance_scale=0.0 if guidance is None else guidance,
             output_type="latent",
         ).images
@@ -96,3 +92,18 @@ class StockBackend:
         """The transformer's double-stream and single-stream blocks."""
         transformer = self.modules.transformer
         return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+
+
+def make_pipe(modules: Modules, model: ModelSpec) -> FluxPipeline:
+    """diffusers' pipeline around the transformer and the VAE; the text stage is run apart."""
+    pipe = FluxPipeline(
+        scheduler=make_scheduler(model),
+        vae=modules.vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=modules.transformer,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

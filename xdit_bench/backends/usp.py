@@ -5,9 +5,12 @@ backend = UspBackend(); backend.prepare(mesh, modules, point, model, inputs)
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 
 from xdit_bench.backends.base import Embeddings, Inputs, Modules
+from xdit_bench.backends.distvae import DistVae
 from xdit_bench.backends.pipeline import decode_whole, encode_text, unpack
 from xdit_bench.config import ModelSpec, Point
 from xdit_bench.engine.flux import Options, UspFlux
@@ -17,12 +20,13 @@ from xdit_bench.engine.vae import BandVae
 
 
 class UspBackend:
-    """Ulysses x Ring over the mesh; the VAE in row bands (`parallel`), or plain on rank 0 (`single`, `tiled`)."""
+    """Ulysses x Ring over the mesh; the VAE in row bands (`parallel`), by DistVAE, or plain on rank 0."""
 
     def prepare(self, mesh: Mesh, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
         """May raise Infeasible: heads that do not divide, more ranks than rows, a VAE of unknown blocks."""
         del model
         self.mesh, self.modules, self.point, self.inputs = mesh, modules, point, inputs
+        self.opened = ExitStack()
         self.sigmas = inputs.sigmas.to(mesh.device)  # else every image would wait for their way there
         self.flux = UspFlux(
             modules.transformer,
@@ -35,11 +39,17 @@ class UspBackend:
             # a transport is chosen by NCCL's variables, which symmetric memory does not heed
             options=Options(exchange="auto" if point.transport == "p2p" else "distributed"),
         )
-        self.text = TextGraphs(modules) if point.execution == "graph" else None
-        self.bands = None
+        self.opened.callback(self.flux.close)
+        self.text = self.bands = self.twin = None
+        if point.execution == "graph":
+            self.text = TextGraphs(modules)
+            self.opened.callback(self.text.clear)
         if point.vae == "parallel":
             graph = point.execution == "graph"
             self.bands = BandVae(modules.vae, mesh, height=point.height, width=point.width, graph=graph)
+            self.opened.callback(self.bands.close)
+        elif point.vae == "distvae":
+            self.twin = DistVae(modules.vae, mesh)
 
     def encode(self) -> Embeddings:
         """See Backend.encode."""
@@ -49,6 +59,11 @@ class UspBackend:
         """This rank's share of the final packed latents, B i 64."""
         i = self.inputs
         return self.flux.denoise(i.noise, embeddings.prompt, embeddings.pooled, self.sigmas, i.guidance)
+
+    @property
+    def comm_bytes_per_step(self) -> int:
+        """Bytes that this rank sends to others in a denoising step."""
+        return self.flux.sent_bytes
 
     def noise(self) -> torch.Tensor:
         """See Backend.noise."""
@@ -63,6 +78,8 @@ class UspBackend:
             first, last = self.bands.band
             image = unpack(whole, self.point.height, self.point.width, self.modules.vae)
             return self.bands.decode(image[:, :, first:last])
+        if self.twin is not None:
+            return self.twin.decode(whole, self.point)
         return decode_whole(self.modules.vae, whole, self.point) if self.mesh.rank == 0 else None
 
     def gather(self, latents: torch.Tensor) -> torch.Tensor:
@@ -71,11 +88,8 @@ class UspBackend:
 
     def close(self) -> None:
         """Frees graphs and buffers of the engine and the VAE."""
-        if self.text is not None:
-            self.text.clear()
-        self.flux.close()
-        if self.bands is not None:
-            self.bands.close()
+        self.opened.close()
+        self.twin = None
 
 
 class TextGraphs:

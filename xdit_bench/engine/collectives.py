@@ -40,6 +40,7 @@ class Carrier(Protocol):
     """A way to move blocks between the ranks of a mesh. Every rank of the axis calls in step."""
 
     holds_processors: bool  # while an exchange is on its way, as NCCL's kernels do
+    sent_bytes: int  # that exchanges have begun to send to other ranks; whoever reads it may set it back
 
     def scatter(self, slabs: Tensor, rows: Sequence[int]) -> Pending:
         """Slab u of `U*S ...` goes to Ulysses rank u; arrive all ranks' slabs for this one, `rows[u]` rows each."""
@@ -68,6 +69,7 @@ class DistributedCarrier:
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
+        self.sent_bytes = 0
 
     def scatter(self, slabs: Tensor, rows: Sequence[int]) -> Pending:
         """See Carrier."""
@@ -81,6 +83,7 @@ class DistributedCarrier:
         """See Carrier."""
         position = self.mesh.ring_rank
         received = block.new_empty(rows[(position - hop - 1) % self.mesh.ring], *block.shape[1:])
+        self.sent_bytes += block.nbytes
         ops = [self._point(dist.isend, block, position + 1), self._point(dist.irecv, received, position - 1)]
         return Pending(received, block, dist.batch_isend_irecv(ops))
 
@@ -90,6 +93,7 @@ class DistributedCarrier:
         received = own.new_empty(sum(rows), *own.shape[1:])
         blocks = torch.split(received, list(rows))
         blocks[position].copy_(own)
+        self.sent_bytes += own.nbytes * (self.mesh.ring - 1)
         ops = []
         for hop in range(1, self.mesh.ring):
             source = (position - hop) % self.mesh.ring
@@ -112,6 +116,7 @@ class DistributedCarrier:
 
     def _all_to_all(self, send: Tensor, send_rows: Sequence[int], recv_rows: Sequence[int]) -> Pending:
         received = send.new_empty(sum(recv_rows), *send.shape[1:])
+        self.sent_bytes += send.nbytes * (sum(send_rows) - send_rows[self.mesh.ulysses_rank]) // sum(send_rows)
         group = self.mesh.ulysses_group
         work = dist.all_to_all_single(received, send, list(recv_rows), list(send_rows), group=group, async_op=True)
         return Pending(received, send, [work])

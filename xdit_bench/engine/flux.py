@@ -104,6 +104,7 @@ class UspFlux:
         )
         if mesh.ring > 1 and attention:
             self._choose_keys(options.keys)
+        self.sent_bytes = 0  # to other ranks, a step of the last loop that was issued
         self.graphs = LoopGraphs(self._loop) if execution == "graph" else None
         # last, because close() undoes it
         self.modulation = Modulation(transformer, mesh, self.carrier, shard=options.shard_modulation)
@@ -146,11 +147,13 @@ class UspFlux:
         once = self.options.modulation_once
         table = self.modulation.table(sigmas[:-1] if once else sigmas[:1], pooled, guidance)
         text = torch.nn.functional.linear(prompt, *_parameters(self.model.context_embedder))
+        self.carrier.sent_bytes = 0
         for k, dt in enumerate(sigmas.diff().unbind()):
             if k > 0 and not once:
                 table = self.modulation.table(sigmas[k : k + 1], pooled, guidance)
             velocity = self._velocity(latents, text, table, k if once else 0)
             latents = (latents.float() + dt * velocity).to(velocity.dtype)
+        self.sent_bytes = self.carrier.sent_bytes // (len(sigmas) - 1)
         return latents
 
     def _velocity(self, latents: Tensor, text: Tensor, table: Table, k: int) -> Tensor:

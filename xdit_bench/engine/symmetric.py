@@ -99,6 +99,7 @@ class SymmetricCarrier(DistributedCarrier):
         """Puts each (peer, first row, block) into the peers' buffers, farther peers last, and meets them."""
         assert group is not None
         handle, views = self._box(name, group, shape, sent.dtype)
+        self.sent_bytes += sum(block.nbytes for peer, _, block in sends if peer != own)
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             for peer, start, block in sorted(sends, key=lambda send: (send[0] - own - 1) % len(views)):

@@ -5,6 +5,7 @@ study.py       groups that may share a curve, baselines, best, speedups
 frontier.py    the largest image that fits, as the records say
 answer.py      the three sentences, banners and warnings at the head of a report
 words.py       how numbers, sizes and machines read
+peers.py       our engine beside its peers: ratios, and the bounds of a sweep file
 published.py   published points and the points of ours that stand beside them
 style.py       every colour, size and format of a figure; marks.py the pieces that figures share
 figures.py     which figures a group has, and their captions; alternatives.py says each in words

@@ -13,6 +13,7 @@ from xdit_bench.reporting import draw_parts, words
 from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.marks import shown_sizes
+from xdit_bench.reporting.peers import runner
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
 
@@ -130,7 +131,7 @@ def engine(group: Group) -> str:
         best: dict[str, float] = {}
         for e in group.entries:
             if e.ok and e.step_s and e.size == size:
-                key = f"{e.runner} on {group.count(e.gpus)}"
+                key = f"{runner(e)} on {group.count(e.gpus)}"
                 best[key] = min(e.step_s, best.get(key, e.step_s))
         return ", ".join(f"{name} {words.digits(1e3 * step)} ms a step" for name, step in sorted(best.items()))
 

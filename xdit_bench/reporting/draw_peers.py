@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Size, pick
 from xdit_bench.reporting.marks import bar_style, label_rows, legend, legend_patch, shown_sizes, starts_row
+from xdit_bench.reporting.peers import runner
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import BASELINE, BLUE, CYCLE, MARKERS, MUTED, ORANGE, PAPER, Layout, empty, panels
@@ -77,7 +78,7 @@ def parity(group: Group, layout: Layout) -> Figure:
 
 def engine_rows(group: Group) -> list[tuple[int, str]]:
     """(GPUs, `engine/execution`) of everything that ran with a step time somewhere."""
-    return sorted({(e.gpus, e.runner) for e in group.entries if e.ok and e.step_s})
+    return sorted({(e.gpus, runner(e)) for e in group.entries if e.ok and e.step_s})
 
 
 def engines(group: Group, layout: Layout) -> Figure:
@@ -98,8 +99,8 @@ def _engine_panel(
     axis.grid(axis="x")
     axis.grid(visible=False, axis="y")
     peak = 0.0
-    for y, ((count, runner), colour) in enumerate(zip(rows, colours, strict=True)):
-        alike = [e for e in group.entries if (e.gpus, e.runner, e.size) == (count, runner, size)]
+    for y, ((count, name), colour) in enumerate(zip(rows, colours, strict=True)):
+        alike = [e for e in group.entries if (e.gpus, runner(e), e.size) == (count, name, size)]
         steps = [1e3 * e.step_s for e in alike if e.ok and e.step_s]
         if steps:
             peak = max(peak, min(steps))
@@ -109,7 +110,7 @@ def _engine_panel(
             failed = pick(alike)
             axis.text(0, y, f" {failed.outcome if failed else 'not run'}", va="center", fontsize=6, color=MUTED)
     axis.set_yticks(
-        range(len(rows)), [f"{count}× {runner}" for count, runner in rows] if starts_row(axis) else [""] * len(rows)
+        range(len(rows)), [f"{count}× {name}" for count, name in rows] if starts_row(axis) else [""] * len(rows)
     )
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlim(0, peak * 1.28 or 1)

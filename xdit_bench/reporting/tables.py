@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Entry
 from xdit_bench.reporting.frontier import families, limits
+from xdit_bench.reporting.peers import Compared, compared
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group, Speedup, whole_card
 
@@ -38,10 +39,11 @@ class Table:
 
 
 def report_tables(groups: Sequence[Group], matches: Sequence[Match]) -> list[Table]:
-    """The frontier, best configurations, published beside ours, failures, all points. The last holds everything."""
+    """The frontier, best configurations, peers and published beside ours, failures, all points; the last has it all."""
     tables = [
         frontier_table(groups),
         best_table(groups),
+        peers_table(groups),
         published_table(matches),
         failures_table(groups),
         points_table(groups),
@@ -113,6 +115,43 @@ def _remarks(entry: Entry, tie: Entry | None) -> str:
     bottleneck = entry.record.attribution.get("bottleneck")
     said = [f"tie with {tie.factors}"] if tie else []
     return "; ".join([*said, str(bottleneck)] if bottleneck else said)
+
+
+def peers_table(groups: Sequence[Group]) -> Table:
+    """Our best step over the best peer's, ring over Ulysses, scaling and memory, each with the bound it is held to."""
+    rows = tuple(_compared_row(groups, group, row) for group in groups for row in compared(group))
+    columns = ("Group", "Size", ">GPUs", "Compared", "Ours", "With", ">Ours is", ">The other", ">Result", ">Bound",
+               "Met")  # fmt: skip
+    note = (
+        "Step: ours over the best of the peers' executions and splits, below 1 is faster. Peers as installed: xfuser "
+        "finds no FlashAttention-3. Bounds are goals from the study's sweep file; what is met is as measured."
+    )
+    return Table("peers", "Beside the peers", columns, rows, note)
+
+
+def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple[Cell, ...]:
+    memory = row.key == "memory_gb"
+    sides = [
+        _bytes(groups, group, entry) if memory and entry else _seconds(entry.step_s if entry else None)
+        for entry in (row.ours, row.theirs)
+    ]
+    met = {True: "yes", False: "no", None: ""}[row.met]
+    bound = "" if row.bound is None else f"{'at least' if row.at_least else 'at most'} {_measure(row.bound, memory)}"
+    return (
+        *_where(group, row.ours), _text(row.what), _text(_run(row.ours)),
+        _text(_run(row.theirs) if row.theirs else "every peer failed"), *sides,
+        Cell(words.MISSING if row.value is None else _measure(row.value, memory), row.value),
+        Cell(bound, row.bound), _text(met),
+    )  # fmt: skip
+
+
+def _measure(value: float, memory: bool) -> str:
+    return f"{value:.1f} GB" if memory else f"{value:.3f}"
+
+
+def _run(entry: Entry) -> str:
+    kernel = "" if entry.attention == "auto" else f", {entry.attention}"
+    return f"{entry.runner} {entry.factors}{kernel}"
 
 
 def published_table(matches: Sequence[Match]) -> Table:

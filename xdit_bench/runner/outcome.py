@@ -93,6 +93,8 @@ def _fill(record: Record, members: list[Answer], point: Point) -> None:
     record.attribution = first.get("attribution", {})
     if first.get("comm_bytes_per_step") is not None:
         record.comm["bytes_per_step"] = first["comm_bytes_per_step"]
+    if "communication_s" in record.attribution:
+        record.comm["seconds_per_step"] = record.attribution["communication_s"]
     record.telemetry["warmup_s"] = first["warmup"]
     record.telemetry["rank_total_s"] = [statistics.median(a.body["own_total"]) for a in members]
 

@@ -30,7 +30,7 @@ from xdit_bench.measure.timers import ImageTimer, Timing
 from xdit_bench.runner.failure import brief, describe, drop_locals, forget_frames
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-EXACT_VAES = ("parallel", "single")
+EXACT_VAES = ("parallel", "distvae", "single")
 Message = dict[str, Any]
 
 

@@ -1,0 +1,117 @@
+"""Ours over the best peer's best, each comparison on the points it names, and the bounds of a sweep file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic import record
+
+from xdit_bench.reporting.draw_peers import engine_rows
+from xdit_bench.reporting.peers import WHAT, compared, shipped_bounds
+from xdit_bench.reporting.study import group_records
+from xdit_bench.reporting.tables import peers_table
+from xdit_bench.results.schema import Record
+
+SIZE = (1024, 1024)
+
+
+def step(ms: float, gb: float = 40.0, **point: object) -> Record:
+    """A point of the study `peers` whose step takes `ms`."""
+    facts = {"step_s": {"median": ms / 1e3}, "memory": {"peak_bytes": gb * 1e9}, "study": "peers"}
+    return record(ms, extra=facts, **{"vae": "none", **point})
+
+
+RECORDS = [
+    step(182, engine="stock"),
+    step(130, engine="stock", execution="compile"),
+    step(115, engine="xfuser", execution="compile"),
+    step(110, engine="xfuser", execution="compile", attention="fa3"),
+    step(104, 36.5),
+    step(140, 39.0, engine="xfuser", ulysses=2),
+    step(90, 41.0, engine="xfuser", execution="compile", ulysses=2),
+    step(80, 41.0, engine="xfuser", execution="compile", ulysses=2, attention="fa3"),
+    step(86, 40.0, engine="diffusers", execution="compile", ring=2),
+    step(70, 34.0, ulysses=2),
+    step(60, 35.0, execution="graph", ulysses=2),
+    step(66, 35.0, execution="graph", ring=2),
+]
+
+
+def rows(records: list[Record], **options: object) -> dict[tuple[str, int], object]:
+    (group,) = group_records(records)
+    return {(row.key, row.gpus): row for row in compared(group, **options)}  # type: ignore[arg-type]
+
+
+def test_ours_is_compared_with_the_best_peers_best_and_with_itself() -> None:
+    found = rows(RECORDS)
+    values = {key: round(row.value, 3) for key, row in found.items()}
+    assert values == {
+        ("peers", 1): round(104 / 115, 3),
+        ("peers_fa3", 1): round(104 / 110, 3),
+        ("memory_gb", 1): 3.5,
+        ("peers", 2): round(60 / 86, 3),  # ring of diffusers, not xfuser with a kernel given to it
+        ("peers_fa3", 2): round(60 / 80, 3),
+        ("memory_gb", 2): 4.0,  # below the peer with the lowest peak, not the fastest
+        ("ring", 2): 1.1,
+        ("scaling", 2): round(104 / 60, 3),
+    }
+
+
+def test_bounds_are_those_of_the_sweep_file_and_both_verdicts_are_shown() -> None:
+    (group,) = group_records(RECORDS)
+    table = peers_table([group])
+    texts = {(row[3].text, row[2].text): [cell.text for cell in row] for row in table.rows}
+    assert texts[WHAT["peers"], "2"][-3:] == ["0.698", "at most 0.780", "yes"]
+    assert texts[WHAT["peers"], "1"][-3:] == ["0.904", "at most 0.900", "no"]
+    assert texts[WHAT["memory_gb"], "2"][-3:] == ["4.0 GB", "at least 3.0 GB", "yes"]
+    assert texts[WHAT["scaling"], "2"][-3:] == ["1.733", "at least 1.750", "no"]
+    assert texts[WHAT["peers_fa3"], "2"][-2:] == ["", ""]  # no bound at this size
+    assert "xfuser/compile u2r1, fa3" in texts[WHAT["peers_fa3"], "2"]
+
+
+def test_the_shipped_bounds_name_known_comparisons_alone() -> None:
+    bounds = shipped_bounds("peers")
+    assert set(bounds) == set(WHAT)
+    assert bounds["peers"][2] == {1024: 0.78, 2048: 0.87, 4096: 0.88}
+    assert shipped_bounds("two_gpus") == {}
+    assert shipped_bounds(f"..{Path('/')}sweeps/peers") == {}
+
+
+def test_a_peer_that_failed_is_no_peer_to_beat() -> None:
+    failed = record(status="crashed", engine="xfuser", execution="compile", ulysses=2, vae="none")
+    found = rows([step(60, ulysses=2), step(104), step(130, engine="stock"), failed], bounds={"peers": {2: {1024: 1}}})
+    assert found["peers", 2].value is None
+    assert found["peers", 2].met is None
+    (group,) = group_records([step(60, ulysses=2), step(104), step(130, engine="stock"), failed])
+    assert any("every peer failed" in cell.text for row in peers_table([group]).rows for cell in row)
+
+
+def test_predictions_are_held_to_no_bound() -> None:
+    predicted = [
+        record(1.0, source="predicted", engine=engine, extra={"study": "peers"}) for engine in ("usp", "stock")
+    ]
+    assert [row.bound for row in compared(group_records(predicted)[0])] == [None]
+
+
+def test_a_study_of_our_engine_alone_has_no_such_table() -> None:
+    (group,) = group_records([step(60, ulysses=2), step(104)])
+    assert not peers_table([group]).rows
+
+
+def test_a_peer_with_a_kernel_given_to_it_has_a_bar_of_its_own() -> None:
+    (group,) = group_records(RECORDS)
+    names = [name for count, name in engine_rows(group) if count == 2]
+    assert {"xfuser/compile", "xfuser/compile, FA3"} <= set(names)
+
+
+@pytest.mark.parametrize("study", ["peers", "peers_fa3"])
+def test_both_sweeps_write_one_study(study: str) -> None:
+    import yaml
+
+    from xdit_bench import data_dir
+
+    loaded = yaml.safe_load((data_dir("conf") / "sweeps" / f"{study}.yaml").read_text())
+    assert loaded["study"] == "peers"
+    assert loaded["steps"] == 4
+    assert loaded["text_tokens"] == 512

@@ -1,0 +1,134 @@
+"""The peer `xfuser`: xDiT's FLUX.1 transformer on our modules and inputs, any Ulysses x ring on the point's ranks.
+
+What its own FLUX runner does for sequence parallelism, eager and compiled (`reduce-overhead` over the whole
+transformer); the state it keeps in its modules is `xfuser_state`'s. Everything around the transformer is `stock`'s.
+
+    backend = XfuserBackend(); backend.prepare(mesh, modules, point, model, inputs)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from xdit_bench.backends.base import Embeddings, Inputs, Modules
+from xdit_bench.backends.distvae import DistVae
+from xdit_bench.backends.pipeline import decode_whole
+from xdit_bench.backends.stock import StockBackend, make_pipe
+from xdit_bench.backends.xfuser_state import import_xfuser, join, setting, with_fa3
+from xdit_bench.config import ModelSpec, Point
+from xdit_bench.engine.attention import choose
+from xdit_bench.engine.flux import check_heads
+from xdit_bench.engine.mesh import Mesh
+from xdit_bench.errors import Infeasible
+
+# our names for attention kernels -> members of xfuser's AttentionBackendType; None: xfuser chooses
+XFUSER_ATTENTION = {
+    "auto": None,
+    "cudnn": "CUDNN",
+    "flash": "SDPA_FLASH",
+    "flash_attn": "FLASH",
+    "fa3": "FLASH_3",
+    "sdpa": "SDPA",
+}
+WARM_UP_STEPS = 2  # as xfuser's runner: the first compiles, the second records the CUDA graph
+
+# what xfuser's runner sets in torch._inductor.config before it compiles
+OVERLAP = {
+    "reorder_for_compute_comm_overlap": True,
+    "reorder_for_compute_comm_overlap_passes": ["reorder_compute_for_overlap", "sink_waits", "raise_comms"],
+}
+
+log = logging.getLogger(__name__)
+
+
+class XfuserBackend(StockBackend):
+    """xDiT, eager or compiled. Every rank ends with the whole latents; rank 0 decodes."""
+
+    def __init__(self) -> None:
+        self.undo = ExitStack()
+
+    def prepare(self, mesh: Mesh, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
+        """Raises Infeasible for what xfuser can not do, MissingExtraError where it is not installed."""
+        check_point(mesh, point, model)
+        if point.attention not in ("auto", "sdpa"):
+            tiny = torch.empty(1, 1, 1, 64, device=mesh.device, dtype=inputs.noise.dtype)
+            choose(point.attention, tiny, tiny, tiny)  # says in our words what rules a kernel out here
+        import_xfuser(mesh.device)
+        self.mesh, self.modules, self.point, self.inputs = mesh, modules, point, inputs
+        self.twin = DistVae(modules.vae, mesh) if point.vae == "distvae" else None
+        if point.attention == "fa3":
+            self.undo.enter_context(with_fa3())
+        self.undo.enter_context(wrapped(modules.transformer))
+        self.pipe = make_pipe(modules, model)
+        self.undo.callback(delattr, self, "pipe")
+        kernel = self.undo.enter_context(join(mesh, self.pipe, point, XFUSER_ATTENTION[point.attention]))
+        log.info("xfuser attends with %s", kernel)
+        if point.execution == "compile":
+            self._compile(modules.transformer)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """uint8 height width 3 on rank 0, None elsewhere and with vae=none."""
+        if self.twin is not None:
+            return self.twin.decode(latents, self.point)
+        if self.point.vae == "none" or self.mesh.rank > 0:
+            return None
+        return decode_whole(self.modules.vae, latents, self.point)
+
+    def close(self) -> None:
+        """Gives the transformer back as diffusers built it, and xfuser's modules as they were imported."""
+        self.undo.close()
+        self.twin = None
+
+    def _compile(self, transformer: torch.nn.Module) -> None:
+        """As xfuser's runner does it: the whole transformer, then two steps to compile and to record."""
+        from torch._inductor import config
+
+        overlap: dict[str, Any] = dict(OVERLAP)
+        if hasattr(getattr(config, "aten_distributed_optimizations", None), "spmd_check"):
+            # it asks all ranks of the world whether they compile the same; those outside the mesh compile nothing
+            overlap["aten_distributed_optimizations.spmd_check"] = False
+        self.undo.callback(torch.compiler.reset)  # frees the graph's memory, which the next point would count
+        self.undo.enter_context(config.patch(overlap))
+        self.pipe.transformer = torch.compile(transformer, mode="reduce-overhead")
+        steps = min(WARM_UP_STEPS, self.point.steps)
+        self.run(self._empty_embeddings(transformer), steps)
+
+    def _empty_embeddings(self, transformer: torch.nn.Module) -> Embeddings:
+        widths, like = transformer.config, self.inputs.noise
+        prompt = like.new_zeros(1, self.point.text_tokens, widths.joint_attention_dim)
+        return Embeddings(prompt, like.new_zeros(1, widths.pooled_projection_dim))
+
+
+def check_point(mesh: Mesh, point: Point, model: ModelSpec) -> None:
+    """Raises Infeasible where xfuser 0.7 computes something else than the image asked for, or refuses."""
+    if point.vae == "parallel":
+        raise Infeasible("engine=xfuser decodes in parallel with DistVAE; use vae=distvae, single, tiled or none")
+    check_heads(model.heads, mesh.ulysses)
+    for what, tokens, flaw in (
+        ("text", point.text_tokens, "repeats text on every GPU and lets attention count it once for each"),
+        ("image", point.image_tokens, "pads the image with tokens that it does not mask"),
+    ):
+        if tokens % mesh.size:
+            raise Infeasible(
+                f"{mesh.size} GPUs do not divide {tokens} {what} tokens, where xfuser {flaw}; "
+                f"use {what} tokens that {mesh.size} divides, or engine=usp"
+            )
+    if point.attention == "sdpa" and mesh.ring > 1:
+        raise Infeasible("xfuser's ring needs an attention kernel that returns its LSE; sdpa does not, use cudnn")
+
+
+@contextmanager
+def wrapped(transformer: torch.nn.Module) -> Iterator[None]:
+    """diffusers' transformer as xfuser's, on the same weights: xfuser's class adds to diffusers' no more than code."""
+    from xfuser.model_executor.models.transformers import transformer_flux as theirs
+
+    with ExitStack() as undo:
+        undo.enter_context(setting(transformer, "__class__", theirs.xFuserFlux1Transformer2DWrapper))
+        for attention in theirs.flux_attn_modules(transformer):
+            undo.enter_context(setting(attention, "processor", theirs.xFuserFluxAttnProcessor()))
+        yield
