@@ -10,7 +10,7 @@ import math
 from xdit_bench.config import ModelSpec, Point
 from xdit_bench.predict.memory import SHARED, TILE_OVERLAP, tile_areas
 from xdit_bench.predict.network import Network
-from xdit_bench.predict.profiles import EngineProfile
+from xdit_bench.predict.profiles import EngineProfile, vae_profile
 from xdit_bench.predict.roofline import slower_of, stream_s
 from xdit_bench.predict.workload import BF16, latent_pixels, vae_decoder
 from xdit_bench.topology.specs import Topology
@@ -25,7 +25,7 @@ def decode_s(point: Point, model: ModelSpec, topology: Topology, profile: Engine
     """Seconds from latents to pixels on the host; 0 for vae=none."""
     if point.vae == "none":
         return 0.0
-    area, vae = latent_pixels(point), profile.vae
+    area, vae = latent_pixels(point), vae_profile(point, profile)
     ranks = point.gpus if point.vae in SHARED else 1
     banded = point.vae in SHARED and vae.channels_last and (ranks > 1 or vae.banded_alone)
     if point.vae == "tiled":

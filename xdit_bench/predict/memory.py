@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from xdit_bench.config import VAE_SCALE, ModelSpec, Point
 from xdit_bench.predict.network import path
-from xdit_bench.predict.profiles import EngineProfile
+from xdit_bench.predict.profiles import EngineProfile, VaeProfile, vae_profile
 from xdit_bench.predict.workload import (
     BF16,
     Shard,
@@ -69,7 +69,8 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     others = first if point.vae in SHARED else 0.0
     peaks = [weights + max(denoise, first if rank == 0 else others) for rank in range(point.gpus)]
     stage = "vae" if first > denoise else "denoise"
-    wanted = weights + max(denoise, first * (profile.vae.band_reserved if _banded(point, profile) else RESERVED))
+    vae = vae_profile(point, profile)
+    wanted = weights + max(denoise, first * (vae.band_reserved if _banded(point, vae) else RESERVED))
     verdict = "oom" if max(peaks) > cap else "pressure" if wanted > cap else "fits"
     return MemoryPlan(verdict, round(weights), tuple(round(peak) for peak in peaks), round(cap), stage)
 
@@ -86,17 +87,17 @@ def symmetric_bytes(point: Point, model: ModelSpec, topology: Topology, profile:
 
 def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile) -> float:
     """Peak of the decode on a rank that decodes, beyond the weights."""
-    pixels = float(point.height * point.width)
+    pixels, vae = float(point.height * point.width), vae_profile(point, profile)
     if point.vae == "none":
         return 0.0
     if point.vae == "tiled":
         side = min(int(model.vae["sample_size"]), point.height) * min(int(model.vae["sample_size"]), point.width)
-        return _plain(side, model, profile) + 3 * 4 * pixels
-    if _banded(point, profile):
-        held = _scaled(profile.vae.band_bytes_per_pixel * pixels / point.gpus, model)
-        middle = _middle_bytes(point, model) if profile.vae.mid_sharded else 0.0
-        return held + max(profile.vae.band_bytes, middle)
-    return _plain(pixels, model, profile)
+        return _plain(side, model, vae) + 3 * 4 * pixels
+    if _banded(point, vae):
+        held = _scaled(vae.band_bytes_per_pixel * pixels / point.gpus, model)
+        middle = _middle_bytes(point, model) if vae.mid_sharded else 0.0
+        return held + max(vae.band_bytes, middle)
+    return _plain(pixels, model, vae)
 
 
 def _middle_bytes(point: Point, model: ModelSpec) -> float:
@@ -106,13 +107,12 @@ def _middle_bytes(point: Point, model: ModelSpec) -> float:
     return 4 * whole if point.gpus == 1 else 5 * whole / point.gpus + 2 * whole
 
 
-def _banded(point: Point, profile: EngineProfile) -> bool:
+def _banded(point: Point, vae: VaeProfile) -> bool:
     """Whether the decode is shared out; on one GPU it runs in bands where the engine's band code is the better."""
-    return point.vae in SHARED and (point.gpus > 1 or profile.vae.banded_alone)
+    return point.vae in SHARED and (point.gpus > 1 or vae.banded_alone)
 
 
-def _plain(pixels: float, model: ModelSpec, profile: EngineProfile) -> float:
-    vae = profile.vae
+def _plain(pixels: float, model: ModelSpec, vae: VaeProfile) -> float:
     beyond = vae.index_limit and pixels * vae_decoder(model).wide_channels > INDEX_LIMIT
     return _scaled((vae.fallback_bytes_per_pixel if beyond else vae.plain_bytes_per_pixel) * pixels, model)
 

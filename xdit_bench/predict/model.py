@@ -121,8 +121,6 @@ def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
         raise Infeasible("predictions are for bf16, the published and calibrated format; dtype=fp32 has to be measured")
     if not point.steps:
         raise Infeasible("the performance model predicts whole images; steps=0, a decode alone, has to be measured")
-    if point.vae == "distvae":
-        raise Infeasible("the model has no decode of vae=distvae; measure it, or predict vae=parallel or single")
     reason = infeasible(point, model, gpus=topology.gpus)
     if reason:
         raise Infeasible(reason)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from xdit_bench.config import Point
 from xdit_bench.errors import Infeasible
 
 
 @dataclass(frozen=True)
 class VaeProfile:
-    """How an engine decodes. Bytes a pixel are peaks beyond the weights, for 256 channels at full resolution.
+    """How an engine decodes, by default in DistVAE's bands. Bytes a pixel are peaks beyond the weights, for 256
+    channels at full resolution.
 
     `plain_*` is diffusers' own decode on one GPU (vae=single, and a tile of vae=tiled), `band_*` a rank's share of
     vae=parallel, divided over the ranks.
@@ -147,6 +149,14 @@ PROFILES: dict[tuple[str, str], EngineProfile] = {
         replace(_USP, execution="graph", text_graph=True, **_NO_LAUNCHES),  # type: ignore[arg-type]
     )
 }
+
+
+DISTVAE = VaeProfile()
+
+
+def vae_profile(point: Point, profile: EngineProfile) -> VaeProfile:
+    """How a point decodes: DistVAE's way beside any engine, else the engine's own."""
+    return DISTVAE if point.vae == "distvae" else profile.vae
 
 
 def find(engine: str, execution: str) -> EngineProfile:
