@@ -2,7 +2,10 @@
 
 Owns the arguments; `calibration` measures. Takes under three minutes on a host with GPUs.
 
-    python -m xdit_bench.calibrate out=mine.yaml [base=h200_nvlink] [gpus=2] [transport=p2p,host,socket]
+    python -m xdit_bench.calibrate [out=mine.yaml] [base=h200_nvlink] [gpus=2] [transport=p2p,host,socket]
+
+Without `out` a machine that a shipped topology names is written to `results/calibrated/<its name>.yaml`, where
+`validate` looks for what measured studies of that topology are predicted from.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from pathlib import Path
 
 from xdit_bench.errors import ConfigError, TopologyError, UserError
 from xdit_bench.predict.arguments import parse, whole
+from xdit_bench.predict.measured import CALIBRATED
 from xdit_bench.topology.match import differences
 from xdit_bench.topology.probe import probe
 from xdit_bench.topology.specs import TRANSPORTS, Topology, load, names
 
-DEFAULTS = {"out": "calibrated.yaml", "base": "", "gpus": "", "transport": "", "device": ""}
+UNNAMED = "calibrated.yaml"  # a machine that no shipped topology is
+DEFAULTS = {"out": "", "base": "", "gpus": "", "transport": "", "device": ""}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,10 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
         if kind == "cuda" and gpus > machine["gpus"]:
             raise ConfigError(f"gpus={gpus} is more than the {machine['gpus']} of this machine; use at most that")
         transports = _transports(options["transport"], kind)
-        out = Path(options["out"])
-        if out.suffix not in (".yaml", ".yml"):
+        if options["out"] and Path(options["out"]).suffix not in (".yaml", ".yml"):
             raise ConfigError(f"out must be a .yaml file; got out={options['out']}")
         base = _base(options["base"], machine) if kind == "cuda" else None
+        out = Path(options["out"] or (Path("results", CALIBRATED, f"{base.name}.yaml") if base else UNNAMED))
         import torch  # only now: bad input is refused at once
 
         from xdit_bench.calibration.machine import calibrate
@@ -46,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {options['out']} can not be written ({error.strerror})", file=sys.stderr)
+        print(f"error: {error.filename or options['out']} can not be written ({error.strerror})", file=sys.stderr)
         return 2
     print(f"wrote {path} in {time.monotonic() - begun:.0f} s; use it as topology={path}")
     return 0

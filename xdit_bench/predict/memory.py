@@ -65,6 +65,8 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
         cap = min(cap, point.memory_cap_gb * 1e9)
     row_bytes, tokens = BF16 * model.hidden, Shard.of(point, profile).tokens
     denoise = max(DIT_ROWS * row_bytes * tokens, away + KERNEL_ROWS * row_bytes * tokens if away else 0.0)
+    if not point.steps:  # a decode beside an engine at rest
+        denoise = away
     first = decode_bytes(point, model, profile)
     others = first if point.vae in SHARED else 0.0
     peaks = [weights + max(denoise, first if rank == 0 else others) for rank in range(point.gpus)]
