@@ -17,7 +17,7 @@ from typing import Any
 from xdit_bench.config import ModelSpec
 from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import find
-from xdit_bench.predict.roofline import attention_quality, gemm_quality
+from xdit_bench.predict.roofline import attention_quality, attention_tiles_s, gemm_quality
 from xdit_bench.predict.workload import Conv, vae_decoder
 from xdit_bench.topology.specs import SYMMETRIC, TAIL, GpuSpec, LinkSpec, Number, Topology
 
@@ -34,7 +34,7 @@ def efficiencies(measurements: Sequence[Measurement], gpu: GpuSpec, model: Model
     kernels = dict.fromkeys(m["kernel"] for m in _of(measurements, "attention"))
     for kernel in kernels:
         calls = [m for m in _of(measurements, "attention") if m["kernel"] == kernel]
-        shares = [_attention_flops(m) / m["seconds"] / gpu.peak_flops / _attention_quality(m, gpu) for m in calls]
+        shares = [_attention_share(m, gpu) for m in calls]
         weights = [m["keys"] / (m["keys"] + EVEN_TOKENS) for m in calls]
         found["attention"][kernel] = _share(shares, "attention of every split of 1 to 8 GPUs", weights)
     for m in _of(measurements, "copy"):
@@ -187,9 +187,8 @@ def _rate(moved: float, m: Measurement, gpu: GpuSpec) -> float:
     return moved / float(m["seconds"]) / gpu.memory_bytes_per_s
 
 
-def _attention_flops(m: Measurement) -> float:
-    return 4.0 * float(m["heads"] * m["head_dim"] * m["queries"] * m["keys"])
-
-
-def _attention_quality(m: Measurement, gpu: GpuSpec) -> float:
-    return attention_quality(m["kernel"], m["heads"], m["queries"], gpu.sms)
+def _attention_share(m: Measurement, gpu: GpuSpec) -> float:
+    shape = (str(m["kernel"]), float(m["heads"]), int(m["queries"]), gpu.sms)
+    flops = 4.0 * float(m["heads"] * m["head_dim"] * m["queries"] * m["keys"])
+    seconds = max(float(m["seconds"]) - attention_tiles_s(*shape), float(m["seconds"]) / 2)
+    return flops / seconds / gpu.peak_flops / attention_quality(*shape)

@@ -16,9 +16,9 @@ HALF_WAVE = 0.5  # a GPU's tail that no file names: the A100's and L40's, whose 
 TILES = ((128, 256, 1.0), (128, 128, 0.92), (64, 128, 0.80), (64, 64, 0.62))  # rows, columns, speed; CUTLASS's usual
 ATTENTION_TILE = 128  # query rows a thread block holds in FlashAttention-2 and cuDNN at head size 128
 # kernels of one thread block a multiprocessor, all tiles equally long: waves end together, and the last one is as long
-# as a full one (H200, 4608 tokens: 24 heads reach 652 TFLOP/s with fa3, 12 heads 536); FlashAttention-2's blocks share
-# a multiprocessor and drift apart
+# as a full one; FlashAttention-2's blocks share a multiprocessor and drift apart
 WHOLE_WAVES = ("fa3", "cudnn")
+TILE_S = 4e-6  # and what such a tile takes to begin and to be written, whatever its keys: traces of two H100s
 STRIDED_SHARE = 0.45  # of streaming speed: torch's permuting copy of bf16, 1.3 of 3.35 TB/s in traces of two H100s
 SHARPNESS = 6.0  # how sharply the slower of device and host sets a time
 L2_SPEEDUP = 2.0  # elementwise kernels whose input and output stay in L2, against memory
@@ -59,18 +59,26 @@ def gemm_s(topology: Topology, gemm: Gemm) -> float:
 
 
 def attention_quality(kernel: str, heads: float, queries: int, sms: int) -> float:
-    """Share of a kernel's full speed that so many tiles of queries reach."""
-    tiles = max(1.0, heads * -(-queries // ATTENTION_TILE))
-    if kernel in WHOLE_WAVES:
-        return tiles / sms / (math.ceil(tiles / sms) + 0.5)
-    return fill(tiles, sms)
+    """Share of a kernel's full speed that so many tiles of queries reach, `TILE_S` aside."""
+    tiles = _tiles(heads, queries)
+    return tiles / sms / math.ceil(tiles / sms) if kernel in WHOLE_WAVES else fill(tiles, sms)
+
+
+def attention_tiles_s(kernel: str, heads: float, queries: int, sms: int) -> float:
+    """Seconds of a call that do not depend on how many keys it has."""
+    return math.ceil(_tiles(heads, queries) / sms) * TILE_S if kernel in WHOLE_WAVES else 0.0
+
+
+def _tiles(heads: float, queries: int) -> float:
+    return max(1.0, heads * -(-queries // ATTENTION_TILE))
 
 
 def attention_s(topology: Topology, work: Attention, head_dim: int, kernel: str) -> float:
     """One attention call over all its keys (not times its count)."""
-    quality = attention_quality(kernel, work.heads, work.queries, topology.gpu.sms)
+    shape = (kernel, work.heads, work.queries, topology.gpu.sms)
     flops = 4.0 * work.heads * head_dim * work.queries * work.keys
-    return flops / (topology.gpu.peak_flops * topology.attention[kernel].value * quality)
+    speed = topology.gpu.peak_flops * topology.attention[kernel].value * attention_quality(*shape)
+    return flops / speed + attention_tiles_s(*shape)
 
 
 def slower_of(device_s: float, host_s: float) -> float:

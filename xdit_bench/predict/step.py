@@ -16,7 +16,16 @@ from xdit_bench.errors import Infeasible
 from xdit_bench.predict import workload as w
 from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import EngineProfile
-from xdit_bench.predict.roofline import SHARPNESS, STRIDED_SHARE, attention_s, gemm_s, rows_s, slower_of, stream_s
+from xdit_bench.predict.roofline import (
+    SHARPNESS,
+    STRIDED_SHARE,
+    attention_s,
+    attention_tiles_s,
+    gemm_s,
+    rows_s,
+    slower_of,
+    stream_s,
+)
 from xdit_bench.topology.specs import SYMMETRIC, Topology
 
 GATHERED_BYTES = 512 << 20  # keys and values of all ring positions on a rank, at most (engine.usp)
@@ -178,7 +187,7 @@ class _Work:
     def _rings_s(self) -> tuple[float, float, float]:
         """Keys and values of the other ring ranks: hop by hop beside the attention, or gathered before it; on a ring
         alone they leave before what runs beside an exchange. Seconds waited, of merges, and that attention takes longer
-        for the multiprocessors it leaves to NCCL."""
+        in several calls and on the multiprocessors that NCCL leaves to it."""
         found = [0.0, 0.0, 0.0]
         queries, half, _ = self._beside_s() if self.point.ulysses == 1 else (0.0, 0.0, 0.0)
         for call, tokens, beside in zip(self.calls, self._exchanged_tokens(), (queries, half), strict=True):
@@ -199,7 +208,9 @@ class _Work:
         slowed = step * spared / (sms - spared)
         hidden = (step + slowed) * (1.0 if self.copies or spared else self.profile.overlap)
         wait = max(0.0, hop - hidden - beside) + (steps - 1) * max(0.0, hop - hidden)
-        return wait, self._rows_s(steps * self.profile.merge_rows, self.shard.tokens), steps * slowed
+        again = attention_tiles_s(self.kernel, call.heads, call.queries, sms)  # every call begins its tiles anew
+        merges = self._rows_s(steps * self.profile.merge_rows, self.shard.tokens)
+        return wait, merges, steps * (slowed + again)
 
 
 def _errors(
