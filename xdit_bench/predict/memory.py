@@ -82,9 +82,12 @@ def symmetric_bytes(point: Point, model: ModelSpec, topology: Topology, profile:
     the heads that come back; on a ring every hop's and the gathered keys and values, in two turns each."""
     if path(topology, point, profile.symmetric) != SYMMETRIC or point.gpus == 1:
         return 0.0
-    ring = point.ring
-    rows = (4 if point.ulysses > 1 else 0) + (2 * 2 * (ring - 1) + 2 * 2 * ring if ring > 1 else 0)
-    return float(rows * BF16 * model.hidden * Shard.of(point, profile).tokens)
+    ring, row_bytes = point.ring, float(BF16 * model.hidden * Shard.of(point, profile).tokens)
+    rows = 4 if point.ulysses > 1 else 0
+    if ring > 1:
+        gathers = 2 * ring * row_bytes <= profile.gathered_bytes
+        rows += 2 * 2 * (ring - 1 + (ring if gathers else 0))
+    return rows * row_bytes
 
 
 def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile) -> float:

@@ -124,7 +124,14 @@ def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
     reason = infeasible(point, model, gpus=topology.gpus)
     if reason:
         raise Infeasible(reason)
-    most = profiles.find(point.engine, point.execution).max_gpus
+    profile = profiles.find(point.engine, point.execution)
+    uneven = [n for n in (point.image_tokens, point.text_tokens) if n % point.gpus]
+    if profile.even_shares and uneven:
+        raise Infeasible(
+            f"engine={point.engine} computes another image where {point.gpus} GPUs do not divide all tokens, here "
+            f"{uneven[0]}; use engine=usp"
+        )
+    most = profile.max_gpus
     if most is not None and point.gpus > most:
         raise Infeasible(f"engine={point.engine} runs on {most} GPU; this point needs {point.gpus}, use engine=usp")
 

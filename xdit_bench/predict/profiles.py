@@ -70,7 +70,8 @@ class EngineProfile:
     spared: int = 0  # multiprocessors that FlashAttention-3 leaves to NCCL beside a ring step, to hide all of its hop
     hides_exchanges: bool = False
     symmetric: bool = False  # exchanges through symmetric memory between GPUs that reach each other, else NCCL
-    gathers_keys: bool = False  # may gather all keys and attend once, where that is faster than the ring
+    gathered_bytes: float = 0.0  # of keys and values on a rank up to which it may gather all and attend once
+    even_shares: bool = False  # computes another image where the GPUs do not divide image and text tokens
     modulation_once: bool = False  # for all steps at once, before the loop
     shards_modulation: bool = False  # a rank holds its share of the modulation's weights alone
     fused_projections: bool = False  # one product for q, k and v
@@ -102,7 +103,7 @@ _VAE_2024 = VaeProfile(
 _USP = EngineProfile(
     "usp", "eager", text_sharded=True, rows=(12, 8), kernels=(16, 9), host_ops=(110, 70), exchanges=(2, 1, 1),
     ops_per_collective=20.0, ops_per_ring=20.0, pack_rows=0.0, send_rows=2.0, join_rows=2.0, merge_rows=6.0, spared=16,
-    hides_exchanges=True, symmetric=True, gathers_keys=True, modulation_once=True, shards_modulation=True,
+    hides_exchanges=True, symmetric=True, gathered_bytes=512 * 2**20, modulation_once=True, shards_modulation=True,
     fused_projections=True, keys_first=True, split_out=True, fused_elementwise=True,
     attention=("fa3", "cudnn", "flash"),
     vae=VaeProfile(
@@ -132,18 +133,19 @@ PROFILES: dict[tuple[str, str], EngineProfile] = {
         _named(_COMPILED, "diffusers", overlap=0.0),
         # q, k and v stacked, permuted and sent in one functional collective, permuted again on arrival (18 rows for 3),
         # the output permuted before and after (4 rows); torch's ring template gathers keys beside the first attention
-        _named(_EAGER, "xfuser", exchanges=(3, 1), pack_rows=5.5, ops_per_collective=60.0),
+        _named(_EAGER, "xfuser", exchanges=(3, 1), pack_rows=5.5, ops_per_collective=60.0, even_shares=True),
         # the whole transformer in CUDA graphs (reduce-overhead), stacking and permuting fused into one copy
         _named(
             _COMPILED,
             "xfuser",
             exchanges=(3, 1),
             pack_rows=4.0,
+            even_shares=True,
             host_ops=(0, 0),
             ops_per_collective=0.0,
             ops_per_ring=0.0,
             ops_per_ring_step=0.0,
-        ),
+        ),  # fmt: skip
         _USP,
         replace(_USP, execution="compile", rows=(20, 16)),  # torch's GELU is a pass of its own over 4 h: 8 rows
         replace(_USP, execution="graph", text_graph=True, **_NO_LAUNCHES),  # type: ignore[arg-type]

@@ -28,8 +28,6 @@ from xdit_bench.predict.roofline import (
 )
 from xdit_bench.topology.specs import SYMMETRIC, Topology
 
-GATHERED_BYTES = 512 << 20  # keys and values of all ring positions on a rank, at most (engine.usp)
-
 CLASSES = {  # class of error of each term
     "gemm": "compute", "attention": "compute", "modulation": "compute", "elementwise": "compute", "merge": "compute",
     "kernel_gaps": "compute", "pack": "compute", "all_to_all": "network", "ring": "network", "launch": "host",
@@ -193,7 +191,7 @@ class _Work:
         for call, tokens, beside in zip(self.calls, self._exchanged_tokens(), (queries, half), strict=True):
             moved = 2 * self.row_bytes * tokens
             ways = [self._hops_s(call, moved, beside)]
-            if self.profile.gathers_keys and moved * self.point.ring <= GATHERED_BYTES:
+            if moved * self.point.ring <= self.profile.gathered_bytes:
                 ways.append((max(0.0, self.network.collect_s(moved).seconds - beside), 0.0, 0.0))
             found = [sum(pair) for pair in zip(found, (call.count * s for s in min(ways, key=sum)), strict=True)]
             self.sent_bytes += call.count * (self.point.ring - 1) * moved

@@ -111,6 +111,8 @@ def test_symmetric_buffers_lie_outside_the_allocator(schnell: ModelSpec) -> None
     assert outside(2, 1) == 4 * row / 2  # keys with values, queries, what comes back
     assert outside(1, 2) == 12 * row / 2  # a hop's and all gathered keys and values, in two turns
     assert outside(2, 2) == 16 * row / 4
+    large = make_point(schnell, topology="h200_nvlink", height=4096, width=4096, ring=2)  # too large to be gathered
+    assert symmetric_bytes(large, schnell, h200, find("usp", "eager")) == 4 * 6144 * 66048 / 2
     one, two = (
         plan_memory(make_point(schnell, topology="h200_nvlink", ulysses=u), schnell, h200, find("usp", "eager"))
         for u in (1, 2)

@@ -126,6 +126,7 @@ def test_another_width_of_model_is_predicted_with_a_warning(schnell: ModelSpec) 
         ({"ulysses": 5}, "24 heads cannot be split over ulysses=5"),
         ({"engine": "stock", "ulysses": 2}, "plain diffusers on one GPU"),
         ({"engine": "xfuser", "execution": "graph"}, "no profile of engine=xfuser execution=graph"),
+        ({"engine": "xfuser", "ulysses": 8, "text_tokens": 77}, "8 GPUs do not divide all tokens, here 77"),
         ({"attention": "fa3"}, "no number for attention=fa3"),
         ({"transport": "host", "ulysses": 2}, "no link numbers for transport=host"),
         ({"dtype": "fp32"}, "dtype=fp32 has to be measured"),
