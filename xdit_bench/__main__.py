@@ -67,6 +67,8 @@ def run_study(
 ) -> bool:
     """One study of a plan; True when the newest record of one of its points is ok."""
     cfg = points[0].cfg
+    if cfg.run.report:
+        _writable(Path(cfg.reports_dir))
     with Store.open(Path(cfg.results_dir), study, shared=shared) as store:
         _predict(study, [p for p in points if not p.measured], store, console, command)
         try:
@@ -94,7 +96,7 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
         if not store.find(record.run_id):
             store.append(record)
     caution = "predictions never stand in for measurements: calibrate or measure before you buy"
-    console.print(f"{len(points)} points predicted; {caution}", soft_wrap=True)
+    console.print(f"{len(points)} point{'s' * (len(points) > 1)} predicted; {caution}", soft_wrap=True)
 
 
 def _measure(
@@ -120,6 +122,19 @@ def _machine(planned: PlannedPoint, machine: dict[str, Any]) -> dict[str, Any]:
     """This machine as the point sees it: its GPUs, or CPU ranks whatever the cores."""
     on_cpu = planned.topology.name == "cpu"
     return {**machine, "device": "cpu", "gpus": CPU_RANKS} if on_cpu else machine
+
+
+def _writable(reports_dir: Path) -> None:
+    """Refuses before the sweep what would else end it without its report. Raises ConfigError."""
+    try:
+        reports_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(reports_dir, os.W_OK):
+            raise PermissionError("permission denied")
+    except OSError as error:
+        raise ConfigError(
+            f"reports go to {reports_dir}, which can not be written ({error.strerror or error}); set reports_dir to a "
+            f"folder that can, or run.report=false"
+        ) from error
 
 
 def _report(store: Store, study: str, reports_dir: Path, console: Console) -> None:

@@ -18,6 +18,13 @@ from hydra.errors import MissingConfigException
 from xdit_bench import data_dir
 from xdit_bench.topology.specs import load
 
+# what Hydra says of a value, and what it means
+SLIPS = (
+    (r"could not be converted to Integer", "a whole number"),
+    (r"could not be converted to Float", "a number"),
+    (r"is not a valid bool", "true or false"),
+    (r"expected one of \[([^\]]*)\]", "one of {0}"),
+)
 KNOB = re.compile(r"^(?P<indent>\s*)(?P<dash>- )?(?P<name>\w+): *(?P<value>[^#]*?) *(?:# (?P<note>.*))?$")
 
 
@@ -31,7 +38,19 @@ def nearest(error: MissingConfigException) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Hydra's message without its trace: what it refuses, then why."""
+    """Hydra's message without its trace: what it refuses, then why. The usual slips get the rule and the remedy."""
+    text = f"{error}\n{error.__cause__ or ''}"
+    typed = re.search(r"Error merging override (\S+?)=(.*)", text)
+    for pattern, rule in SLIPS:
+        if typed and (found := re.search(pattern, text)):
+            return f"{typed[1]} must be {rule.format(*found.groups())}; got {typed[1]}={typed[2].strip()}"
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return f"there is no knob {unknown[1]!r}; python -m xdit_bench --help lists them all"
+    if "Ambiguous value for argument" in text:
+        given = text.split("'")[1]
+        return f"{given} holds several values: add -m (--multirun) to sweep over them, or give one"
+    if unparsed := re.search(r"Error parsing override '([^']*)'\s*\n?.*missing EQUAL", text):
+        return f"a knob is written name=value; got {unparsed[1]!r}"
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
     wanted = [line for line in lines if not line.startswith(("full_key", "object_type", "reference_type"))]
     return "; ".join(dict.fromkeys(wanted))

@@ -1,7 +1,9 @@
 """Rebuilds a study's report from its records alone; needs no torch and no GPU.
 
     python -m xdit_bench.report study=h200x2 [results_dir=results] [reports_dir=reports] [formats=png,svg,pdf]
+        [widths=page,column]
 
+`widths=page,column` draws every figure at the width of a paper's column too; the headline always is.
 Exit codes: 0 written, 2 bad input.
 """
 
@@ -13,10 +15,17 @@ from pathlib import Path
 
 from xdit_bench.errors import ConfigError, UserError
 from xdit_bench.reporting.page import write_report
+from xdit_bench.reporting.style import FORMATS
 from xdit_bench.results.store import read_records
 
-DEFAULTS = {"study": "", "results_dir": "results", "reports_dir": "reports", "formats": "png,svg"}
-FORMATS = ("png", "svg", "pdf")
+DEFAULTS = {
+    "study": "",
+    "results_dir": "results",
+    "reports_dir": "reports",
+    "formats": ",".join(FORMATS),
+    "widths": "page",
+}
+WIDTHS = ("page", "page,column")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         records = read_records(folder)
         formats = knobs["formats"].split(",")
         written = write_report(
-            records, knobs["study"], Path(knobs["reports_dir"]), outputs=folder / "outputs", formats=formats
+            records,
+            knobs["study"],
+            Path(knobs["reports_dir"]),
+            outputs=folder / "outputs",
+            formats=formats,
+            columns=knobs["widths"] == "page,column",
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,6 +67,8 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
     wrong = [name for name in knobs["formats"].split(",") if name not in FORMATS]
     if wrong:
         raise ConfigError(f"formats are any of {', '.join(FORMATS)}; got {', '.join(wrong)}")
+    if knobs["widths"] not in WIDTHS:
+        raise ConfigError(f"widths is one of {' or '.join(WIDTHS)}; got {knobs['widths']}")
     return knobs
 
 

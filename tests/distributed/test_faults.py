@@ -17,7 +17,7 @@ from plans import MACHINE, QUICK, fake_point, run_points, tiny
 
 from xdit_bench.errors import ResultsError
 from xdit_bench.results.schema import Record
-from xdit_bench.results.store import Store, latest
+from xdit_bench.results.store import Store, latest, read_records
 
 STAGES = ("prepare", "text", "denoise", "vae")
 
@@ -93,6 +93,7 @@ def test_rank_that_stops_hangs_or_fails_alone_is_found_among_those_that_wait_for
         fake_point(2, 1, fault="stop", rank=1, gpus=2),
         fake_point(2, 1, fault="hang", rank=1, gpus=2),
         fake_point(2, 1, fault="oom", rank=1, gpus=2),
+        fake_point(2, 1, fault="raise", rank=1, gpus=2),
         fake_point(2, 1, fault="exit", rank=0, gpus=2),
         fake_point(1, 2, gpus=2),
     ]
@@ -110,7 +111,10 @@ def test_rank_that_stops_hangs_or_fails_alone_is_found_among_those_that_wait_for
     assert alone.status == "oom"
     assert alone.failure["rank"] == 1
     assert by_script(records, fault="exit").reason.startswith("rank 0 ended with exit code 3 in stage denoise")
-    assert sum(r.status == "ok" for r in records) == 6, "five baselines and the point without a fault"
+    assert by_script(records, fault="raise").reason.startswith(
+        "rank 1 failed in stage denoise of image 1: RuntimeError"
+    )
+    assert sum(r.status == "ok" for r in records) == 7, "six baselines and the point without a fault"
 
 
 def test_after_an_oom_larger_points_are_skipped_unless_all_are_asked_for(tmp_path: Path) -> None:
@@ -154,6 +158,23 @@ def test_full_disk_is_one_clear_line_and_earlier_records_stay(tiny_disk: Path) -
         kept = len(store.records)
         assert kept >= 1
         assert all(r.status == "ok" for r in store.records)
+
+
+def test_read_only_disk_is_named_before_anything_runs(tiny_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    with pytest.raises(ResultsError, match=r"Read-only file system.*set results_dir to a folder that can"):
+        run_points([fake_point(2, 1)], tiny_disk)
+
+
+def test_disk_that_turns_read_only_ends_the_plan_and_earlier_records_stay(tiny_disk: Path) -> None:
+    with Store.open(tiny_disk, "s") as store:
+        assert not store.records
+    study = tiny_disk / "s"
+    run_points([fake_point(1, 1)], tiny_disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    with pytest.raises(ResultsError, match="Read-only file system"):
+        run_points([fake_point(2, 1)], tiny_disk)
+    assert [r.status for r in read_records(study)] == ["ok"]
 
 
 def test_interrupt_kills_the_ranks_and_keeps_what_is_done(tmp_path: Path) -> None:

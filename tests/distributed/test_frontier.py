@@ -84,8 +84,8 @@ def test_ranks_outlive_a_decode_that_runs_out_of_memory_on_rank_0_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
-    start = Pool._start
-    monkeypatch.setattr(Pool, "_start", lambda pool, until: started.append(pool) or start(pool, until))
+    start = Pool._meet
+    monkeypatch.setattr(Pool, "_meet", lambda pool, until: started.append(pool) or start(pool, until))
     point = fake_point(2, 1, res=TOP, fault="oom", rank=0, stage="vae", above=320)
     records, _ = search([dataclasses.replace(point, vae="single", steps=0)], tmp_path)
     assert max(sides(records, "ok")) == 320

@@ -123,6 +123,18 @@ run_points([fake_point(2, 1, fault="hang", gpus=2)], Path({str(tmp_path)!r}))
         assert [(r.status, r.point["gpus"]) for r in store.records] == [("ok", 1)]
 
 
+def test_spare_pool_has_no_ranks_until_it_begins_and_dies_with_or_without_them() -> None:
+    with Pool(2, "cpu") as first:
+        unused, pool = first.again(spare=True), first.again(spare=True)
+    assert [len(p.pids) for p in (unused, pool)] == [1, 1]
+    unused.kill()
+    assert not running(unused.pids[0])
+    pool.begin()
+    assert len(pool.pids) == 3
+    assert pool.check()
+    pool.close()
+
+
 def test_rank_that_dies_between_points_is_noticed_before_the_next() -> None:
     with Pool(2, "cpu") as pool:
         assert pool.check()

@@ -46,6 +46,15 @@ def cpu() -> Group:
     return group_records(study(machine=CPU, sizes=(256, 384), splits=((1, 1), (2, 1), (2, 2)), topology="cpu"))[0]
 
 
+def profiled() -> Group:
+    """Splits whose steps were profiled: more terms than the figure tells apart."""
+    records = study(sizes=(1024, 2048), splits=((1, 1), (2, 1), (4, 1)))
+    for item in records:
+        names = ("gemm", "attention", "elementwise", "communication", "launch", "merge", "ring", "pack")
+        item.attribution = {f"{name}_s": item.step_s["median"] / 2 ** (k + 1) for k, name in enumerate(names)}
+    return group_records(records)[0]
+
+
 def searched() -> list[Group]:
     """The largest size that fits, of three VAE modes and two GPU counts, on a whole card and below a cap."""
     tops = {("single", 1): 4096, ("single", 2): 4096, ("tiled", 1): 8192, ("parallel", 1): 6464, ("parallel", 2): 8192}
@@ -65,6 +74,9 @@ FIGURES: dict[str, Callable[[], object]] = {
     "stages": lambda: draw_parts.stages(measured(), PAGE),
     "memory": lambda: draw_parts.memory(measured(), PAGE),
     "vae": lambda: draw_parts.vae_effect(measured(), PAGE),
+    "attribution": lambda: draw_parts.attribution(profiled(), PAGE),
+    "energy": lambda: draw_parts.energy(measured(), PAGE),
+    "parity": lambda: draw_peers.parity(measured(), PAGE),
     "frontier_column": lambda: draw_frontier.frontier(searched(), COLUMN),
     "engines": lambda: draw_peers.engines(measured(), PAGE),
     "published": lambda: draw_peers.published(predicted(), match(predicted(), load_published()), PAGE),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from xdit_bench import data_dir
 from xdit_bench.config import LaunchConfig, MeasureConfig, ModelSpec, Point, RunConfig
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
+from xdit_bench.runner.cards import used_bytes, wait_until_free
 from xdit_bench.runner.execute import Job, run_plan
+from xdit_bench.runner.pool import Pool
 from xdit_bench.topology.probe import fingerprint, probe, software
 
 MODEL = ModelSpec.from_dict(yaml.safe_load((data_dir("conf") / "model" / "flux_tiny.yaml").read_text()))
@@ -51,6 +54,7 @@ def test_point_below_a_cap_runs_out_of_memory_and_the_next_does_not(tmp_path: Pa
     for record in free:
         assert record.memory["peak_bytes"] > record.memory["parameters_bytes"]
         assert record.telemetry["sm_mhz"][0] > 0
+        assert record.telemetry["samples_per_s"] >= 10
 
 
 @pytest.mark.gpu
@@ -84,3 +88,18 @@ def test_dead_rank_on_a_gpu_ends_its_point_alone(tmp_path: Path) -> None:
     records = run([dead, dataclasses.replace(BASE, ring=2)], tmp_path)
     assert [r.status for r in records if r.point["engine"] == "fake" and r.point["gpus"] == 2] == ["crashed"]
     assert [r.status for r in records if r.point["engine"] == "usp" and r.point["gpus"] == 2] == ["ok"]
+
+
+@pytest.mark.gpu
+def test_spare_pool_holds_no_gpu_memory_before_it_begins_and_none_after_its_end() -> None:
+    before = used_bytes()
+    pool = Pool(1, "cuda", spare=True)
+    try:
+        time.sleep(15.0)  # it reads its modules
+        assert all(now - then < 50e6 for now, then in zip(used_bytes(), before, strict=True)), "a context is larger"
+        pool.begin()
+        assert pool.check()
+        assert used_bytes()[0] - before[0] > 50e6
+    finally:
+        pool.kill()
+    assert wait_until_free(before)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from xdit_bench.__main__ import main
@@ -38,14 +41,17 @@ def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["res=1000"], ("multiple of 16", "res=1000", "992 or 1008")),
         (["ulysses=0"], ("ulysses must be at least 1", "0")),
-        (["ulysses=x"], ("ulysses", "'x'", "Integer")),
-        (["-m", "ulysses=1,x"], ("ulysses", "'x'")),
-        (["ulysses=1,2"], ("ulysses=1,2", "multirun")),
+        (["ulysses=x"], ("ulysses must be a whole number", "ulysses=x")),
+        (["-m", "ulysses=1,x"], ("ulysses must be a whole number", "ulysses=x")),
+        (["ulysses=1,2"], ("ulysses=1,2", "add -m")),
+        (["memory_cap_gb=much"], ("memory_cap_gb must be a number", "memory_cap_gb=much")),
+        (["run.resume=maybe"], ("run.resume must be true or false", "run.resume=maybe")),
+        (["ulysses"], ("name=value", "'ulysses'")),
         (["topology=a100_nvlnk"], ("unknown topology 'a100_nvlnk'", "did you mean a100_nvlink?")),
         (["engine=upsp"], ("unknown engine 'upsp'", "did you mean usp?")),
         (["model=flux_schnel"], ("unknown model", "did you mean flux_schnell?")),
-        (["execution=egaer"], ("execution", "egaer")),
-        (["no_such_knob=1"], ("no_such_knob",)),
+        (["execution=egaer"], ("execution must be one of eager, compile, graph", "execution=egaer")),
+        (["no_such_knob=1"], ("no_such_knob", "--help")),
         (["height=720"], ("height and width go together",)),
         (["res=512", "height=720", "width=1280"], ("not both",)),
         (["topology=cpu", "weights=./no/such/folder"], ("weights", "./no/such/folder")),
@@ -77,6 +83,53 @@ def test_one_bad_point_of_a_sweep_stops_all_of_it(here: Path, capsys: pytest.Cap
 def test_a_results_folder_that_can_not_be_written_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "taken").write_text("a file, not a folder")
     assert "taken" in error_line(["results_dir=taken"], capsys)
+
+
+def test_a_reports_folder_that_can_not_be_written_stops_the_sweep_before_it_starts(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "taken").write_text("a file, not a folder")
+    line = error_line(["reports_dir=taken"], capsys)
+    assert "taken" in line
+    assert "run.report=false" in line
+    assert not list(here.rglob("records.jsonl"))
+
+
+@pytest.mark.parametrize("lacking", ["text_encoder_2", "vae"])
+def test_a_weights_folder_that_lacks_a_part_names_it(
+    lacking: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("transformer", "text_encoder", "text_encoder_2", "vae"):
+        (here / "half" / part).mkdir(parents=True)
+        if part != lacking:
+            (here / "half" / part / "model.safetensors").write_bytes(b"x")
+    line = error_line(["topology=cpu", "model=flux_tiny", "weights=half"], capsys)
+    assert f"half lacks {lacking};" in line
+    assert "weights=random" in line
+    assert not list(here.rglob("records.jsonl"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done_leaves_no_process_and_exits_130(here: Path) -> None:
+    argv = ["-m", "model=flux_tiny", "topology=cpu", "ulysses=1,2", "res=256,384", "study=s"]
+    slow = ["measure.repeats=30", "measure.max_repeats=3000", "measure.precision=0.0001"]  # not over in time
+    command = [sys.executable, "-m", "xdit_bench", *argv, *slow]
+    child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    records = here / "results" / "s" / "records.jsonl"
+    end = time.monotonic() + 200
+    while not (records.exists() and records.read_bytes().count(b"\n")):
+        assert time.monotonic() < end, "no record came"
+        assert child.poll() is None, "the sweep ended by itself"
+        time.sleep(0.1)
+    ranks = psutil.Process(child.pid).children(recursive=True)
+    assert ranks
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: the whole group at once
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 130, out.decode()
+    assert "the same command goes on from there" in out.decode()
+    assert not [rank for rank in ranks if rank.is_running()]
+    assert {record.status for record in read_records(here / "results" / "s")} == {"ok"}
+    assert (here / "reports" / "s" / "index.html").is_file()
 
 
 def test_the_cards_command_leaves_a_record_for_each_of_its_24_cells(here: Path) -> None:
@@ -160,6 +213,17 @@ def test_jobs_of_another_launcher_run_their_own_points_into_one_study(here: Path
     assert done.returncode == 0, done.stderr
     points = {(r.point["ulysses"], r.status) for r in read_records(here / "results" / "s")}
     assert points == {(1, "ok"), (2, "ok")}
+
+
+def test_srun_says_how_many_machines_there_are_and_which_this_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_NNODES", "4")
+    monkeypatch.setenv("SLURM_NODEID", "3")
+    assert main(["launch=torchrun", "--cfg", "job", "--package", "launch", "--resolve"]) == 0
+    said = capsys.readouterr().out
+    assert "nnodes: 4" in said
+    assert "node_rank: 3" in said
 
 
 def test_a_point_that_fails_now_is_no_success_because_it_once_was(here: Path) -> None:

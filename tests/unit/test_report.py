@@ -22,12 +22,18 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_rebuilds_a_report(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(["study=demo", f"results_dir={results}", f"reports_dir={tmp_path / 'reports'}", "formats=png,svg,pdf"])
-        == 0
-    )
+    assert main(["study=demo", f"results_dir={results}", f"reports_dir={tmp_path / 'reports'}"]) == 0
     assert "index.html" in capsys.readouterr().out
     assert (tmp_path / "reports/demo/figures/headline.pdf").exists()
+
+
+def test_draws_every_figure_for_a_column_when_asked(results: Path, tmp_path: Path) -> None:
+    words = ["study=demo", f"results_dir={results}", f"reports_dir={tmp_path}", "formats=png", "widths=page,column"]
+    assert main(words) == 0
+    names = {path.stem for path in (tmp_path / "demo/figures").iterdir()}
+    pages = {name for name in names if not name.endswith("-column")}
+    assert len(pages) > 2
+    assert names == pages | {f"{name}-column" for name in pages}
 
 
 def test_needs_no_torch(results: Path, tmp_path: Path) -> None:
@@ -42,7 +48,7 @@ def test_needs_no_torch(results: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [([], "study=<name>"), (["study"], "key=value"), (["what=1"], "key=value"), (["study=gone"], "no records at"),
-     (["study=demo", "formats=png,gif"], "formats are any of")],
+     (["study=demo", "formats=png,gif"], "formats are any of"), (["study=demo", "widths=column"], "widths is one of")],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_2(
     results: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]

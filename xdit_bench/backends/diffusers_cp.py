@@ -50,6 +50,8 @@ class DiffusersBackend(StockBackend):
         if self.parallel is not None:
             transformer = self.modules.transformer
             remove_context_parallel(transformer, transformer._cp_plan)
+            for module in transformer.modules():  # the hooks leave the class's forward on each instance they were on
+                vars(module).pop("forward", None)
             for block in self.blocks():
                 block.attn.processor._parallel_config = None
         super().close()

@@ -128,6 +128,9 @@ def wrapped(transformer: torch.nn.Module) -> Iterator[None]:
     from xfuser.model_executor.models.transformers import transformer_flux as theirs
 
     with ExitStack() as undo:
+        # a forward of the instance's own (diffusers' hooks leave one) would go before xfuser's, which shares out tokens
+        if "forward" in vars(transformer):
+            undo.callback(vars(transformer).__setitem__, "forward", vars(transformer).pop("forward"))
         undo.enter_context(setting(transformer, "__class__", theirs.xFuserFlux1Transformer2DWrapper))
         for attention in theirs.flux_attn_modules(transformer):
             undo.enter_context(setting(attention, "processor", theirs.xFuserFluxAttnProcessor()))

@@ -52,8 +52,11 @@ class Carrier(Protocol):
         """The block goes to the next ring position, at hop 0, 1, ...; arrives the block that started `hop + 1`
         positions back, of `rows[position]` rows."""
 
+    def place(self, shape: Sequence[int], rows: Sequence[int], like: Tensor) -> Tensor:
+        """Where to write this position's block of that shape, so that the next `collect` need not copy it."""
+
     def collect(self, own: Tensor, rows: Sequence[int]) -> Pending:
-        """Every ring position's block on all of them, in ring order, `sum(rows) ...`."""
+        """Every ring position's block on all of them, in ring order, `sum(rows) ...`; own as `place` said or not."""
 
     def join(self, own: Tensor, rows: Sequence[int]) -> Tensor:
         """Every mesh rank's block on all of them, in rank order, `sum(rows) ...`; not overlapped with anything."""
@@ -70,6 +73,7 @@ class DistributedCarrier:
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
         self.sent_bytes = 0
+        self._whole: Tensor | None = None  # what `place` has made for the next `collect`
 
     def scatter(self, slabs: Tensor, rows: Sequence[int]) -> Pending:
         """See Carrier."""
@@ -87,19 +91,26 @@ class DistributedCarrier:
         ops = [self._point(dist.isend, block, position + 1), self._point(dist.irecv, received, position - 1)]
         return Pending(received, block, dist.batch_isend_irecv(ops))
 
+    def place(self, shape: Sequence[int], rows: Sequence[int], like: Tensor) -> Tensor:
+        """See Carrier."""
+        self._whole = like.new_empty(sum(rows), *shape[1:])
+        return torch.split(self._whole, list(rows))[self.mesh.ring_rank]
+
     def collect(self, own: Tensor, rows: Sequence[int]) -> Pending:
         """See Carrier."""
         position = self.mesh.ring_rank
-        received = own.new_empty(sum(rows), *own.shape[1:])
-        blocks = torch.split(received, list(rows))
-        blocks[position].copy_(own)
+        whole = own.new_empty(sum(rows), *own.shape[1:]) if self._whole is None else self._whole
+        self._whole = None
+        blocks = torch.split(whole, list(rows))
+        if blocks[position].data_ptr() != own.data_ptr():
+            blocks[position].copy_(own)
         self.sent_bytes += own.nbytes * (self.mesh.ring - 1)
         ops = []
         for hop in range(1, self.mesh.ring):
             source = (position - hop) % self.mesh.ring
             ops.append(self._point(dist.isend, own, position + hop))
             ops.append(self._point(dist.irecv, blocks[source], source))
-        return Pending(received, own, dist.batch_isend_irecv(ops))
+        return Pending(whole, own, dist.batch_isend_irecv(ops))
 
     def join(self, own: Tensor, rows: Sequence[int]) -> Tensor:
         """See Carrier. Blocks are padded to the largest on the way."""

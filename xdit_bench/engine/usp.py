@@ -66,6 +66,15 @@ class UspAttention:
         self.rows = [shares.tokens(mesh.rank_at(u, mesh.ring_rank)) for u in range(mesh.ulysses)]
         self.ring_rows = [sum(shares.tokens(mesh.rank_at(u, r)) for u in range(mesh.ulysses)) for r in range(mesh.ring)]
 
+    def place(self, n: Tensor, head_size: int, *, beside: bool) -> Tensor | None:
+        """Where to write the slab of keys with values made from n `S B h`, so that gathering need not copy them; None
+        where it may lie anywhere."""
+        mesh = self.mesh
+        if mesh.ring == 1 or mesh.ulysses > 1 or not (self.gathered.beside if beside else self.gathered.alone):
+            return None
+        shape = (*n.shape[:2], 2, n.shape[2] // head_size, head_size)
+        return self.carrier.place(shape, self.ring_rows, n).unsqueeze(0)
+
     def start(self, slabs: tuple[Tensor, ...], *, beside: bool) -> Sent:
         """Begins the exchange of heads: slabs `U S B n H/U D`, q, k and v in one tensor on a mesh of one rank, else
         keys with values, then queries (or these later, by `send`); on a ring alone keys go on their way at once.

@@ -126,6 +126,7 @@ def summarise_samples(gpus: Sequence[Sequence[dict[str, float]]], spans: Sequenc
     watts = [statistics.fmean(s["watts"] for s in samples) for samples in inside]
     duration = sum(stop - start for start, stop in spans)
     return {
+        "samples_per_s": min(_rate(samples) for samples in gpus),
         "sm_mhz": [statistics.median(s["sm_mhz"] for s in samples) for samples in inside],
         "memory_mhz": [statistics.median(s["memory_mhz"] for s in samples) for samples in inside],
         "watts": watts,
@@ -136,6 +137,11 @@ def summarise_samples(gpus: Sequence[Sequence[dict[str, float]]], spans: Sequenc
         "throttle_reasons": [name for bit, name in THROTTLES.items() if bits & bit],
         "power_capped": bool(bits & POWER_CAP),
     }
+
+
+def _rate(samples: Sequence[dict[str, float]]) -> float:
+    """Readings a second: slow drivers make it less than was asked for."""
+    return (len(samples) - 1) / max(samples[-1]["time"] - samples[0]["time"], 1e-9)
 
 
 def _energy(gpus: Sequence[Sequence[dict[str, float]]], begin: float, end: float, watts: Sequence[float]) -> float:

@@ -7,6 +7,7 @@ answer.py      the three sentences, banners and warnings at the head of a report
 words.py       how numbers, sizes and machines read
 peers.py       our engine beside its peers: ratios, and the bounds of a sweep file
 published.py   published points and the points of ours that stand beside them
+spent.py       where the wall time of measured points went; outliers.py the images that took too long
 style.py       every colour, size and format of a figure; marks.py the pieces that figures share
 figures.py     which figures a group has, and their captions; alternatives.py says each in words
 draw_*.py      the drawing: headline, scaling, parts of a point, peers, OOM frontier, comparison

@@ -37,8 +37,9 @@ def headline(group: Group) -> str:
     return ". ".join(parts) + "."
 
 
-def _each(group: Group, say: Callable[[Size], str]) -> str:
-    return ". ".join(f"{words.px(size)}: {said}" for size in shown_sizes(group) if (said := say(size))) or "No data"
+def _each(group: Group, say: Callable[[Size], str], sizes: Sequence[Size] | None = None) -> str:
+    named = shown_sizes(group) if sizes is None else sizes
+    return ". ".join(f"{words.px(size)}: {said}" for size in named if (said := say(size))) or "No data"
 
 
 def cells(group: Group) -> str:
@@ -116,12 +117,14 @@ def vae(group: Group) -> str:
                 entry = draw_parts.vae_entry(group, size, mode, gpus)
                 if entry:
                     pressure = ", pressure" if entry.verdict == "pressure" else ""
-                    facts = f"{words.seconds(entry.total_s)}, peak {words.gigabytes(entry.peak_bytes)}{pressure}"
+                    decode = entry.stages.get("vae")
+                    held = f" of which the decode {words.seconds(decode)}" if decode and entry.decode != "none" else ""
+                    facts = f"{words.seconds(entry.total_s)}{held}, peak {words.gigabytes(entry.peak_bytes)}{pressure}"
                     where = f" on {group.count(gpus)}" if len(counts) > 1 else ""
                     said.append(f"vae={mode}{where} {facts if entry.ok else entry.outcome}")
         return ", ".join(said)
 
-    return _each(group, say)
+    return _each(group, say, draw_parts.vae_sizes(group))
 
 
 def engine(group: Group) -> str:

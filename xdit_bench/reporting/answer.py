@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xdit_bench.reporting import words
-from xdit_bench.reporting.entry import Entry, Size, number
+from xdit_bench.reporting.entry import Size, number, seconds_or_inf
 from xdit_bench.reporting.frontier import families, limits
-from xdit_bench.reporting.study import Group
+from xdit_bench.reporting.study import Group, spread
 from xdit_bench.results.schema import Record
 
 SHOWN = 3  # sizes a sentence names
@@ -32,10 +32,12 @@ class Sentence(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """What stands above everything else. `banners` change how every number is read."""
+    """What stands above everything else. `banners` change how every number is read; `sentences` are the answer of
+    the first group, `elsewhere` the best of the others (empty where there are none)."""
 
     banners: tuple[str, ...]
     sentences: tuple[Sentence, ...]
+    elsewhere: str
     measured_on: str
     warnings: tuple[str, ...]
 
@@ -44,11 +46,10 @@ def answer(groups: Sequence[Group], records: Iterable[Record]) -> Head:
     """The head of a report over all groups; the sentences speak of the first."""
     main = groups[0]
     images = [group for group in groups if not group.decode_alone]
-    sentences = _sentences(images[0]) if images else ()
+    capped = [g for g in images[1:] if g.setting._replace(memory_cap_gb=None) == images[0].setting]
+    sentences = _sentences(images[0], capped) if images else ()
     sentences += tuple(said for family in families(groups) if family[0].decode_alone for said in _largest(family))
-    if others := _others(images):
-        sentences += (Sentence("Elsewhere in this study", others),)
-    return Head(_banners(groups), sentences, words.title(main), _warnings(records))
+    return Head(_banners(groups), sentences, _others(images), words.title(main), _warnings(records))
 
 
 def _largest(family: Sequence[Group]) -> list[Sentence]:
@@ -75,7 +76,7 @@ def _others(groups: Sequence[Group]) -> str:
         gain = f", {words.times(base.value)} over {base.over}" if base and base.base is not entry else ""
         where = f"{words.short(group)}, {words.panel(group, size)}"
         said.append(f"{where}: {words.seconds(entry.total_s)} on {group.count(entry.gpus)} ({entry.factors}{gain})")
-    more = f"; {len(said) - SHOWN} more sections" if len(said) > SHOWN else ""
+    more = f"; {words.plural(len(said) - SHOWN, 'more section')}" if len(said) > SHOWN else ""
     return f"{'; '.join(said[:SHOWN])}{more}." if said else ""
 
 
@@ -105,18 +106,16 @@ def _banners(groups: Sequence[Group]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _sentences(group: Group) -> tuple[Sentence, ...]:
+def _sentences(group: Group, capped: Sequence[Group] = ()) -> tuple[Sentence, ...]:
     if not any(entry.ok for entry in group.entries):
         counts = Counter(entry.status for entry in group.entries)
         said = words.listing(f"{count} {status}" for status, count in sorted(counts.items()))
         return (Sentence("", f"No point succeeded: {said}. The table of failures says why and what to do."),)
-    sizes = [size for size in group.sizes if group.best(size)]
-    if len(sizes) > SHOWN:  # the smallest, the largest, and what lies between them
-        sizes = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
+    sizes = spread([size for size in group.sizes if group.best(size)], SHOWN)
     return (
         Sentence("Best configuration", _best(group, sizes)),
         Sentence("Speedup", _speedup(group, sizes)),
-        Sentence("Memory", _memory(group)),
+        Sentence("Memory", " ".join([_memory(group), *map(_capped, capped)]).strip()),
     )
 
 
@@ -163,20 +162,9 @@ def _one(group: Group) -> str:
 
 
 def _memory(group: Group) -> str:
-    out = [e for e in group.entries if e.status == "oom"]
+    if out := _runs_out(group):
+        return f"At {out}."
     fullest = max((e for e in group.entries if e.ok and e.peak_bytes), key=lambda e: e.peak_bytes or 0.0, default=None)
-    if out:
-        first = min(out, key=lambda e: (e.size[0] * e.size[1], e.gpus))
-        fits = _largest_fit(group)
-        beyond = (
-            f"; the largest image that fits is {words.px(fits.size)}, on {group.count(fits.gpus)} with vae={fits.vae}"
-            if fits
-            else ""
-        )
-        return (
-            f"At {words.px(first.size)} {first.runner} with vae={first.vae} runs out on "
-            f"{group.count(first.gpus)}{beyond}."
-        )
     if fullest is None:
         return "Nothing ran out of it; no peak was recorded."
     limit = f" of {words.gigabytes(fullest.limit_bytes)}" if fullest.limit_bytes else ""
@@ -186,9 +174,28 @@ def _memory(group: Group) -> str:
     )
 
 
-def _largest_fit(group: Group) -> Entry | None:
-    fits = [entry for entry in group.entries if entry.ok]
-    return max(fits, key=lambda e: (e.size[0] * e.size[1], -e.gpus, -(e.total_s or 0.0)), default=None)
+def _capped(group: Group) -> str:
+    out = _runs_out(group)
+    return f"Capped at {group.setting.memory_cap_gb:g} GB, {out}." if out else ""
+
+
+def _runs_out(group: Group) -> str:
+    """Where memory ends first, and the largest image that fits; empty where nothing ran out."""
+    out = [e for e in group.entries if e.status == "oom"]
+    if not out:
+        return ""
+    first = min(out, key=lambda e: (e.size[0] * e.size[1], e.gpus))
+    said = f"{words.px(first.size)} {first.runner} with vae={first.vae} runs out on {group.count(first.gpus)}"
+    fits = [e for e in group.entries if e.ok]
+    images = [e for e in fits if e.decode != "none"] or fits  # latents that nobody decoded are no image
+    best = max(
+        images, key=lambda e: (e.size[0] * e.size[1], e.decode == "exact", -e.gpus, -seconds_or_inf(e)), default=None
+    )
+    if best is None:
+        return said
+    return (
+        f"{said}; the largest image that fits is {words.px(best.size)}, on {group.count(best.gpus)} with vae={best.vae}"
+    )
 
 
 def rechecks(records: Iterable[Record]) -> list[float]:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from xdit_bench.reporting.frontier import MODES, Limit, Row, limits, order
-from xdit_bench.reporting.marks import bar_style, legend, legend_patch
+from xdit_bench.reporting.marks import bar_style, legend, legend_patch, starts_row
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import CYCLE, INK, PAPER, Layout, panels
 
@@ -35,8 +35,9 @@ def frontier(family: Sequence[Group], layout: Layout) -> Figure:
         axis.set_title(_title(group, short=len(groups) > 1 and layout.columns > 1))
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.set_xlim(0, 1.55 * side)
-        axis.set_xticks(_ticks(side))
-        axis.set_yticks(range(len(rows)), [_label(row, group, rows) for row in rows])
+        axis.set_xticks(_ticks(side, 4.5 if layout.columns == 1 or len(groups) == 1 else 2.5))
+        first = starts_row(axis) or len({engine for engine, _, _ in rows}) == 1  # rows are the same in every panel
+        axis.set_yticks(range(len(rows)), [_label(row, group, rows) if first else "" for row in rows])
         axis.grid(axis="x")
         axis.grid(visible=False, axis="y")
         axis.tick_params(axis="y", length=0)
@@ -54,7 +55,11 @@ def _bar(axis: Axes, limit: Limit, y: int, side: int) -> None:
     end = limit.fits
     if limit.fails - limit.fits > APART * side:
         axis.plot(limit.fails, y, marker="x", color=INK, linestyle="none", markersize=4)
-        axis.annotate("OOM", (limit.fails, y), (4, 0), textcoords="offset points", va="center", fontsize=6)
+        narrow = 0 < limit.fits < 0.35 * side  # holds no number
+        axis.annotate(f"OOM ({said} fits)" if narrow else "OOM", (limit.fails, y), (4, 0),
+                      textcoords="offset points", va="center", fontsize=6)  # fmt: skip
+        if narrow:
+            return
         if limit.fails < limit.fits + 0.4 * side:  # no room for the number between the two
             axis.annotate(said, (end, y), (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=6,
                           color="white" if limit.group.setting.source == "measured" else INK)  # fmt: skip
@@ -81,7 +86,7 @@ def _label(row: Row, group: Group, rows: Sequence[Row]) -> str:
     return f"{f'{row[0]}, ' if several else ''}{group.count(row[2])}"
 
 
-def _ticks(side: int) -> list[int]:
-    """About four round sizes."""
-    step = next(s for s in (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384) if side / s <= 4.5 or s == 16384)
+def _ticks(side: int, most: float) -> list[int]:
+    """As many round sizes as there is room for."""
+    step = next(s for s in (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384) if side / s <= most or s == 16384)
     return list(range(0, side + 1, step))

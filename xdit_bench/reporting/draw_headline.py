@@ -15,13 +15,15 @@ from matplotlib.figure import Figure
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.marks import bar_style, failed_bar, frame_bars, label_rows, shown_sizes
-from xdit_bench.reporting.study import Group
+from xdit_bench.reporting.study import Group, spread
 from xdit_bench.reporting.style import BASELINE, BLUE, INK, MUTED, PAPER, Layout, empty, panels
 
 
 def headline(group: Group, layout: Layout) -> Figure:
     """One panel a resolution: a bar a GPU count with its best factorization, the single-GPU baseline, the speedup."""
     sizes = shown_sizes(group)
+    if layout.columns == 1:  # a column of a paper is as high as three panels
+        sizes = tuple(spread(sizes, 3))
     figure, axes = panels(len(sizes), layout, height=2.35)
     for axis, size in zip(axes, sizes, strict=True):
         _headline_panel(axis, group, size, narrow=layout.columns > 1 and len(sizes) > 2)

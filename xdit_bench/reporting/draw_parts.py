@@ -8,6 +8,7 @@ Owns drawing alone; see `draw_scaling` for latency over GPUs, `draw_peers` for c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,8 +22,12 @@ from xdit_bench.reporting.style import (
     BASELINE,
     BLUE,
     CYCLE,
+    GREEN,
     MUTED,
+    ORANGE,
     PAPER,
+    PURPLE,
+    RED,
     SKY,
     STAGE_COLOURS,
     Layout,
@@ -32,6 +37,11 @@ from xdit_bench.reporting.style import (
 
 BOX = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
 TERMS = 7  # of a step that a figure tells apart; the smallest are drawn as one
+TERM_COLOURS = {
+    "gemm": BLUE, "attention": ORANGE, "elementwise": GREEN, "communication": RED, "all_to_all": RED, "ring": PURPLE,
+    "launch": SKY, "all else": MUTED,
+}  # fmt: skip
+VAE_SIZES = 3
 
 
 def _bars_over_gpus(group: Group, size: Size) -> list[tuple[str, Entry | None]]:
@@ -64,6 +74,8 @@ def stages(group: Group, layout: Layout) -> Figure:
             for stage, value in entry.stages.items():
                 axis.bar(x, value, 0.62, bottom=below, **bar_style(group, STAGE_COLOURS[stage]))
                 below += value
+            _above(axis, x, below, words.digits(entry.total_s))
+        axis.set_ylim(0, 1.1 * max(totals))
         _bar_ticks(axis, group, bars)
     label_rows(axes, "seconds an image")
     legend(figure, [legend_patch(group, colour, stage) for stage, colour in STAGE_COLOURS.items()])
@@ -127,67 +139,114 @@ def _peak_label(axis: Axes, x: float, peak: float, limit: float) -> None:
                   fontsize=6.5, bbox=BOX if inside else None)  # fmt: skip
 
 
-def vae_effect(group: Group, layout: Layout) -> Figure:
-    """What the decode costs by VAE mode and resolution: seconds of the image (the decode solid), and peak memory."""
-    modes, counts = vae_modes(group)
-    figure, axes = panels(2 * len(counts), layout, height=2.6)
-    if len(modes) < 2:
-        for axis in axes:
-            empty(axis, "needs two VAE modes\nat one size and GPU count")
-        return figure
-    sizes = [s for s in shown_sizes(group) if any(vae_entry(group, s, m, n) for m in modes for n in counts)]
-    for place, gpus in enumerate(counts):
-        _vae_panels(axes[2 * place : 2 * place + 2], group, sizes, modes, gpus)
-    for alike in (axes[::2], axes[1::2]):  # one scale, so that GPU counts can be compared
-        top = max(axis.get_ylim()[1] for axis in alike)
-        for axis in alike:
-            axis.set_ylim(0, top)
-    legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], f"vae={mode}") for j, mode in enumerate(modes)])
+def _above(axis: Axes, x: float, top: float, said: str) -> None:
+    axis.annotate(said, (x, top), (0, 1), textcoords="offset points", ha="center", va="bottom", fontsize=6.5)
+
+
+def energy(group: Group, layout: Layout) -> Figure:
+    """Joules an image, all GPUs of the point together; a bar a GPU count, stock first."""
+    sizes = shown_sizes(group)
+    figure, axes = panels(len(sizes), layout, height=2.1)
+    for axis, size in zip(axes, sizes, strict=True):
+        axis.set_title(words.panel(group, size))
+        bars = [(label, e) for label, e in _bars_over_gpus(group, size) if e and not (e.ok and e.energy_j is None)]
+        top = max((e.energy_j for _, e in bars if e.ok and e.energy_j), default=None)
+        if top is None:
+            empty(axis, "no energy was recorded here")
+            continue
+        for x, (_, entry) in enumerate(bars):
+            if entry.ok and entry.energy_j:
+                axis.bar(x, entry.energy_j, 0.62, **bar_style(group, BLUE))
+                _above(axis, x, entry.energy_j, words.digits(entry.energy_j))
+            else:
+                failed_bar(axis, x, top * 0.8, entry)
+        axis.set_ylim(0, 1.1 * top)
+        _bar_ticks(axis, group, bars)
+    label_rows(axes, "joules an image")
     return figure
 
 
-def _vae_panels(axes: Sequence[Axes], group: Group, sizes: Sequence[Size], modes: Sequence[str], gpus: int) -> None:
-    width = 0.8 / len(modes)
-    # one unit and one height of failed bars over all GPU counts
-    everyone = [e for e in group.entries if e.engine == group.engine and e.size in sizes]
-    tops = [max([e.total_s or 0 for e in everyone] or [0]), max([e.peak_bytes or 0 for e in everyone] or [0])]
-    found = [e for s in sizes for m in modes if (e := vae_entry(group, s, m, gpus))]
-    scale, name = (1e9, "GB") if tops[1] >= 1e9 else (1e6, "MB")
-    for i, size in enumerate(sizes):
-        for j, mode in enumerate(modes):
-            entry, x = vae_entry(group, size, mode, gpus), i + (j - (len(modes) - 1) / 2) * width
-            colour = CYCLE[j % len(CYCLE)]
-            if entry is None:
-                continue
-            if not entry.ok:
-                for axis, top in zip(axes, (tops[0], tops[1] / scale), strict=True):
-                    failed_bar(axis, x, (top or 1.0) * 0.6, entry, width * 0.9)
-                continue
-            decode = entry.stages.get("vae", 0.0)
-            axes[0].bar(
-                x,
-                (entry.total_s or 0) - decode,
-                width * 0.9,
-                bottom=decode,
-                facecolor=PAPER,
-                edgecolor=colour,
-                linewidth=0.8,
-            )
-            axes[0].bar(x, decode, width * 0.9, **bar_style(group, colour))
-            axes[0].text(x, entry.total_s or 0, words.digits(entry.total_s), ha="center", va="bottom", fontsize=6)
-            if entry.peak_bytes:
-                axes[1].bar(x, entry.peak_bytes / scale, width * 0.9, **bar_style(group, colour))
-                _peak_label(axes[1], x, entry.peak_bytes / scale, (entry.limit_bytes or 0.0) / scale)
-                if entry.verdict == "pressure":
-                    axes[1].text(x, entry.peak_bytes / scale / 3, "pressure", rotation=90, ha="center", va="center",
-                                 fontsize=6, weight="bold", bbox=BOX)  # fmt: skip
+def vae_effect(group: Group, layout: Layout) -> Figure:
+    """What the decode costs by VAE mode, a column a resolution, two rows a GPU count: seconds of the image (the decode
+    filled) above the peak memory. A size has its own scale: the decode of a small image would vanish beside that of a
+    large one."""
+    modes, counts = vae_modes(group)
+    sizes = vae_sizes(group)
+    if len(modes) < 2 or not sizes:
+        figure, (axis,) = panels(1, layout)
+        empty(axis, "needs two VAE modes\nat one size and GPU count")
+        return figure
+    across, cells = len(sizes), 2 * len(counts) * len(sizes)
+    figure, axes = panels(cells, replace(layout, columns=min(max(across, 2), layout.columns)), height=1.9)
+    found = [e for s in sizes for m in modes for n in counts if (e := vae_entry(group, s, m, n))]
     limit = next((e.limit_bytes for e in found if e.limit_bytes), None)
-    if limit and tops[1] and limit < tops[1] * 4:
-        axes[1].axhline(limit / scale, color=BASELINE, linestyle="--", linewidth=1.1)
-    axes[0].set_title(f"seconds an image, decode filled ({group.count(gpus)})")
-    axes[1].set_title(f"peak {name} of the fullest GPU")
-    for axis in axes:
-        axis.set_xticks(range(len(sizes)), [words.px(size) for size in sizes])
+    near = limit if limit and limit <= 2 * max((e.peak_bytes or 0.0 for e in found), default=0.0) else None
+    for i, size in enumerate(sizes):
+        # in a column of a paper all panels of a size stay together
+        mine = axes[i::across] if layout.columns >= across else axes[i * cells // across : (i + 1) * cells // across]
+        alike = [e for e in found if e.size == size and e.ok]  # one scale, so that GPU counts can be compared
+        top_s = max((e.total_s or 0.0 for e in alike), default=1.0)
+        top_bytes = max((e.peak_bytes or 0.0 for e in alike), default=0.0) or limit or 1e9
+        for place, gpus in enumerate(counts):
+            entries = [vae_entry(group, size, mode, gpus) for mode in modes]
+            over, under = mine[2 * place : 2 * place + 2]
+            _vae_seconds(over, group, entries, top_s)
+            _vae_memory(under, group, entries, top_bytes, near)
+            over.set_title(f"{words.px(size)}, {group.count(gpus)}")
+            label_rows([over], "seconds an image,\ndecode filled")
+            for axis in (over, under):
+                axis.set_xticks(range(len(modes)), modes)
+                frame_bars(axis, len(modes))
+    return figure
+
+
+def _vae_seconds(axis: Axes, group: Group, entries: Sequence[Entry | None], top: float) -> None:
+    axis.set_ylim(0, 1.12 * top)
+    for x, entry in enumerate(entries):
+        if entry is None or entry.total_s is None:
+            _no_bar(axis, x, top, entry)
+            continue
+        colour, decode = CYCLE[x % len(CYCLE)], entry.stages.get("vae", 0.0)
+        axis.bar(x, entry.total_s - decode, 0.7, bottom=decode, facecolor=PAPER, edgecolor=colour, linewidth=0.8)
+        axis.bar(x, decode, 0.7, **bar_style(group, colour))
+        _above(axis, x, entry.total_s, words.digits(entry.total_s))
+        if decode and entry.total_s - decode > 0.15 * top:
+            axis.annotate(words.digits(decode), (x, decode), (0, 1), textcoords="offset points", ha="center",
+                          va="bottom", fontsize=6.5, color=MUTED)  # fmt: skip
+
+
+def _vae_memory(axis: Axes, group: Group, entries: Sequence[Entry | None], top: float, limit: float | None) -> None:
+    scale, name = (1e9, "GB") if top >= 1e9 else (1e6, "MB")
+    for x, entry in enumerate(entries):
+        if entry is None or not entry.ok or not entry.peak_bytes:
+            _no_bar(axis, x, top / scale, entry)
+            continue
+        axis.bar(x, entry.peak_bytes / scale, 0.7, **bar_style(group, CYCLE[x % len(CYCLE)]))
+        _peak_label(axis, x, entry.peak_bytes / scale, (entry.limit_bytes or 0.0) / scale)
+        if entry.verdict == "pressure":
+            axis.text(x, entry.peak_bytes / scale / 3, "pressure", rotation=90, ha="center", va="center",
+                      fontsize=6.5, weight="bold", bbox=BOX)  # fmt: skip
+    if limit:
+        top = max(top, limit)
+        _limit_line(axis, group, limit / scale, name)
+    axis.set_ylim(0, 1.18 * top / scale)
+    axis.set_ylabel(f"peak {name}")
+
+
+def _no_bar(axis: Axes, x: float, top: float, entry: Entry | None) -> None:
+    """A failure as everywhere; what was not run, or not recorded, in words."""
+    if entry and not entry.ok:
+        failed_bar(axis, x, top * 0.8, entry, 0.7)
+    else:
+        said = "not recorded" if entry else "not run"
+        axis.text(x, top * 0.03, said, rotation=90, ha="center", va="bottom", color=MUTED, fontsize=6.5)
+
+
+def vae_sizes(group: Group) -> list[Size]:
+    """The three largest sizes that any VAE mode was tried at: there the decode costs most."""
+    modes, counts = vae_modes(group)
+    tried = {size for size in group.sizes for m in modes for n in counts if vae_entry(group, size, m, n)}
+    return [size for size in group.sizes if size in tried][-VAE_SIZES:]
 
 
 def vae_modes(group: Group) -> tuple[list[str], list[int]]:
@@ -216,6 +275,7 @@ def attribution(group: Group, layout: Layout) -> Figure:
     figure, axes = panels(len(sizes), layout, height=2.35)
     names = attribution_terms(group)
     shown = names if len(names) <= TERMS else names[: TERMS - 1]
+    colours = _term_colours([*shown, *(["all else"] if len(shown) < len(names) else [])])
     for axis, size in zip(axes, sizes, strict=True):
         axis.set_title(words.panel(group, size))
         bars = [bar for bar in _bars_over_gpus(group, size) if bar[1] and terms(bar[1])]
@@ -223,19 +283,29 @@ def attribution(group: Group, layout: Layout) -> Figure:
             empty(axis, "no point here was profiled\n(measure.profile=true)")
             axis.set_title(words.panel(group, size))
             continue
+        top = 0.0
         for x, (_, entry) in enumerate(bars):
             below = 0.0
             found = terms(entry) if entry else {}
             rest = sum(value for name, value in found.items() if name not in shown)
-            for j, name in enumerate([*shown, "all else"]):
+            for name, colour in colours.items():
                 value = 1e3 * (rest if name == "all else" else found.get(name, 0.0))
-                axis.bar(x, value, 0.62, bottom=below, **bar_style(group, CYCLE[j % len(CYCLE)]))
+                axis.bar(x, value, 0.62, bottom=below, **bar_style(group, colour))
                 below += value
+            _above(axis, x, below, words.digits(below))
+            top = max(top, below)
+        axis.set_ylim(0, 1.1 * top)
         _bar_ticks(axis, group, bars)
     label_rows(axes, "ms a step")
-    labels = [name.replace("_", " ") for name in shown] + ["all else"] * (len(shown) < len(names))
-    legend(figure, [legend_patch(group, CYCLE[j % len(CYCLE)], name) for j, name in enumerate(labels)])
+    legend(figure, [legend_patch(group, colour, name.replace("_", " ")) for name, colour in colours.items()])
     return figure
+
+
+def _term_colours(names: Sequence[str]) -> dict[str, str]:
+    """The same term has the same colour in every report, as far as there are colours."""
+    found = {name: TERM_COLOURS[name] for name in names if name in TERM_COLOURS}
+    free = iter([colour for colour in CYCLE if colour not in found.values()])
+    return {name: found.get(name) or next(free, MUTED) for name in names}
 
 
 def terms(entry: Entry) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Draws comparisons: engines side by side, parity, energy, and published figures beside ours.
+"""Draws comparisons: engines side by side, parity, and published figures beside ours.
 
 Owns drawing alone; see `draw_scaling` for latency over GPUs and `draw_parts` for what a point is made of.
 
@@ -20,31 +20,10 @@ from xdit_bench.reporting.marks import bar_style, label_rows, legend, legend_pat
 from xdit_bench.reporting.peers import runner
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
-from xdit_bench.reporting.style import BASELINE, BLUE, CYCLE, MARKERS, MUTED, ORANGE, PAPER, Layout, empty, panels
+from xdit_bench.reporting.style import BASELINE, BLUE, CYCLE, MUTED, ORANGE, PAPER, Layout, empty, panels
 
 PARITY_BOUNDS = {"fp32": 1e-4, "bf16": 5e-2}  # design.md, section 5
 OURS = (BLUE, CYCLE[2], CYCLE[3], CYCLE[4])
-
-
-def energy(group: Group, layout: Layout) -> Figure:
-    """Joules an image over GPUs, a line a resolution: all GPUs of the point together."""
-    figure, (axis,) = panels(1, layout, height=2.4)
-    for index, size in enumerate(shown_sizes(group)):
-        points = [(g, e.energy_j) for g in group.gpu_counts if (e := group.best(size, g)) and e.energy_j]
-        if points:
-            colour = CYCLE[index % len(CYCLE)]
-            axis.plot(
-                *zip(*points, strict=True), color=colour, marker=MARKERS[index % len(MARKERS)], label=words.px(size)
-            )
-    axis.set_xticks(group.gpu_counts, [str(gpus) for gpus in group.gpu_counts])
-    axis.set_xlabel(words.unit(group))
-    axis.set_ylabel("joules an image")
-    axis.set_ylim(0, None)
-    if axis.lines:
-        axis.legend()
-    else:
-        empty(axis, "no best configuration holds energy")
-    return figure
 
 
 def parity(group: Group, layout: Layout) -> Figure:
@@ -55,13 +34,10 @@ def parity(group: Group, layout: Layout) -> Figure:
     bound = PARITY_BOUNDS.get(group.setting.dtype)
     floor = min([e.parity_l2 for e in entries if e.parity_l2] or [1e-8]) / 3
     exact = any(not entry.parity_l2 for entry in entries)
-    rows: dict[tuple[str, float], int] = {}
-    for entry in entries:
-        x, y = max(entry.parity_l2 or 0.0, floor), runners.index(entry.runner)
-        key = (entry.runner, round(x / floor, 2))
-        rows[key] = rows.get(key, -1) + 1
-        wrong = not entry.ok
-        axis.plot(x, y + 0.05 * min(rows[key], 5), marker="X" if wrong else "o", color=BASELINE if wrong else BLUE,
+    for wrong, marker, colour in ((False, "o", BLUE), (True, "X", BASELINE)):
+        # equal distances are one mark: thousands of them on one spot say no more and take as long to draw
+        spots = sorted({(e.runner, max(e.parity_l2 or 0.0, floor)) for e in entries if e.ok is not wrong})
+        axis.plot([x for _, x in spots], [runners.index(runner) for runner, _ in spots], marker=marker, color=colour,
                   alpha=0.75, linestyle="none", markeredgewidth=0)  # fmt: skip
     if bound:
         axis.axvline(bound, color=BASELINE, linestyle="--", linewidth=1.1)

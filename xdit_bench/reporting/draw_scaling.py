@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from xdit_bench.reporting import words
 from xdit_bench.reporting.draw_headline import why_none
 from xdit_bench.reporting.entry import Entry, Size
-from xdit_bench.reporting.marks import label_rows, shown_sizes
+from xdit_bench.reporting.marks import label_rows, legend, shown_sizes
 from xdit_bench.reporting.study import Group, Speedup
 from xdit_bench.reporting.style import (
     BASELINE,
@@ -37,6 +38,7 @@ from xdit_bench.reporting.style import (
     panels,
 )
 
+Lines = dict[Size, list[tuple[int, Speedup]]]  # a ratio by GPU count, a line a size
 STRATEGIES = {"Ulysses": BLUE, "ring": CYCLE[1], "hybrid": CYCLE[2]}
 
 
@@ -55,20 +57,22 @@ def strategies(group: Group, layout: Layout) -> Figure:
     """Latency over GPUs, a line a strategy (Ulysses, ring, hybrid), a panel a resolution; failures as crosses."""
     sizes = shown_sizes(group)
     figure, axes = panels(len(sizes), layout)
+    drawn: set[str] = set()
     for axis, size in zip(axes, sizes, strict=True):
-        _strategy_panel(axis, group, size)
+        drawn |= _strategy_panel(axis, group, size)
         axis.set_title(words.panel(group, size))
     handles = [
         Line2D([], [], color=c, marker=m, label=n) for (n, c), m in zip(STRATEGIES.items(), MARKERS, strict=False)
     ]
     handles.append(Line2D([], [], color=MUTED, linestyle=":", label="ideal"))
     handles.append(Line2D([], [], color=INK, marker="x", linestyle="none", label="failed"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5 if layout.columns > 1 else 3)
+    legend(figure, [handle for handle in handles if handle.get_label() in drawn])
     label_rows(axes, "seconds an image")
     return figure
 
 
-def _strategy_panel(axis: Axes, group: Group, size: Size) -> None:
+def _strategy_panel(axis: Axes, group: Group, size: Size) -> set[str]:
+    """Draws the lines; returns what of the legend they need."""
     single = group.cell(size, 1)
     values: list[float] = []
     drawn: list[str] = []  # each line's markers are smaller than the last one's: equal times stay visible
@@ -87,14 +91,16 @@ def _strategy_panel(axis: Axes, group: Group, size: Size) -> None:
         values += [value for _, value in points]
     if not values:
         empty(axis, f"no success here\n({why_none(group, size)})")
-        return
+        return set()
     if single and single.total_s:
+        drawn.append("ideal")
         ideal = [single.total_s / gpus for gpus in group.gpu_counts]
         axis.plot(group.gpu_counts, ideal, color=MUTED, linestyle=":", linewidth=1, zorder=1)
     for gpus, entry in failures:
         axis.plot(gpus, max(values), marker="x", color=INK, linestyle="none")
         axis.annotate(entry.outcome, (gpus, max(values)), (0, 4), textcoords="offset points", ha="center", fontsize=6.5)
     log_axes(axis, group, values)
+    return {*drawn, *(["failed"] if failures else [])}
 
 
 def log_axes(axis: Axes, group: Group, values: list[float]) -> None:
@@ -119,74 +125,82 @@ def log_axes(axis: Axes, group: Group, values: list[float]) -> None:
 
 def speedups(group: Group, layout: Layout) -> Figure:
     """Both ratios and the efficiency, a line a resolution: over the same engine on one GPU (scaling), over plain
-    diffusers on one GPU (what a user gains), and scaling as a share of linear."""
-    figure, axes = panels(3, layout, height=2.5)
-    gpus = words.unit(group)
-    _ratio_panel(axes[0], group, group.scaling, f"no engine succeeded on one\nand on several {gpus} at one size")
-    _ratio_panel(axes[1], group, group.gain, "no stock baseline succeeded\nin this group")
-    _efficiency_panel(axes[2], group)
-    for axis, title in zip(axes, ("scaling", "gain over stock", "efficiency"), strict=True):
+    diffusers on one GPU (what a user gains), and scaling as a share of linear. A ratio without a base has no panel."""
+    scaling = _ratios(group, group.scaling)
+    efficiency = {
+        size: [(gpus, 100 * ratio.value * ratio.base.gpus / gpus) for gpus, ratio in found]
+        for size, found in scaling.items()
+        if len(found) > 1
+    }
+    gain = _ratios(group, group.gain)
+    times = [
+        {size: [(gpus, r.value) for gpus, r in found] for size, found in lines.items()} for lines in (scaling, gain)
+    ]
+    named = (("scaling", times[0]), ("gain over stock", times[1]), ("efficiency", efficiency))
+    shown = [(title, lines) for title, lines in named if lines]
+    figure, axes = panels(max(1, len(shown)), layout, height=2.5)
+    if not shown:
+        empty(axes[0], f"nothing succeeded on one and\non several {words.unit(group)} at one size")
+        return figure
+    sizes = shown_sizes(group)
+    for axis, (title, lines) in zip(axes, shown, strict=True):
+        for size, points in lines.items():
+            _series(axis, group, points, sizes.index(size), words.px(size))
+        linear = [100.0] * len(group.gpu_counts) if title == "efficiency" else group.gpu_counts
+        axis.plot(group.gpu_counts, linear, color=MUTED, linestyle=":", linewidth=1, zorder=1)
         axis.set_title(title)
+        axis.set_ylim(0, 1.06 * axis.dataLim.y1)
+        axis.set_ylabel("% of linear scaling" if title == "efficiency" else "times as fast")
+        axis.set_xticks(group.gpu_counts, [str(gpus) for gpus in group.gpu_counts])
+        axis.set_xlabel(words.unit(group))
+    _size_legend(figure, group, scaling, gain)
     return figure
 
 
-def _ratio_panel(axis: Axes, group: Group, ratio: Callable[[Entry], Speedup | None], why: str) -> None:
-    drawn = False
-    for index, size in enumerate(shown_sizes(group)):
+def _ratios(group: Group, ratio: Callable[[Entry], Speedup | None]) -> Lines:
+    """The ratio of the best of each GPU count, by size; sizes without one are left out."""
+    found = {}
+    for size in shown_sizes(group):
         entries = [entry for gpus in group.gpu_counts if (entry := group.best(size, gpus))]
-        found = [(entry.gpus, speedup) for entry in entries if (speedup := ratio(entry))]
-        if found:
-            drawn = True
-            rebased = f" (over {found[0][1].base.gpus})" if found[0][1].rebased else ""
-            _series(axis, group, [(gpus, speedup.value) for gpus, speedup in found], index, words.px(size) + rebased)
-        elif entries:
-            base = group.stock(size) if ratio == group.gain else group.cell(size, 1)
-            axis.plot([], [], " ", label=f"{words.px(size)}: {base.outcome if base else 'not run'} on 1")
-    if not drawn:
-        axis.clear()
-        empty(axis, why)
-        return
-    axis.plot(group.gpu_counts, group.gpu_counts, color=MUTED, linestyle=":", linewidth=1, zorder=1)
-    axis.set_ylim(0, None)
-    axis.set_ylabel("times as fast")
-    _gpu_axis(axis, group)
-    axis.legend(loc="upper left")
+        if ratios := [(entry.gpus, speedup) for entry in entries if (speedup := ratio(entry))]:
+            found[size] = ratios
+    return found
 
 
-def _efficiency_panel(axis: Axes, group: Group) -> None:
-    drawn = False
+def _values(lines: Lines) -> dict[Size, list[tuple[int, float]]]:
+    return {size: [(gpus, ratio.value) for gpus, ratio in found] for size, found in lines.items()}
+
+
+def _size_legend(figure: Figure, group: Group, scaling: Lines, gain: Lines) -> None:
+    """One legend for all panels; it says where a ratio stands on several GPUs, or on none and why."""
+    handles = []
     for index, size in enumerate(shown_sizes(group)):
-        entries = [entry for gpus in group.gpu_counts if (entry := group.best(size, gpus))]
-        found = [(entry.gpus, speedup) for entry in entries if (speedup := group.scaling(entry))]
-        points = [(gpus, 100 * speedup.value * speedup.base.gpus / gpus) for gpus, speedup in found]
-        if len(points) > 1:
-            drawn = True
-            _series(axis, group, points, index, words.px(size))
-    if not drawn:
-        empty(axis, f"needs two counts of {words.unit(group)}\nthat succeeded at one size")
-        return
-    axis.axhline(100, color=MUTED, linestyle=":", linewidth=1)
-    axis.set_ylim(0, max(110.0, axis.get_ylim()[1]))
-    axis.set_ylabel("% of linear scaling")
-    _gpu_axis(axis, group)
+        notes = []
+        if size in scaling and (base := scaling[size][0][1]).rebased:
+            notes.append(f"scaling over {base.base.gpus}")
+        elif size not in scaling and (one := group.cell(size, 1)) and not one.ok:
+            notes.append(f"1: {one.outcome}")
+        if gain and size not in gain and (stock := group.stock(size)):
+            notes.append(f"stock: {stock.outcome}")
+        label = f"{words.px(size)} ({', '.join(notes)})" if notes else words.px(size)
+        handles.append(Line2D([], [], **_line_style(group, index), label=label))
+    legend(figure, [*handles, Line2D([], [], color=MUTED, linestyle=":", label="linear")])
+
+
+def _line_style(group: Group, index: int) -> dict[str, Any]:
+    """Measured points joined by a solid line, predicted ones open and dashed."""
+    predicted = group.setting.source == "predicted"
+    colour = CYCLE[index % len(CYCLE)]
+    return {
+        "color": colour, "marker": MARKERS[index % len(MARKERS)], "linestyle": "--" if predicted else "-",
+        "markerfacecolor": PAPER if predicted else colour,
+    }  # fmt: skip
 
 
 def _series(
     axis: Axes, group: Group, points: list[tuple[int, float]], index: int, label: str, size: float = 4.5
 ) -> None:
-    """Measured points joined by a solid line, predicted ones open and dashed."""
-    predicted = group.setting.source == "predicted"
-    colour, marker = CYCLE[index % len(CYCLE)], MARKERS[index % len(MARKERS)]
-    xs, ys = zip(*points, strict=True)
-    axis.plot(
-        xs, ys, color=colour, marker=marker, markersize=size, label=label, linestyle="--" if predicted else "-",
-        markerfacecolor=PAPER if predicted else colour,
-    )  # fmt: skip
-
-
-def _gpu_axis(axis: Axes, group: Group) -> None:
-    axis.set_xticks(group.gpu_counts, [str(gpus) for gpus in group.gpu_counts])
-    axis.set_xlabel(words.unit(group))
+    axis.plot(*zip(*points, strict=True), markersize=size, label=label, **_line_style(group, index))
 
 
 def heat_map(group: Group, layout: Layout) -> Figure:

@@ -40,6 +40,7 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
     some = "" if group.decode_alone else _some(group)
     cpu = group.on_cpu
     several = len(group.gpu_counts) > 1
+    stock = any(found and found.ok for found in map(group.stock, group.sizes))
     one_count = f"needs more than one count of {words.unit(group)} for engine {group.engine}"
     ok = any(entry.ok for entry in group.entries)
     nothing = "" if ok else "no point of this group succeeded"
@@ -84,8 +85,9 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
                "Seconds an image; dark is slow, the frame marks the best. Hatched cells failed.",
                say.cells(group), draw_scaling.heat_map, nothing or ("" if several else one_count)),
         figure("speedups", "Speedups and efficiency",
-               f"Scaling: over {group.engine} itself on one. Gain: over plain diffusers on one, what a user gains. "
-               f"Efficiency: scaling divided by the {words.unit(group)}. Dotted: linear.",
+               f"Scaling: over {group.engine} itself on one. "
+               + ("Gain: over plain diffusers on one, what a user gains. " if stock else "")
+               + f"Efficiency: scaling divided by the {words.unit(group)}. Dotted: linear.",
                say.speedup(group), draw_scaling.speedups, nothing or ("" if several else one_count)),
         figure("stages", "Where an image's time goes",
                "Text encoders, denoising and VAE decode of the best factorization, timed apart.",
@@ -95,7 +97,8 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
                say.memory(group), draw_parts.memory, nothing or empty["memory"]),
         largest,
         figure("vae", "VAE effect",
-               "The whole image by VAE mode, its decode filled; and the peak memory. Tiled decode is approximate.",
+               "The whole image by VAE mode, its decode filled, and the peak memory; of the largest sizes. "
+               "Tiled decode is approximate.",
                say.vae(group), draw_parts.vae_effect, nothing or empty["vae"]),
         figure("engines", "One step, engine by engine",
                "The best factorization of each engine and execution.", say.engine(group), draw_peers.engines,
@@ -103,7 +106,7 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
         figure("attribution", "Where a step's time goes", "From one profiled step, or by term of the model.",
                say.attribution(group), draw_parts.attribution, empty["attribution"]),
         figure("energy", "Energy of one image", "All GPUs of the point together, from NVML.", say.energy(group),
-               draw_peers.energy, empty["energy"]),
+               draw_parts.energy, empty["energy"]),
         figure("parity", "Distance to the one-GPU result",
                "Relative L2 of the latents on the same seed. Right of the bound a point is incorrect, and no success.",
                say.parity(group), draw_peers.parity, empty["parity"]),

@@ -70,8 +70,10 @@ def starts_row(axis: Axes) -> bool:
 
 
 def legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
-    """One legend below all panels."""
-    rows = -(-len(handles) // (3 if figure.get_figwidth() < 5 else 6))
+    """One legend below all panels, no wider than a phone can show at a size that is read."""
+    letters = max(len(str(handle.get_label())) for handle in handles) + 6  # and the mark before them
+    columns = max(1, int(min(figure.get_figwidth(), 4.2) / 0.065) // letters)
+    rows = -(-len(handles) // columns)
     figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows))
 
 

@@ -24,7 +24,9 @@ from xdit_bench.reporting.figures import Figure, group_figures
 from xdit_bench.reporting.frontier import families
 from xdit_bench.reporting.images import Shot, side_by_side
 from xdit_bench.reporting.inline import inline, name_parts, palette
+from xdit_bench.reporting.outliers import outliers
 from xdit_bench.reporting.published import PublishedPoint, load_published, match
+from xdit_bench.reporting.spent import spent
 from xdit_bench.reporting.study import Group, group_records, newest
 from xdit_bench.reporting.style import COLUMN, FORMATS, PAGE, drawing, save, settle, svg_text
 from xdit_bench.reporting.tables import Table, escape, markdown, report_tables
@@ -33,6 +35,7 @@ from xdit_bench.results.schema import Record
 DRAWN_GROUPS = 4  # groups with figures of their own; the tables hold all
 BRIEF = ("headline", "memory", "vae", "published")  # figures of a group after the first
 MARKDOWN_ROWS = 60
+ELSEWHERE = "Elsewhere in this study"
 
 
 @dataclass(frozen=True)
@@ -80,19 +83,21 @@ def write_report(
     command: str | None = None,
     outputs: Path | None = None,
     formats: Sequence[str] = FORMATS,
+    columns: bool = False,
 ) -> list[Path]:
     """Writes `out_dir/<study>/`; returns the files, index.html and report.md first.
 
     `outputs` is the study's folder of saved images (`results/<study>/outputs`), where there is one.
 
     `published` are points to stand beside ours (None: those that ship with the package). `command` reproduces the
-    study where the records do not name one. Raises ResultsError for no records, or a folder that can not be written.
+    study where the records do not name one. `columns` draws every figure at the width of a paper's column too, as the
+    headline always is. Raises ResultsError for no records, or a folder that can not be written.
     """
     if not records:
         raise ResultsError(f"study {study!r} has no records, so there is nothing to report; run a sweep first")
     folder = out_dir / study
     try:
-        return _write(records, study, folder, published, command, outputs, formats)
+        return _write(records, study, folder, published, command, outputs, formats, columns)
     except OSError as error:
         raise ResultsError(
             f"the report goes to {folder}, which can not be written ({error}); set reports_dir to a folder that can"
@@ -102,7 +107,8 @@ def write_report(
 def summary(records: list[Record]) -> list[str]:
     """The report's answer for a console: best configuration, speedup and memory, a line each."""
     head = answer(group_records(records), newest(records))
-    return [f"{sentence.lead}: {sentence.text}" if sentence.lead else sentence.text for sentence in head.sentences]
+    lines = [f"{sentence.lead}: {sentence.text}" if sentence.lead else sentence.text for sentence in head.sentences]
+    return [*lines, f"{ELSEWHERE}: {head.elsewhere}"] if head.elsewhere else lines
 
 
 def _write(
@@ -113,6 +119,7 @@ def _write(
     command: str | None,
     outputs: Path | None,
     formats: Sequence[str],
+    columns: bool,
 ) -> list[Path]:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     groups = group_records(records)
@@ -131,7 +138,9 @@ def _write(
             whole = group.setting.memory_cap_gb is None or group.decode_alone
             figures = group_figures(group, matches[groups.index(group)], kins[id(group)] if whole else [group])
             figures = [f for f in figures if index == 0 or group.decode_alone or f.name in BRIEF]
-            pictures = tuple(_draw(figures, folder, prefix, formats, files))
+            # embedding fonts takes a PDF as long as the rest of its figure: papers get those of the first group
+            chosen = [name for name in formats if index == 0 or name != "pdf"] or formats
+            pictures = tuple(_draw(figures, folder, prefix, chosen, files, columns))
             sections.append(Section(words.title(group), f"group-{index + 1}", pictures, _machine_facts(group)))
     exported, remarks = export(records, folder)
     shots, shots_note = side_by_side(groups, outputs, folder)
@@ -155,7 +164,7 @@ def _write(
 
 
 def _draw(
-    figures: Iterable[Figure], folder: Path, prefix: str, formats: Sequence[str], files: list[Path]
+    figures: Iterable[Figure], folder: Path, prefix: str, formats: Sequence[str], files: list[Path], columns: bool
 ) -> Iterator[Picture]:
     for figure in figures:
         stem = f"figures/{prefix}{figure.name}"
@@ -169,7 +178,7 @@ def _draw(
         if "svg" in formats:
             files.append(folder / f"{stem}.svg")
             files[-1].write_text(svg, encoding="utf-8", newline="\n")
-        if stem in ("figures/headline", "figures/frontier"):  # what goes into papers, at the width of a column too
+        if columns or stem in ("figures/headline", "figures/frontier"):  # what goes into papers first
             files += save(settle(figure.draw(COLUMN)), folder / f"{stem}-column", formats)
         wide, narrow = inline(page, svg, f"{prefix}{figure.name}-")
         yield Picture(figure, stem, wide, narrow)
@@ -192,20 +201,20 @@ def html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["brief"] = lambda key: f"{key:.6g}" if isinstance(key, int | float) else key
-    return environment.get_template("page.html.j2").render(report=report, palette=palette)
+    return environment.get_template("page.html.j2").render(report=report, palette=palette, elsewhere=ELSEWHERE)
 
 
 def markdown_report(report: Report) -> str:
     """The same for a pull request."""
-    lines = [f"# {escape(report.study)}", ""]
+    lines = [f"# {escape(report.study)}", "", f"{escape(report.head.measured_on)}.", ""]
     lines += [f"> **{escape(banner)}**\n" for banner in report.head.banners]
-    lines += [f"> Warning: {escape(warning)}\n" for warning in report.head.warnings]
     for sentence in report.head.sentences:
         lines += [f"**{sentence.lead}.** {escape(sentence.text)}" if sentence.lead else escape(sentence.text), ""]
+    lines += [f"> Warning: {escape(warning)}\n" for warning in report.head.warnings]
     first = report.sections[0].pictures[0]
     if not first.figure.why_empty:
         lines += [f"![{escape(first.figure.alternative)}]({first.stem}.png)", "", escape(first.figure.caption), ""]
-    lines += [f"Shown: {escape(report.head.measured_on)}.", ""]
+    lines += [f"**{ELSEWHERE}.** {escape(report.head.elsewhere)}", ""] if report.head.elsewhere else []
     for section in report.sections:
         lines += _section_lines(section, skip=first)
     if report.shots:
@@ -260,6 +269,12 @@ def _study_facts(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
     if drifts:
         worst = f"{words.plural(len(drifts), 'point')}, the largest drift {100 * max(drifts, key=abs):+.1f} %"
         facts.append(("Measured again in fresh processes", worst))
+    slow = outliers(records)
+    if slow:
+        facts.append(("Outliers", slow))
+    time = spent(records)
+    if time:
+        facts.append(("Wall time of the measured points", time.sentence()))
     codes = sorted({str(record.software["code"]) for record in records if record.software.get("code")})
     return (*facts, ("Code", ", ".join(codes))) if codes else tuple(facts)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -207,6 +207,13 @@ class Group:
                 why_not_one = f" ({self.count(1)}: {one.outcome})" if one and not one.ok else why
                 return entry, f"{self.count(gpus)}, {entry.engine}{why_not_one}"
         return None
+
+
+def spread(sizes: Sequence[Size], count: int) -> list[Size]:
+    """The smallest, the largest and what lies between, where there is room for `count` sizes only."""
+    if len(sizes) <= count:
+        return list(sizes)
+    return [sizes[round(index * (len(sizes) - 1) / (count - 1))] for index in range(count)]
 
 
 def whole_card(groups: Iterable[Group], group: Group, entry: Entry) -> Entry | None:

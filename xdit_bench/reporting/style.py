@@ -29,7 +29,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 STAGE_COLOURS = {"text": SKY, "denoise": BLUE, "vae": ORANGE}
 FAILED_HATCH, PREDICTED_HATCH = "xxxx", "////"
-FORMATS = ("png", "svg")
+FORMATS = ("png", "svg", "pdf")
 DPI = 200
 
 # a reader in the dark sees these in place of the inks above; series keep their hue and gain light

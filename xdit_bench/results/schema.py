@@ -91,7 +91,7 @@ class Record:
     def __post_init__(self) -> None:
         if not self.time:
             self.time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        validate(dataclasses.asdict(self))
+        validate(vars(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, `schema` first."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -106,6 +107,7 @@ class _Runner:
     session: Session
     measured: list[Record] = field(default_factory=list)
     ours: set[str] = field(default_factory=set)
+    begun: float = 0.0  # when the point at hand began, or the last one ended
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Every cell to its record."""
@@ -115,6 +117,7 @@ class _Runner:
         self.ours = {cell.run_id for cell in cells}
         skip = {cell.run_id for cell in done}
         pending = [cell for cell in cells if cell.run_id not in skip]
+        self.begun = time.monotonic()
         while pending:
             index = self._next(pending)
             ranks = _ranks(pending)
@@ -128,6 +131,7 @@ class _Runner:
                 if self._done(cell) and (record := self.store.find(cell.run_id)):
                     search.tell(point.height, record)
         ranks = _ranks([cell_of(search.job) for search in searches])
+        self.begun = time.monotonic()
         for search in searches:
             while size := search.next_size(search.bound(searches)):
                 search.tell(size, self._measure(cell_of(search.trial(size)), ranks))
@@ -137,6 +141,9 @@ class _Runner:
         """The cell's record, kept and shown."""
         self.progress.begin(cell)
         record = self._record(cell, self._outcome(cell, ranks))
+        now = time.monotonic()
+        record.telemetry.setdefault("spent_s", {})["whole"] = now - self.begun  # a plan's add up to its wall time
+        self.begun = now
         self.store.append(record)
         self.measured.append(record)
         self.progress.end(cell, record)
@@ -145,12 +152,13 @@ class _Runner:
     def recheck(self, cells: Sequence[Cell]) -> None:
         """Measures a share of the points again in fresh processes; their records gain `telemetry.recheck`.
 
-        Proves that a pool warmed by other points gives the times a fresh process gives.
+        Proves that a pool warmed by other points gives the times a fresh process gives. The first point of all is the
+        first of them: it is a baseline, taken before the rest, and shows how far the machine has drifted since.
         """
         share = max((cell.job.run.recheck for cell in cells if cell.job.run.isolation == "pool"), default=0.0)
         by_id = {cell.run_id: cell for cell in cells}
         fresh = [record for record in self.measured if record.status == "ok"]
-        chosen = sorted(fresh, key=lambda r: hashlib.sha256(r.run_id.encode()).hexdigest())
+        chosen = fresh[:1] + sorted(fresh[1:], key=lambda r: hashlib.sha256(r.run_id.encode()).hexdigest())
         for record in chosen[: math.floor(share * len(fresh) + 0.5)]:
             cell = by_id[record.run_id]
             self.progress.note(f"   recheck  {cell.point.label} in fresh processes")
@@ -201,6 +209,8 @@ class _Runner:
         record = to_record(outcome, cell.point, cell.run_id, self.study)
         record.command = cell.job.command
         record.machine, record.software = self.machine, self.software
+        if outcome.spent_s:
+            record.telemetry["spent_s"] = dict(outcome.spent_s)
         if outcome.answers:
             record.warnings += environment_warnings(transport=cell.point.transport)
         return record

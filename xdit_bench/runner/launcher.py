@@ -3,11 +3,13 @@
 Owns its arguments, the ranks' environment and its logs; `pool` and `node` own the process.
 
     launcher = Launcher(folder, ranks=2, device="cpu", transport="p2p", launch=LaunchConfig())
-    agent = launcher.start(control="unix:/…/control")
+    agent = launcher.start(control="unix:/…/control")  # reads its modules
+    launcher.release(agent)                            # starts the ranks
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -20,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from xdit_bench.config import LaunchConfig
+from xdit_bench.runner.agent import GO, NOW, SPARE
 
 COLLECTIVE_S = 7200.0  # collectives never time out before the point's deadline does
 LOG_TAIL = 2000  # characters of a dead rank's log in its record
@@ -48,17 +51,25 @@ class Launcher:
         """Whether this machine holds all ranks."""
         return self.launch.nnodes == 1
 
-    def start(self, *, control: str = "", token: str = "") -> subprocess.Popen[bytes]:
-        """The launcher's process. Without `control` its ranks learn it from the first machine's."""
+    def start(self, *, control: str = "", token: str = "", spare: bool = False) -> subprocess.Popen[bytes]:
+        """The launcher's process, which waits to be released; a `spare` one keeps out of running points' way. Without
+        `control` its ranks learn it from the first machine's."""
+        when = SPARE if spare else NOW
         with (self.folder / "agent.log").open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "xdit_bench.runner.agent", str(os.getpid()), *self._arguments()],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "xdit_bench.runner.agent", str(os.getpid()), when, *self._arguments()],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
                 env={**self._environment(), "XDIT_BENCH_CONTROL": control, "XDIT_BENCH_TOKEN": token},
             )
+
+    def release(self, agent: subprocess.Popen[bytes]) -> None:
+        """Lets it start the ranks."""
+        assert agent.stdin is not None
+        with contextlib.suppress(OSError), agent.stdin:  # it may have died: its log says why
+            agent.stdin.write(GO.encode())
 
     def address(self) -> str:
         """This machine's address on the way to where the machines meet; loopback when it is alone."""
@@ -71,7 +82,7 @@ class Launcher:
 
     def exit_code(self, pid: int) -> int | None:
         """Of a dead rank of this machine, from the launcher's report; negative is a signal."""
-        found = re.search(rf"exitcode\s*:\s*(-?\d+)\s*\(pid: {pid}\)", self._log())
+        found = re.search(rf"exitcode\s*:\s*(-?\d+)[^\n]*\(pid: {pid}\)", self._log())
         return int(found[1]) if found else None
 
     def log_tail(self, local_rank: int | None = None) -> str:
@@ -118,6 +129,7 @@ class Launcher:
             "OMP_NUM_THREADS": str(threads),
             "NCCL_NVLS_ENABLE": "0",  # NVLink multicast hangs under some virtual machines
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order NVML counts in
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch sees GPUs without a context, which the launcher must not have
             "TORCH_FR_BUFFER_SIZE": "256",  # the flight recorder: what a stuck rank waits in
             **({} if self.alone else network),
             **os.environ,

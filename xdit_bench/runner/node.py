@@ -48,6 +48,7 @@ def serve_node(launch: LaunchConfig, *, ranks: int, device: str, transport: str 
 def _run(launcher: Launcher) -> int:
     """The launcher's exit code; it never outlives this call."""
     agent = launcher.start()
+    launcher.release(agent)
     try:
         return agent.wait()
     finally:

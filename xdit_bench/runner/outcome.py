@@ -28,13 +28,22 @@ FAILURE_KEYS = ("bytes_asked", "bytes_free", "type", "trace", "exit", "log_tail"
 
 @dataclass
 class Outcome:
-    """How a point ended. `answers` hold the measurements of one that ran."""
+    """How a point ended. `answers` hold the measurements of one that ran; `spent_s` says what its time went to: `start`
+    of ranks, `load` of weights, and its `own` (see `own_s`)."""
 
     status: str
     reason: str = ""
     failure: dict[str, Any] = field(default_factory=dict)
     answers: list[Answer] = field(default_factory=list)
     telemetry: dict[str, Any] = field(default_factory=dict)
+    spent_s: dict[str, float] = field(default_factory=dict)
+
+
+def own_s(answers: Sequence[Answer]) -> float:
+    """Seconds the point itself took: until its slowest rank answered, or its first failure showed (a hang's at the
+    deadline). What follows a failure (waiting for the others, new ranks) is no part of it."""
+    failed = [a.after_s for a in answers if a.kind != "result"]
+    return min(failed) if failed else max(a.after_s for a in answers)
 
 
 def judge(answers: Sequence[Answer], deadline_s: float) -> Outcome:

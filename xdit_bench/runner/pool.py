@@ -39,6 +39,8 @@ CLOSE_S = 20.0
 # to give back)
 GRACE_S = {"cpu": 1.0, "cuda": 4.0}
 WHERE_S = 1.0
+# the launcher sees how a rank ended once the kernel is done with it, and a GPU's driver takes its time over its memory
+REPORT_S = {"cpu": 1.0, "cuda": 10.0}
 
 
 @dataclass
@@ -67,10 +69,19 @@ class _Member:
 class Pool:
     """A fixed number of ranks of one device kind and transport. Use as a context manager."""
 
-    def __init__(self, ranks: int, device: str, *, transport: str = "p2p", launch: LaunchConfig | None = None) -> None:
+    def __init__(
+        self,
+        ranks: int,
+        device: str,
+        *,
+        transport: str = "p2p",
+        launch: LaunchConfig | None = None,
+        spare: bool = False,
+    ) -> None:
         """Starts `ranks` on this machine (and waits for as many on each other one) until all have met.
 
-        Raises RankCrashed with the log's end when they do not.
+        A `spare` one starts no more than its launcher, which reads its modules; `begin` does the rest. Raises
+        RankCrashed with the log's end when ranks do not meet.
         """
         launch = launch or LaunchConfig()
         self._like = (ranks, device, transport, launch)
@@ -85,19 +96,33 @@ class Pool:
         self._selector = selectors.DefaultSelector()
         self._folder = _private_folder()
         self._agent: subprocess.Popen[bytes] | None = None
+        self._server: socket.socket | None = None
         self._launcher = Launcher(self._folder, ranks, device, transport, launch)
         self._token = secrets.token_hex(16)
         try:
             self._board = Board.create(self._folder / "board", self.ranks)
-            self._start(time.monotonic() + (START_S if launch.nnodes == 1 else OTHERS_S))
+            self._server = self._listen()
+            self._agent = self._launcher.start(control=self._control(), token=self._token, spare=spare)
+            if not spare:
+                self.begin()
         except BaseException:
             self.kill()
             raise
 
-    def again(self) -> Pool:
+    def begin(self) -> None:
+        """Starts the ranks of a spare pool. Raises RankCrashed."""
+        assert self._agent is not None
+        self._launcher.release(self._agent)
+        try:
+            self._meet(time.monotonic() + (START_S if self.nnodes == 1 else OTHERS_S))
+        except BaseException:
+            self.kill()
+            raise
+
+    def again(self, *, spare: bool = False) -> Pool:
         """A new pool like this one."""
         ranks, device, transport, launch = self._like
-        return Pool(ranks, device, transport=transport, launch=launch)
+        return Pool(ranks, device, transport=transport, launch=launch, spare=spare)
 
     @property
     def pids(self) -> list[int]:
@@ -123,21 +148,27 @@ class Pool:
         self._next_id += 1
         begun = time.monotonic()
         answers: dict[int, Answer] = {}
+        said: dict[int, Message] = {}
         for member in self._members.values():
             self._send(member, {**command, "id": self._next_id}, answers)
         until = begun + deadline_s
         failed = False
         while len(answers) < self.ranks and (left := until - time.monotonic()) > 0:
             for answer in self._collect(left):
-                if answer.body.get("id", self._next_id) == self._next_id:
+                if answer.kind == "where":
+                    said[answer.rank] = answer.body
+                elif answer.body.get("id", self._next_id) == self._next_id:
                     answer.after_s = time.monotonic() - begun
                     answers.setdefault(answer.rank, answer)
             if not failed and any(a.kind != "result" for a in answers.values()):
                 failed = True
                 until = min(until, time.monotonic() + GRACE_S[self.device])
-        missing = [rank for rank in range(self.ranks) if rank not in answers]
+                # now: the launcher ends the peers of a dead rank, and what they wait in is known to them alone
+                for rank in self._missing(answers):
+                    self._send(self._members[rank], {"op": "where"}, {})
+        missing = self._missing(answers)
         if missing or any(a.kind == "died" for a in answers.values()):
-            self._ask_where(missing, answers, time.monotonic() - begun)
+            self._ask_where(missing, answers, said, time.monotonic() - begun)
             self.kill()
         elif any(a.kind == "error" for a in answers.values()):
             self._clean_up(answers)
@@ -167,6 +198,8 @@ class Pool:
             member.link.close()
         self._members.clear()
         self._selector.close()
+        if self._server is not None:
+            self._server.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Pool:
@@ -180,13 +213,10 @@ class Pool:
         else:
             self.kill()
 
-    def _start(self, until: float) -> None:
-        with self._listen() as server:
-            if server.family == socket.AF_UNIX:
-                control = f"unix:{server.getsockname()}"
-            else:
-                control = "tcp:{}:{}".format(*server.getsockname())
-            self._agent = self._launcher.start(control=control, token=self._token)
+    def _meet(self, until: float) -> None:
+        assert self._agent is not None
+        assert self._server is not None
+        with self._server as server:
             self._selector.register(server, selectors.EVENT_READ)
             ready: set[int] = set()
             while len(ready) < self.ranks:
@@ -199,6 +229,13 @@ class Pool:
                     else:
                         ready.update(answer.rank for answer in self._read(key.data) if answer.kind == "ready")
             self._selector.unregister(server)
+
+    def _control(self) -> str:
+        """Where ranks reach this process."""
+        assert self._server is not None
+        if self._server.family == socket.AF_UNIX:
+            return f"unix:{self._server.getsockname()}"
+        return "tcp:{}:{}".format(*self._server.getsockname())
 
     def _listen(self) -> socket.socket:
         """A socket in the private folder, or, for several machines, at the address where they meet."""
@@ -247,13 +284,18 @@ class Pool:
                 self._send(member, {"op": "forget"}, forgot)
             until = time.monotonic() + CLOSE_S
             while len(forgot) < self.ranks and (left := until - time.monotonic()) > 0:
-                forgot.update({a.rank: a for a in self._collect(left)})
+                forgot.update({a.rank: a for a in self._collect(left) if a.kind != "where"})  # it was asked too late
             if len(forgot) == self.ranks and all(a.kind == "forgot" for a in forgot.values()):
                 return
         self.kill()
 
-    def _ask_where(self, missing: list[int], answers: dict[int, Answer], after_s: float) -> None:
-        """Fills in the ranks that gave no answer, with where they are and what they wait in."""
+    def _missing(self, answers: dict[int, Answer]) -> list[int]:
+        return [rank for rank in range(self.ranks) if rank not in answers]
+
+    def _ask_where(
+        self, missing: list[int], answers: dict[int, Answer], said: dict[int, Message], after_s: float
+    ) -> None:
+        """Fills in the ranks that gave no answer, with where they are and what they wait in; `said` what is known."""
         waiting = {rank for rank in missing if self._members[rank].alive}
         for rank in missing:
             answers[rank] = Answer(rank, "silent", after_s=after_s)
@@ -263,18 +305,27 @@ class Pool:
         while waiting and (left := until - time.monotonic()) > 0:
             for answer in self._collect(left):
                 waiting.discard(answer.rank)
-                if answer.kind == "where" and answer.rank in missing:
-                    answers[answer.rank].body |= {"answered": True, **answer.body}
+                if answer.kind == "where":
+                    said[answer.rank] = answer.body
         for rank, answer in answers.items():
             if answer.kind in ("died", "silent"):
                 stage, iteration = self._board.read(rank)
-                said = {"stage": stage, "iteration": iteration, "log_tail": self._launcher.log_tail(rank)}
-                answer.body = said | answer.body
+                known = {"stage": stage, "iteration": iteration, "log_tail": self._launcher.log_tail(rank)}
+                if rank in said:
+                    known |= {"answered": True, **said[rank]}
+                answer.body = known | answer.body
             process = self._members[rank].process
             if answer.kind == "died" and process and self._agent:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._agent.wait(WHERE_S)  # it reports how its ranks ended
-                answer.body["exit"] = self._launcher.exit_code(process.pid)
+                answer.body["exit"] = self._exit_code(process.pid)
+
+    def _exit_code(self, pid: int) -> int | None:
+        """How a dead rank ended, once its launcher has seen it."""
+        until = time.monotonic() + REPORT_S[self.device]
+        while (code := self._launcher.exit_code(pid)) is None and time.monotonic() < until:
+            if self._agent is None or self._agent.poll() is not None:
+                return self._launcher.exit_code(pid)
+            time.sleep(0.01)
+        return code
 
 
 def end_group(agent: subprocess.Popen[bytes]) -> None:

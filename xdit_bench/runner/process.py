@@ -7,11 +7,14 @@ process.kill(); process.wait_gone()
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import selectors
 import signal
 import time
 from pathlib import Path
+
+PR_SET_NAME = 15  # linux/prctl.h
 
 
 class Process:
@@ -42,6 +45,11 @@ class Process:
         until = time.monotonic() + timeout_s
         while running(self.pid) and time.monotonic() < until:
             time.sleep(0.01)
+
+
+def name_this(name: str) -> None:
+    """Names this process as `top` and `ps` show it, in at most 15 characters."""
+    ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode())
 
 
 def running(pid: int) -> bool:

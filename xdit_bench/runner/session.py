@@ -11,17 +11,20 @@ Owns which pool is up and when it will do; leaves order and records to `execute`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xdit_bench.config import Point
+from xdit_bench.config import LaunchConfig, Point
 from xdit_bench.errors import RankCrashed, ResultsError
 from xdit_bench.measure.nvml import Telemetry
 from xdit_bench.results.store import Store
+from xdit_bench.runner.cards import used_bytes, wait_until_free
 from xdit_bench.runner.deadline import deadline_s
-from xdit_bench.runner.outcome import START_STAGE, Outcome, judge
+from xdit_bench.runner.outcome import START_STAGE, Outcome, judge, own_s
 from xdit_bench.runner.plan import FAKE, STOCK, Cell, reference_key
 from xdit_bench.runner.pool import Answer, Pool
 
@@ -40,13 +43,23 @@ class Session:
     note: Callable[[str], None]
     ranks_here: int
     pool: Pool | None = None
+    spare: Pool | None = None
     failed_starts: int = 0
+    _spent_s: dict[str, float] = field(default_factory=dict)
+    _used_before: list[int] | None = None
 
     def measure(self, cell: Cell, ranks: int, baseline_s: float | None) -> Outcome:
         """A measurement in the pool at hand, or in a new one of `ranks`; taken again after a cool-down while the
         device throttles. `baseline_s`: one image on one GPU, where it is known. Raises ResultsError for a full disk."""
-        if cell.job.run.isolation == "point":
-            self.close()
+        self._spent_s = {"start": 0.0, "load": 0.0, "own": 0.0}
+        outcome = self._measure(cell, ranks, baseline_s)
+        outcome.spent_s = self._spent_s
+        return outcome
+
+    def _measure(self, cell: Cell, ranks: int, baseline_s: float | None) -> Outcome:
+        if cell.job.run.isolation == "point" and self.pool:
+            with self._spending("start"):
+                self.close()
         try:
             not_loaded = self._load(cell, self._pool(cell, ranks))
             if not_loaded:
@@ -60,6 +73,7 @@ class Session:
             telemetry = self.telemetry()
             with telemetry:
                 answers = pool.run(self._command(cell), deadline)
+            self._spent_s["own"] += own_s(answers)
             self._check_disk(answers)
             outcome = judge(answers, deadline)
             spans = [span for a in answers for span in a.body.get("spans", ())]
@@ -85,9 +99,12 @@ class Session:
                 self.pool = self.pool.again()
             self.pool.close(last=last)
             self.pool = None
+        if last:
+            self._drop_spare()
 
     def kill(self) -> None:
         """Ends the ranks now."""
+        self._drop_spare()
         if self.pool is not None:
             self.pool.kill()
             self.pool = None
@@ -95,17 +112,54 @@ class Session:
     def _pool(self, cell: Cell, ranks: int) -> Pool:
         """The pool at hand when it will do, else a new one."""
         pool = self.pool
-        if pool and not (pool.check() and pool.ranks >= cell.point.gpus and pool.transport == cell.point.transport):
+        if pool and pool.check() and pool.ranks >= cell.point.gpus and pool.transport == cell.point.transport:
+            return pool
+        failed = pool is not None and not pool.alive
+        with self._spending("start"):
             self.close()
-        if self.pool is None:
             size = cell.point.gpus if cell.job.run.isolation == "point" else ranks
             launch = cell.job.launch
             if launch.nnodes > 1:  # the other machines start as many as they have
                 size = self.ranks_here
+            if self.machine["device"] == "cuda":
+                self._wait_for_memory()
             self.failed_starts += 1
-            self.pool = Pool(size, self.machine["device"], transport=cell.point.transport, launch=launch)
+            self.pool = self._start(size, cell.point.transport, launch)
             self.failed_starts = 0
+            if failed and launch.nnodes == 1:  # it may happen again: then the next launcher is at hand
+                self.spare = self.pool.again(spare=True)
         return self.pool
+
+    def _start(self, size: int, transport: str, launch: LaunchConfig) -> Pool:
+        """The spare pool when it will do, else a new one. Raises RankCrashed."""
+        spare, self.spare = self.spare, None
+        if spare is not None and spare.ranks >= size and spare.transport == transport:
+            with suppress(RankCrashed):  # whatever ended it has not ended a new one
+                spare.begin()
+                return spare
+        elif spare is not None:
+            spare.kill()
+        return Pool(size, self.machine["device"], transport=transport, launch=launch)
+
+    def _drop_spare(self) -> None:
+        if self.spare is not None:
+            self.spare.kill()
+            self.spare = None
+
+    def _wait_for_memory(self) -> None:
+        """Until the GPUs hold no more than before the first ranks: a driver may free a killed process's memory late."""
+        if self._used_before is None:
+            self._used_before = used_bytes()
+        elif not wait_until_free(self._used_before):
+            self.note("   GPU memory of the ranks before is not free yet; starting all the same")
+
+    @contextmanager
+    def _spending(self, what: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent_s[what] += time.monotonic() - begun
 
     def _load(self, cell: Cell, pool: Pool) -> Outcome | None:
         """Weights on all ranks at once, when the pool has others; an outcome when they can not be had."""
@@ -114,7 +168,8 @@ class Session:
         if pool.loaded == key:
             return None
         command = {"op": "load", "point": point.to_dict(), "model": dataclasses.asdict(cell.job.model)}
-        answers = pool.run(command, LOAD_S)
+        with self._spending("load"):
+            answers = pool.run(command, LOAD_S)
         if any(a.kind != "result" for a in answers):
             return judge(answers, LOAD_S)
         pool.loaded = key

@@ -1,9 +1,8 @@
 """The process of one rank: joins the others, then runs the points the controller names until told to stop.
 
-Owns the process's life: it ends when its launcher or the controller does. What a point is stands in `rank`.
-Started by torch's elastic launcher; nobody types it.
+Ends when the controller does; `agent` forks it and ties it to the launcher. What a point is stands in `rank`.
 
-    torchrun --nproc-per-node 2 -m xdit_bench.runner.worker
+    main()  # in a process with torch's variables RANK, WORLD_SIZE, ... and the launcher's own
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from xdit_bench.runner.agent import die_with_parent
 from xdit_bench.runner.board import Board
+from xdit_bench.runner.process import name_this
 from xdit_bench.runner.wire import Link, connect
 
 ENV = "XDIT_BENCH_"  # + CONTROL, TOKEN, STORE, BOARD, DEVICE, NODE, TIMEOUT: what the launcher tells its ranks
@@ -31,10 +30,10 @@ STORE_KEY = "xdit_bench/control"
 
 def main() -> None:
     """Returns when the controller has no more points for these ranks."""
-    die_with_parent(os.getppid())
     node, local = int(os.environ[f"{ENV}NODE"]), int(os.environ["LOCAL_RANK"])
     # torch numbers machines in an order of its own; rank 0 has to be where the controller is
     rank = node * int(os.environ["LOCAL_WORLD_SIZE"]) + local
+    name_this(f"xdit_rank_{rank}")
     control, token = os.environ[f"{ENV}CONTROL"], os.environ[f"{ENV}TOKEN"]
     if not os.environ[f"{ENV}STORE"]:
         control, token = _tell_other_machines(control, token, first=node == local == 0)
@@ -119,7 +118,3 @@ def last_collective() -> dict[str, Any]:
     entry = (waiting or entries[-1:])[0]
     name, number = entry.get("profiling_name", "?"), entry.get("collective_seq_id", "?")
     return {"last_collective": f"{name} number {number} ({'waiting' if waiting else 'done'})", "waiting": bool(waiting)}
-
-
-if __name__ == "__main__":
-    main()

@@ -24,6 +24,7 @@ def test_image_is_throttled_when_any_of_its_gpus_was() -> None:
     found = summarise_samples([samples({}), samples({0.9: 0x40})], SPANS)
     assert found["throttled_images"] == 1
     assert found["throttled_samples"] == [1]
+    assert found["samples_per_s"] == pytest.approx(20.0)
     assert found["throttle_reasons"] == ["hardware thermal slowdown"]
 
 

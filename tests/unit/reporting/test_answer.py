@@ -17,7 +17,7 @@ def test_names_best_configuration_speedup_and_limit_of_memory() -> None:
     best, speedup, memory = (sentence.text for sentence in head(study()).sentences)
     assert "0.224 s at 1024px on 8 GPUs (u8r1, usp/eager" in best
     assert "3.10 s at 4096px on 8 GPUs" in best
-    assert "3.7x at 1024px" in speedup
+    assert "3.66x at 1024px" in speedup
     assert "over plain diffusers on one GPU" in speedup
     assert "over 2 GPUs, as fewer failed" in speedup
     assert "At 4096px stock/eager with vae=single runs out on 1 GPU" in memory
@@ -28,6 +28,22 @@ def test_a_study_without_oom_names_the_fullest_device_and_its_capacity() -> None
     memory = head(study(oom_at=9999)).sentences[2].text
     assert "Nothing ran out" in memory
     assert "of 151 GB" in memory
+
+
+def test_capped_points_say_where_they_run_out_and_what_still_fits_as_an_image() -> None:
+    capped = {"memory_cap_gb": 48.0, "vae": "parallel"}
+    records = [record(), record(res=2048, status="oom", **capped), record(**capped)]
+    records += [record(res=4096, **(capped | {"vae": "none"}))]  # latents that nobody decodes
+    memory = head(records).sentences[2].text
+    assert "Capped at 48 GB, 2048px usp/eager with vae=parallel runs out on 1 GPU" in memory
+    assert "the largest image that fits is 1024px, on 1 GPU with vae=parallel" in memory
+
+
+def test_other_groups_stand_beside_the_answer() -> None:
+    found = head([record(), *(record(3.0, model=f"other_{i}") for i in range(4))])
+    assert len(found.sentences) == 3
+    assert "other_0 h200_nvlink, 1024px: 3.00 s on 1 GPU" in found.elsewhere
+    assert found.elsewhere.endswith("; 1 more section.")
 
 
 def test_a_prediction_says_so_before_anything_else() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from xdit_bench.config import Point
 from xdit_bench.runner.launcher import environment_warnings
-from xdit_bench.runner.outcome import judge, to_record
+from xdit_bench.runner.outcome import judge, own_s, to_record
 from xdit_bench.runner.pool import Answer
 
 POINT = Point(
@@ -67,6 +67,13 @@ def test_rank_that_failed_is_the_cause_and_not_those_waiting_for_it() -> None:
     outcome = judge([waiting, error(1, 8.0)], 60)
     assert (outcome.status, outcome.failure["rank"]) == ("crashed", 1)
     assert outcome.failure["last_collective"] == {"0": "nccl:all_to_all number 7"}
+
+
+def test_points_own_time_ends_with_its_slowest_answer_or_its_first_failure() -> None:
+    assert own_s([Answer(0, "result", after_s=2.0), Answer(1, "result", after_s=3.0)]) == 3.0
+    died, waited = Answer(1, "died", after_s=0.5), Answer(0, "silent", after_s=4.5)
+    assert own_s([Answer(2, "result", after_s=0.1), died, waited]) == 0.5
+    assert own_s([Answer(0, "result", after_s=0.1), Answer(1, "silent", after_s=60.0)]) == 60.0, "a hang's deadline"
 
 
 def test_first_of_several_failures_is_the_cause() -> None:

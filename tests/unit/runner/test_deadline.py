@@ -1,0 +1,28 @@
+"""How long a point may take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from test_plan import BASE, MODEL
+
+from xdit_bench.config import LaunchConfig, MeasureConfig, RunConfig
+from xdit_bench.runner.deadline import deadline_s
+from xdit_bench.runner.plan import Job
+
+JOB = Job(replace(BASE, execution="eager"), MODEL, MeasureConfig(), RunConfig(), LaunchConfig())
+
+
+def test_deadline_that_was_given_stands_whatever_the_baseline() -> None:
+    assert deadline_s(replace(JOB, run=RunConfig(deadline_s=7.0)), 100.0) == 7.0
+
+
+def test_deadline_grows_with_the_baseline_and_is_long_without_one() -> None:
+    short, long = deadline_s(JOB, 1.0), deadline_s(JOB, 30.0)
+    images = JOB.measure.warmup + JOB.measure.repeats
+    assert long - short >= 29.0 * images
+    assert deadline_s(JOB, None) > short
+
+
+def test_compiling_gets_more_time() -> None:
+    assert deadline_s(replace(JOB, point=BASE), 1.0) > deadline_s(JOB, 1.0)
