@@ -2,22 +2,30 @@
 
 Owns the arguments; `calibration` measures. Takes under three minutes on a host with GPUs.
 
-    python -m xdit_bench.calibrate out=mine.yaml [base=h200_nvlink] [gpus=2] [transport=p2p,host,socket]
+    python -m xdit_bench.calibrate [out=mine.yaml] [base=h200_nvlink] [gpus=2] [transport=p2p,host,socket]
+
+Without `out` a machine that a shipped topology names is written to `results/calibrated/<its name>.yaml`, where
+`validate` looks for what measured studies of that topology are predicted from. `measured=mine.json` takes the raw
+measurements that a run left beside its file instead of measuring: the same machine, read by the formulas of today.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from xdit_bench.errors import ConfigError, TopologyError, UserError
 from xdit_bench.predict.arguments import parse, whole
+from xdit_bench.predict.measured import CALIBRATED
 from xdit_bench.topology.match import differences
 from xdit_bench.topology.probe import probe
 from xdit_bench.topology.specs import TRANSPORTS, Topology, load, names
 
-DEFAULTS = {"out": "calibrated.yaml", "base": "", "gpus": "", "transport": "", "device": ""}
+UNNAMED = "calibrated.yaml"  # a machine that no shipped topology is
+DEFAULTS = {"out": "", "base": "", "gpus": "", "transport": "", "device": "", "measured": ""}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,22 +39,23 @@ def main(arguments: list[str] | None = None) -> int:
         if kind == "cuda" and gpus > machine["gpus"]:
             raise ConfigError(f"gpus={gpus} is more than the {machine['gpus']} of this machine; use at most that")
         transports = _transports(options["transport"], kind)
-        out = Path(options["out"])
-        if out.suffix not in (".yaml", ".yml"):
+        if options["out"] and Path(options["out"]).suffix not in (".yaml", ".yml"):
             raise ConfigError(f"out must be a .yaml file; got out={options['out']}")
-        base = _base(options["base"], machine) if kind == "cuda" else None
+        base = _base(options["base"], machine) if kind == "cuda" or options["base"] else None
+        out = Path(options["out"] or (Path("results", CALIBRATED, f"{base.name}.yaml") if base else UNNAMED))
+        kept = _kept(options["measured"])
         import torch  # only now: bad input is refused at once
 
-        from xdit_bench.calibration.machine import calibrate
+        from xdit_bench.calibration.machine import calibrate, write
 
         device = torch.device(kind, 0) if kind == "cuda" else torch.device("cpu")
-        path = calibrate(out, base, gpus, transports, device, print)
+        path = write(out, base, kept) if kept else calibrate(out, base, gpus, transports, device, print)
         load(str(path))  # what was written is what a point will read
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {options['out']} can not be written ({error.strerror})", file=sys.stderr)
+        print(f"error: {error.filename or options['out']} can not be written ({error.strerror})", file=sys.stderr)
         return 2
     print(f"wrote {path} in {time.monotonic() - begun:.0f} s; use it as topology={path}")
     return 0
@@ -58,6 +67,19 @@ def _device(wanted: str, here: str) -> str:
     if wanted == "cuda" and here != "cuda":
         raise ConfigError("device=cuda needs a GPU, and this machine has none; use device=cpu")
     return wanted or here
+
+
+def _kept(path: str) -> dict[str, Any]:
+    """Raw measurements of an earlier run, or none."""
+    if not path:
+        return {}
+    try:
+        raw = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"measured={path} can not be read as JSON ({error})") from error
+    if not isinstance(raw, dict) or "compute" not in raw:
+        raise ConfigError(f"measured={path} holds no raw measurements; calibrate leaves them beside its .yaml")
+    return raw
 
 
 def _transports(typed: str, kind: str) -> tuple[str, ...]:

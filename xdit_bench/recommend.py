@@ -58,7 +58,10 @@ def _point(options: Mapping[str, str], model: ModelSpec, topology: Topology) -> 
     if changes.get("text_tokens", 1) > 512:
         raise ConfigError(f"FLUX.1 takes 1 to 512 text tokens; text_tokens={changes['text_tokens']} is outside")
     named = {key: options[key] for key in ("engine", "execution", "vae", "transport")}
-    for key, allowed in (("vae", ("parallel", "single", "tiled", "none")), ("transport", ("p2p", "host", "socket"))):
+    for key, allowed in (
+        ("vae", ("parallel", "distvae", "single", "tiled", "none")),
+        ("transport", ("p2p", "host", "socket")),
+    ):
         if named[key] not in allowed:
             raise ConfigError(f"{key} is one of {', '.join(allowed)}; got {key}={named[key]}")
     return make_point(model, topology=topology.name, height=side, width=side, **named, **changes)

@@ -13,7 +13,8 @@ from pathlib import Path
 from xdit_bench import data_dir
 from xdit_bench.errors import UserError
 from xdit_bench.predict.arguments import parse
-from xdit_bench.predict.validation import Report, Set, mean, validate, worst
+from xdit_bench.predict.compared import Set, mean, worst
+from xdit_bench.predict.validation import Report, validate
 
 DEFAULTS = {"results_dir": "results"}
 
@@ -43,16 +44,39 @@ def render(report: Report) -> str:
             lines.append(f"leave-one-out over all {kind}: mean {mean(left_out):.1%}, worst {worst(left_out):.1%}")
         if not sets:
             lines.append(f"no {kind} figures")
+        lines += _over_all(kind, sets, [one for one in report.peaks if one.kind == kind])
     lines += ["", "Facts of the study", ""]
     lines += [f"  {fact.verdict:14s} {fact.text}: {fact.detail}" for fact in report.facts]
     return "\n".join(lines[1:])
+
+
+def _over_all(kind: str, latencies: list[Set], peaks: list[Set]) -> list[str]:
+    """Errors of all measured studies together, by transport, and how often out of memory was foretold rightly."""
+    if kind != "measured":
+        return []
+    lines = []
+    rows = [row for one in latencies for row in one.rows]
+    for transport in dict.fromkeys(row.point.transport for row in rows):
+        errors = [row.error for row in rows if row.point.transport == transport]
+        lines.append(f"all over {transport}: {_errors(errors)} ({len(errors)} points)")
+    if held := [row.error for one in peaks for row in one.rows]:
+        lines.append(f"all peaks of memory: {_errors(held)} ({len(held)} points)")
+    verdicts = [said for one in peaks for _, said in one.verdicts]
+    if verdicts:
+        counts = ", ".join(f"{verdicts.count(said)} {said}" for said in ("right", "wrong", "near"))
+        lines.append(f"out of memory or not: {counts} (near: within 5 % of the capacity)")
+    return lines
+
+
+def _errors(errors: list[float]) -> str:
+    return f"mean error {mean(errors):.1%}, worst {worst(errors):.1%}"
 
 
 def _set(one: Set, unit: str, scale: float) -> list[str]:
     errors = [row.error for row in one.rows]
     lines = [f"{one.name} ({unit}, {len(errors)} points)"]
     if errors:
-        lines[0] += f": mean error {mean(errors):.1%}, worst {worst(errors):.1%}"
+        lines[0] += f": {_errors(errors)}"
     if one.left_out:
         lines[0] += f"; leave-one-out mean {mean(one.left_out):.1%}, worst {worst(one.left_out):.1%}"
     if one.regrets:
@@ -66,7 +90,8 @@ def _set(one: Set, unit: str, scale: float) -> list[str]:
         left_out = f"  left out {one.left_out[number]:+6.1%}" if one.left_out else ""
         seen, predicted = row.seen / scale, row.predicted / scale
         lines.append(f"  {row.point.label:62s} {seen:8.2f} {predicted:8.2f} {row.error:+6.1%}{left_out}")
-    return [*lines, *(f"  left out: {note}" for note in one.notes), ""]
+    lines += [f"  out of memory or not, foretold wrongly: {label}" for label, said in one.verdicts if said == "wrong"]
+    return [*lines, *(f"  note: {note}" for note in one.notes), ""]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from xdit_bench.calibrate import main
+from xdit_bench.calibration.machine import write
 from xdit_bench.calibration.numbers import efficiencies, links
 from xdit_bench.config import ModelSpec
 from xdit_bench.predict.network import Network
@@ -29,7 +30,7 @@ def pretend(machine: Topology, model: ModelSpec) -> Iterator[dict[str, Any]]:
         yield {"kind": "gemm", "m": gemm.m, "k": gemm.k, "n": gemm.n, "seconds": gemm_s(machine, gemm)}
     for call in (Attention(24, 4608, 4608, 1), Attention(3, 16896, 8448, 1)):
         for kernel in ("cudnn", "flash"):
-            seconds = attention_s(machine, call, 128, machine.attention[kernel].value)
+            seconds = attention_s(machine, call, 128, kernel)
             yield {
                 "kind": "attention", "kernel": kernel, "heads": call.heads, "queries": call.queries,
                 "keys": call.keys, "head_dim": 128, "seconds": seconds,
@@ -128,6 +129,35 @@ def test_two_cpu_ranks_write_a_topology_that_loads(tmp_path: Path) -> None:
     assert out.with_suffix(".json").exists()
 
 
+def test_kept_measurements_are_solved_again_without_measuring(tmp_path: Path) -> None:
+    out, again = tmp_path / "here.yaml", tmp_path / "again" / "here.yaml"
+    assert main([f"out={out}", "device=cpu", "gpus=2"]) == 0
+    assert main([f"out={again}", f"measured={out.with_suffix('.json')}"]) == 0
+    assert load(str(again)) == load(str(out))
+
+
+def test_a_machine_without_symmetric_memory_has_no_such_links(tmp_path: Path) -> None:
+    model, net = load_model("flux_schnell"), Network(H200, "p2p", 2, 1)
+    sizes = [2**20, 2**24, 2**28]
+    p2p: list[dict[str, Any]] = [
+        {
+            "kind": "all_to_all",
+            "path": "p2p",
+            "ulysses": 2,
+            "ring": 1,
+            "bytes": n,
+            "seconds": net.all_to_all_s(n).seconds,
+        }
+        for n in sizes
+    ]
+    p2p.append({"kind": "failed", "path": "symmetric", "what": "symmetric memory", "error": "NCCL instead"})
+    raw = {"compute": list(pretend(H200, model)), "p2p": p2p}
+    topology = load(str(write(tmp_path / "mine.yaml", H200, raw)))
+    assert topology.levels("symmetric") == ()
+    assert topology.levels("host") == H200.levels("host")
+    assert "measured between 2 ranks" in topology.levels("p2p")[0].source
+
+
 def test_one_device_needs_no_links(tmp_path: Path) -> None:
     out = tmp_path / "alone.yaml"
     assert main([f"out={out}", "device=cpu", "gpus=1"]) == 0
@@ -144,6 +174,7 @@ def test_one_device_needs_no_links(tmp_path: Path) -> None:
         ("transport=ib", "transport is a list of p2p, host, socket"),
         ("device=tpu", "device is cuda or cpu"),
         ("gpus=0", "gpus must be a whole number above 0"),
+        ("measured=gone.json", "measured=gone.json can not be read as JSON"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(argument: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

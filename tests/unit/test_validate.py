@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from xdit_bench import data_dir
+from xdit_bench.predict.compared import mean, worst
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.records import predicted_record
-from xdit_bench.predict.validation import Report, mean, validate, worst
+from xdit_bench.predict.validation import Report, validate
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
 from xdit_bench.topology.specs import load
@@ -53,7 +55,7 @@ def test_every_fact_is_reproduced_or_a_tie(report: Report) -> None:
 
 def measured(split: tuple[int, int], factor: float, topology: str = "h200_nvlink") -> Record:
     model = load_model("flux_schnell")
-    point = make_point(model, topology=topology, ulysses=split[0], ring=split[1])
+    point = make_point(model, topology=topology, ulysses=split[0], ring=split[1], execution="graph")
     record = predicted_record(point, model, load("h200_nvlink"), "s")
     record.source, record.run_id = "measured", f"{split}{topology}"
     record.latency_s["total"]["median"] *= factor
@@ -89,6 +91,35 @@ def test_measured_studies_are_compared_apart_with_the_regret_of_the_pick(
     assert "flux_schnell_seed: l40_pcie" in published
     assert "mine:" not in published
     assert "mine: h200_nvlink (s, 2 points): mean error" in ours
+
+
+def test_a_machines_own_calibrated_file_is_what_its_studies_are_predicted_from(tmp_path: Path) -> None:
+    data = yaml.safe_load((data_dir("conf") / "topology" / "h200_nvlink.yaml").read_text())
+    data["efficiency"]["gemm"]["value"] /= 2
+    (tmp_path / "calibrated").mkdir()
+    (tmp_path / "calibrated" / "h200_nvlink.yaml").write_text(yaml.safe_dump(data))
+    slow_host = measured((2, 1), 1.0)
+    slow_host.point["transport"], slow_host.run_id = "host", "host"
+    with Store.open(tmp_path, "mine") as store:
+        for record in (measured((1, 1), 1.0), slow_host):
+            store.append(record)
+    p2p, host = (one for one in validate(data_dir("published"), tmp_path).latencies if one.kind == "measured")
+    assert (p2p.name, host.name) == ("mine: h200_nvlink", "mine: h200_nvlink over host")
+    assert p2p.rows[0].error > 0.1
+    assert "calibrated/h200_nvlink.yaml" in p2p.notes[0]
+
+
+def test_out_of_memory_is_foretold_right_wrong_or_near_the_capacity(tmp_path: Path) -> None:
+    fits = measured((1, 1), 1.0)
+    peak = fits.memory["peak_bytes"]
+    with Store.open(tmp_path, "mine") as store:
+        for cap, status, name in ((0.5, "oom", "a"), (2.0, "oom", "b"), (1.02, "oom", "c"), (2.0, "ok", "d")):
+            record = measured((1, 1), 1.0)
+            record.run_id, record.status, record.reason = name, status, "" if status == "ok" else "no memory left"
+            record.point["memory_cap_gb"] = cap * peak / 1e9
+            store.append(record)
+    (peaks,) = (one for one in validate(data_dir("published"), tmp_path).peaks if one.kind == "measured")
+    assert [said for _, said in peaks.verdicts] == ["right", "wrong", "near", "right"]
 
 
 def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

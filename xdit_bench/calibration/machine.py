@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from xdit_bench.calibration.compute import measure
 from xdit_bench.calibration.numbers import efficiencies, links
 from xdit_bench.calibration.ranks import measure_exchanges
 from xdit_bench.calibration.shapes import Shapes
-from xdit_bench.errors import RankCrashed
+from xdit_bench.errors import RankCrashed, TopologyError
 from xdit_bench.predict.points import load_model
-from xdit_bench.topology.specs import LINKS, SYMMETRIC, GpuSpec, LinkSpec, Number, Topology
+from xdit_bench.topology.specs import LINKS, SYMMETRIC, TRANSPORTS, GpuSpec, LinkSpec, Number, Topology
 
 Say = Callable[[str], None]
 TAKEN_OVER = {  # where there is neither a measurement nor a base
@@ -39,38 +39,56 @@ def calibrate(
     out: Path, base: Topology | None, gpus: int, transports: Sequence[str], device: torch.device, say: Say
 ) -> Path:
     """Measures, writes `out` and, beside it, the raw measurements as JSON. Returns `out`."""
-    model = load_model("flux_schnell" if device.type == "cuda" else "flux_tiny")
+    name = "flux_schnell" if device.type == "cuda" else "flux_tiny"
+    model = load_model(name)
     shapes = Shapes.of(device, model)
     say(f"measuring one {'GPU' if device.type == 'cuda' else 'CPU core'}: {len(shapes.gemms)} products, "
         f"{len(shapes.attentions)} attention shapes, memory, launches, the VAE's operators")  # fmt: skip
     measured = measure(shapes, model, device)
-    _warn(measured, say)
-    raw: dict[str, Any] = {"compute": measured}
     spec = base.gpu if base else _reached(measured, device)
-    found = efficiencies(measured, spec, model)
-    levels = {path: base.levels(path) if base else () for path in LINKS}
-    notes = []
+    raw: dict[str, Any] = {
+        "torch": torch.__version__, "model": name, "gpus": gpus, "gpu": asdict(spec), "notes": [], "compute": measured,
+    }  # fmt: skip
     for transport in transports if gpus > 1 else ():
         say(f"measuring exchanges between {gpus} ranks, transport={transport}")
         try:
-            exchanged = measure_exchanges(gpus, device.type, transport, shapes.messages)
+            raw[transport] = measure_exchanges(gpus, device.type, transport, shapes.messages)
         except RankCrashed as error:
             say(f"warning: {error}")
-            notes.append(f"transport={transport} could not be measured")
-            continue
-        _warn(exchanged, say)
-        raw[transport] = exchanged
+            raw["notes"].append(f"transport={transport} could not be measured")
+    if gpus == 1:
+        raw["notes"].append("one GPU: no link was measured" + (", they are the base's" if base else ""))
+    for part in ("compute", *TRANSPORTS):
+        _warn(raw.get(part, []), say)
+    write(out, base, raw)
+    out.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
+    return out
+
+
+def write(out: Path, base: Topology | None, raw: dict[str, Any]) -> Path:
+    """The topology file of raw measurements, just made or kept from a run: the model's formulas, solved for them.
+
+    Raises TopologyError for measurements without the GPU's datasheet numbers where no base has them.
+    """
+    if not base and "gpu" not in raw:
+        raise TopologyError("these measurements do not say of which GPU; name its topology as base=<name>")
+    spec = base.gpu if base else GpuSpec(**raw["gpu"])
+    exchanged = {transport: raw[transport] for transport in TRANSPORTS if transport in raw}
+    rows = [m for part in exchanged.values() for m in part if m["kind"] != "failed"]
+    gpus = raw.get("gpus") or max((m["ulysses"] * m["ring"] for m in rows), default=1)
+    found = efficiencies(raw["compute"], spec, load_model(raw.get("model", "flux_schnell")))
+    levels = {path: base.levels(path) if base else () for path in LINKS}
+    for transport in exchanged:
         for path in (transport, SYMMETRIC) if transport == "p2p" else (transport,):
-            mine = [m for m in exchanged if m.get("path") == path and m["kind"] != "failed"]
+            mine = [m for m in rows if m["path"] == path]
             known = levels[path] or (_one_level(path, gpus),)
             levels[path] = links(mine, known, gpus, _speed(spec, found)) if mine else ()
-    if gpus == 1:
-        notes.append("one GPU: no link was measured" + (", they are the base's" if base else ""))
-    data = _topology(out.stem, base, spec, gpus, found, {k: v for k, v in levels.items() if v}, notes)
+    kept = {path: level for path, level in levels.items() if level}
+    data = _topology(out.stem, base, spec, gpus, found, kept, raw.get("notes", []))
     out.parent.mkdir(parents=True, exist_ok=True)
-    head = f"# Measured by `python -m xdit_bench.calibrate` of xdit_bench {__version__}, torch {torch.__version__}.\n"
+    of = f"xdit_bench {__version__}, torch {raw.get('torch', 'of its day')}"
+    head = f"# Measured by `python -m xdit_bench.calibrate` of {of}.\n"
     out.write_text(head + yaml.safe_dump(data, sort_keys=False, width=110))
-    out.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
     return out
 
 

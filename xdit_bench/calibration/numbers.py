@@ -9,6 +9,7 @@ weighted by what attention is of a step of that length; the spread stands in its
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 from xdit_bench.config import ModelSpec
 from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import find
-from xdit_bench.predict.roofline import ATTENTION_TILE, fill, gemm_quality
+from xdit_bench.predict.roofline import attention_quality, attention_tiles_s, gemm_quality
 from xdit_bench.predict.workload import Conv, vae_decoder
-from xdit_bench.topology.specs import SYMMETRIC, GpuSpec, LinkSpec, Number, Topology
+from xdit_bench.topology.specs import SYMMETRIC, TAIL, GpuSpec, LinkSpec, Number, Topology
 
 Measurement = Mapping[str, Any]
 EAGER = find("stock", "eager")  # the counts that the model reads a block with
@@ -28,17 +29,12 @@ MOST = 0.999  # a share of peak, whatever a clock above its datasheet does
 
 def efficiencies(measurements: Sequence[Measurement], gpu: GpuSpec, model: ModelSpec) -> dict[str, dict[str, Number]]:
     """`efficiency`, `attention` and `host` of a topology. A share that was not measured is left out."""
-    bare = Topology("", 1, gpu)
     found: dict[str, dict[str, Number]] = {"efficiency": {}, "attention": {}, "host": {}}
-    shares = [
-        2.0 * m["m"] * m["k"] * m["n"] / m["seconds"] / gpu.peak_flops / gemm_quality(bare, m["m"], m["n"])
-        for m in _of(measurements, "gemm")
-    ]
-    found["efficiency"]["gemm"] = _share(shares, "matrix products of the transformer's shapes")
+    found["efficiency"] |= _gemm(_of(measurements, "gemm"), gpu)
     kernels = dict.fromkeys(m["kernel"] for m in _of(measurements, "attention"))
     for kernel in kernels:
         calls = [m for m in _of(measurements, "attention") if m["kernel"] == kernel]
-        shares = [_attention_flops(m) / m["seconds"] / gpu.peak_flops / _attention_quality(m, gpu) for m in calls]
+        shares = [_attention_share(m, gpu) for m in calls]
         weights = [m["keys"] / (m["keys"] + EVEN_TOKENS) for m in calls]
         found["attention"][kernel] = _share(shares, "attention of every split of 1 to 8 GPUs", weights)
     for m in _of(measurements, "copy"):
@@ -55,6 +51,26 @@ def efficiencies(measurements: Sequence[Measurement], gpu: GpuSpec, model: Model
         found["host"]["kernel_gap_s"] = Number(m["seconds"], "measured: tiny kernels queued one behind the other")
     found["efficiency"] |= _vae(measurements, gpu, model, found["efficiency"]["memory"].value)
     return found
+
+
+def _gemm(measurements: Sequence[Measurement], gpu: GpuSpec) -> dict[str, Number]:
+    """Share of peak, and the tail with which it is the most alike over all shapes."""
+
+    def shares(tail: float) -> list[float]:
+        bare = Topology("", 1, gpu, efficiency={TAIL: Number(tail, "")})
+        return [
+            2.0 * m["m"] * m["k"] * m["n"] / m["seconds"] / gpu.peak_flops / gemm_quality(bare, m["m"], m["n"])
+            for m in measurements
+        ]
+
+    def spread(tail: float) -> float:
+        return statistics.pstdev(map(math.log, shares(tail)))
+
+    tail = min((step / 100 for step in range(1, 101)), key=spread)
+    return {
+        "gemm": _share(shares(tail), "matrix products of the transformer's shapes"),
+        TAIL: Number(tail, "measured: the tail with which these products differ least"),
+    }
 
 
 def _vae(measurements: Sequence[Measurement], gpu: GpuSpec, model: ModelSpec, memory: float) -> dict[str, Number]:
@@ -171,9 +187,8 @@ def _rate(moved: float, m: Measurement, gpu: GpuSpec) -> float:
     return moved / float(m["seconds"]) / gpu.memory_bytes_per_s
 
 
-def _attention_flops(m: Measurement) -> float:
-    return 4.0 * float(m["heads"] * m["head_dim"] * m["queries"] * m["keys"])
-
-
-def _attention_quality(m: Measurement, gpu: GpuSpec) -> float:
-    return fill(max(1.0, m["heads"] * -(-m["queries"] // ATTENTION_TILE)), gpu.sms)
+def _attention_share(m: Measurement, gpu: GpuSpec) -> float:
+    shape = (str(m["kernel"]), float(m["heads"]), int(m["queries"]), gpu.sms)
+    flops = 4.0 * float(m["heads"] * m["head_dim"] * m["queries"] * m["keys"])
+    seconds = max(float(m["seconds"]) - attention_tiles_s(*shape), float(m["seconds"]) / 2)
+    return flops / seconds / gpu.peak_flops / attention_quality(*shape)

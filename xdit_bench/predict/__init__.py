@@ -12,6 +12,8 @@ records.py    a prediction as a record
 advice.py     which split of a machine to use; ties
 fit.py        a topology's free numbers corrected by published latencies; leave-one-out
 published.py  reference figures as points
+compared.py   samples, sets of them, their errors
+measured.py   the model against our own studies, from a machine's own calibrated file where there is one
 validation.py errors, regrets and facts, published and measured apart
 points.py     models and points without Hydra
 arguments.py  key=value arguments of the verbs

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.predict.memory import TILE_OVERLAP, tile_areas
+from xdit_bench.predict.memory import SHARED, TILE_OVERLAP, tile_areas
 from xdit_bench.predict.network import Network
-from xdit_bench.predict.profiles import EngineProfile
+from xdit_bench.predict.profiles import EngineProfile, vae_profile
 from xdit_bench.predict.roofline import slower_of, stream_s
 from xdit_bench.predict.workload import BF16, latent_pixels, vae_decoder
 from xdit_bench.topology.specs import Topology
@@ -25,9 +25,9 @@ def decode_s(point: Point, model: ModelSpec, topology: Topology, profile: Engine
     """Seconds from latents to pixels on the host; 0 for vae=none."""
     if point.vae == "none":
         return 0.0
-    area, vae = latent_pixels(point), profile.vae
-    ranks = point.gpus if point.vae == "parallel" else 1
-    banded = point.vae == "parallel" and vae.channels_last and (ranks > 1 or vae.banded_alone)
+    area, vae = latent_pixels(point), vae_profile(point, profile)
+    ranks = point.gpus if point.vae in SHARED else 1
+    banded = point.vae in SHARED and vae.channels_last and (ranks > 1 or vae.banded_alone)
     if point.vae == "tiled":
         tiles = tile_areas(point, model)
         work = sum(_layers_s(tile, 1, model, topology) + _mid_s(tile, model, topology) for tile in tiles)
@@ -48,9 +48,8 @@ def _layers_s(area: int, ranks: int, model: ModelSpec, topology: Topology, bande
     vae = vae_decoder(model)
     share = topology.efficiency["conv_nhwc" if banded else "conv"].value
     traffic = vae.traffic_bytes * (FUSED_TRAFFIC if banded else 1.0)
-    return area / ranks * vae.conv_flops / (topology.gpu.peak_flops * share) + stream_s(
-        topology, area / ranks * traffic
-    )
+    flops = vae.fused_conv_flops if banded else vae.conv_flops
+    return area / ranks * flops / (topology.gpu.peak_flops * share) + stream_s(topology, area / ranks * traffic)
 
 
 def _mid_s(area: int, model: ModelSpec, topology: Topology, banded: bool = False) -> float:

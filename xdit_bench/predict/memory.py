@@ -12,12 +12,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xdit_bench.config import VAE_SCALE, ModelSpec, Point
-from xdit_bench.predict.profiles import EngineProfile
-from xdit_bench.predict.workload import BF16, Shard, latent_pixels, text_encoders, transformer_bytes, vae_decoder
-from xdit_bench.topology.specs import Topology
+from xdit_bench.predict.network import path
+from xdit_bench.predict.profiles import EngineProfile, VaeProfile, vae_profile
+from xdit_bench.predict.workload import (
+    BF16,
+    Shard,
+    latent_pixels,
+    modulation_bytes,
+    text_encoders,
+    transformer_bytes,
+    vae_decoder,
+)
+from xdit_bench.topology.specs import SYMMETRIC, Topology
 
 CONTEXT_BYTES = 0.7e9  # CUDA context and library handles, outside the allocator
 DIT_ROWS = 16.3  # hidden states a token alive at once; within 0.06 GB of four published A100 peaks
+KERNEL_ROWS = 4  # hidden states a token that choosing an attention kernel holds: q, k, v and the output
+SHARED = ("parallel", "distvae")  # decodes that all ranks take part in
 RESERVED = 1.75  # reserved over allocated activations of a decode: 69 GiB reserved at 3072px on one H100 80 GB
 INDEX_LIMIT = 2**31 - 1  # elements of a tensor that cuDNN before 9.3 could address
 TILE_OVERLAP = 0.25  # diffusers' tiled decode
@@ -25,7 +36,8 @@ TILE_OVERLAP = 0.25  # diffusers' tiled decode
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes: weights on every rank, the peak of each rank, what the card or the cap leaves, and the fullest stage."""
+    """Bytes: weights on a rank while it runs, the peak of each rank, what the card or the cap leaves to torch's
+    allocator, and the fullest stage."""
 
     verdict: str
     parameters_bytes: int
@@ -40,41 +52,72 @@ class MemoryPlan:
 
 
 def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> MemoryPlan:
-    """Peaks of the denoising loop and of the decode on top of all weights (both text encoders stay resident)."""
-    weights = transformer_bytes(model) + text_encoders(model).all_bytes + vae_decoder(model).weights_bytes
-    cap = topology.gpu.memory_bytes - CONTEXT_BYTES
+    """Peaks of the denoising loop and of the decode on top of the weights (both text encoders stay resident).
+
+    Every rank has loaded all weights before an engine puts others' modulation away; symmetric memory lies outside
+    torch's allocator, whose peaks a measured record holds, and takes from what the card leaves to it.
+    """
+    loaded = transformer_bytes(model) + text_encoders(model).all_bytes + vae_decoder(model).weights_bytes
+    away = modulation_bytes(model) * (1 - 1 / point.gpus) if profile.shards_modulation else 0.0
+    weights = loaded - away
+    cap = topology.gpu.memory_bytes - CONTEXT_BYTES - symmetric_bytes(point, model, topology, profile)
     if point.memory_cap_gb is not None:
         cap = min(cap, point.memory_cap_gb * 1e9)
-    denoise = DIT_ROWS * BF16 * model.hidden * Shard.of(point, profile).tokens
+    row_bytes, tokens = BF16 * model.hidden, Shard.of(point, profile).tokens
+    denoise = max(DIT_ROWS * row_bytes * tokens, away + KERNEL_ROWS * row_bytes * tokens if away else 0.0)
+    if not point.steps:  # a decode beside an engine at rest
+        denoise = away
     first = decode_bytes(point, model, profile)
-    others = first if point.vae == "parallel" else 0.0
+    others = first if point.vae in SHARED else 0.0
     peaks = [weights + max(denoise, first if rank == 0 else others) for rank in range(point.gpus)]
     stage = "vae" if first > denoise else "denoise"
-    wanted = weights + max(denoise, first * (profile.vae.band_reserved if _banded(point, profile) else RESERVED))
+    vae = vae_profile(point, profile)
+    wanted = weights + max(denoise, first * (vae.band_reserved if _banded(point, vae) else RESERVED))
     verdict = "oom" if max(peaks) > cap else "pressure" if wanted > cap else "fits"
     return MemoryPlan(verdict, round(weights), tuple(round(peak) for peak in peaks), round(cap), stage)
 
 
+def symmetric_bytes(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> float:
+    """Buffers that peers write into (engine.symmetric), whole rows of the rank's tokens: keys with values, queries and
+    the heads that come back; on a ring every hop's and the gathered keys and values, in two turns each."""
+    if path(topology, point, profile.symmetric) != SYMMETRIC or point.gpus == 1:
+        return 0.0
+    ring, row_bytes = point.ring, float(BF16 * model.hidden * Shard.of(point, profile).tokens)
+    rows = 4 if point.ulysses > 1 else 0
+    if ring > 1:
+        gathers = 2 * ring * row_bytes <= profile.gathered_bytes
+        rows += 2 * 2 * (ring - 1 + (ring if gathers else 0))
+    return rows * row_bytes
+
+
 def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile) -> float:
     """Peak of the decode on a rank that decodes, beyond the weights."""
-    pixels = float(point.height * point.width)
+    pixels, vae = float(point.height * point.width), vae_profile(point, profile)
     if point.vae == "none":
         return 0.0
     if point.vae == "tiled":
         side = min(int(model.vae["sample_size"]), point.height) * min(int(model.vae["sample_size"]), point.width)
-        return _plain(side, model, profile) + 3 * 4 * pixels
-    if _banded(point, profile):
-        return profile.vae.band_bytes + _scaled(profile.vae.band_bytes_per_pixel * pixels / point.gpus, model)
-    return _plain(pixels, model, profile)
+        return _plain(side, model, vae) + 3 * 4 * pixels
+    if _banded(point, vae):
+        held = _scaled(vae.band_bytes_per_pixel * pixels / point.gpus, model)
+        middle = _middle_bytes(point, model) if vae.mid_sharded else 0.0
+        return held + max(vae.band_bytes, middle)
+    return _plain(pixels, model, vae)
 
 
-def _banded(point: Point, profile: EngineProfile) -> bool:
-    """Whether the decode runs in row bands; vae=parallel on one GPU does where the engine's band code is the better."""
-    return point.vae == "parallel" and (point.gpus > 1 or profile.vae.banded_alone)
+def _middle_bytes(point: Point, model: ModelSpec) -> float:
+    """What the mid block's attention holds beside the slabs, in float16: normed tokens, queries, keys with values; on
+    several ranks what is sent of these, and those of the whole image."""
+    whole = float(BF16 * latent_pixels(point) * vae_decoder(model).mid_channels)
+    return 4 * whole if point.gpus == 1 else 5 * whole / point.gpus + 2 * whole
 
 
-def _plain(pixels: float, model: ModelSpec, profile: EngineProfile) -> float:
-    vae = profile.vae
+def _banded(point: Point, vae: VaeProfile) -> bool:
+    """Whether the decode is shared out; on one GPU it runs in bands where the engine's band code is the better."""
+    return point.vae in SHARED and (point.gpus > 1 or vae.banded_alone)
+
+
+def _plain(pixels: float, model: ModelSpec, vae: VaeProfile) -> float:
     beyond = vae.index_limit and pixels * vae_decoder(model).wide_channels > INDEX_LIMIT
     return _scaled((vae.fallback_bytes_per_pixel if beyond else vae.plain_bytes_per_pixel) * pixels, model)
 

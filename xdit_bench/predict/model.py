@@ -19,7 +19,7 @@ from xdit_bench.predict import profiles
 from xdit_bench.predict.decode import decode_s
 from xdit_bench.predict.memory import MemoryPlan, plan_memory
 from xdit_bench.predict.network import Network, path
-from xdit_bench.predict.roofline import stream_s
+from xdit_bench.predict.roofline import rows_s, stream_s
 from xdit_bench.predict.step import denoising_step
 from xdit_bench.predict.workload import text_encoders
 from xdit_bench.topology.specs import Topology
@@ -82,7 +82,7 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
     step = denoising_step(
         point, model, topology, profile, Network(topology, path(topology, point, profile.symmetric), *ranks)
     )
-    text = _text_s(point, model, topology)
+    text = _text_s(point, model, topology, profile.text_graph)
     denoise = point.steps * step.seconds + step.once_s
     vae = decode_s(point, model, topology, profile, Network(topology, point.transport, *ranks))
 
@@ -121,12 +121,17 @@ def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
         raise Infeasible("predictions are for bf16, the published and calibrated format; dtype=fp32 has to be measured")
     if not point.steps:
         raise Infeasible("the performance model predicts whole images; steps=0, a decode alone, has to be measured")
-    if point.vae == "distvae":
-        raise Infeasible("the model has no decode of vae=distvae; measure it, or predict vae=parallel or single")
     reason = infeasible(point, model, gpus=topology.gpus)
     if reason:
         raise Infeasible(reason)
-    most = profiles.find(point.engine, point.execution).max_gpus
+    profile = profiles.find(point.engine, point.execution)
+    uneven = [n for n in (point.image_tokens, point.text_tokens) if n % point.gpus]
+    if profile.even_shares and uneven:
+        raise Infeasible(
+            f"engine={point.engine} computes another image where {point.gpus} GPUs do not divide all tokens, here "
+            f"{uneven[0]}; use engine=usp"
+        )
+    most = profile.max_gpus
     if most is not None and point.gpus > most:
         raise Infeasible(f"engine={point.engine} runs on {most} GPU; this point needs {point.gpus}, use engine=usp")
 
@@ -153,10 +158,14 @@ def _pressure(memory: MemoryPlan) -> str:
     )
 
 
-def _text_s(point: Point, model: ModelSpec, topology: Topology) -> float:
-    """Seconds of the text encoders, which run whole on every rank."""
+def _text_s(point: Point, model: ModelSpec, topology: Topology, graph: bool) -> float:
+    """Seconds of the text encoders, which run whole on every rank; inside a CUDA graph the device alone sets them."""
     text = text_encoders(model)
     compute = text.flops_per_token * point.text_tokens / (topology.gpu.peak_flops * topology.efficiency["gemm"].value)
+    if graph:
+        elementwise = rows_s(topology, text.rows, point.text_tokens, text.row_bytes, fused=False)
+        gaps = text.kernels * topology.host["kernel_gap_s"].value
+        return max(compute, stream_s(topology, text.bytes)) + elementwise + gaps + TEXT_FIXED_S
     launches = TEXT_OPS * topology.host["op_s"].value
     return max(compute, stream_s(topology, text.bytes), launches) + TEXT_FIXED_S
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from xdit_bench.config import Point
 from xdit_bench.errors import Infeasible
 
 
 @dataclass(frozen=True)
 class VaeProfile:
-    """How an engine decodes. Bytes a pixel are peaks beyond the weights, for 256 channels at full resolution.
+    """How an engine decodes, by default in DistVAE's bands. Bytes a pixel are peaks beyond the weights, for 256
+    channels at full resolution.
 
     `plain_*` is diffusers' own decode on one GPU (vae=single, and a tile of vae=tiled), `band_*` a rank's share of
     vae=parallel, divided over the ranks.
@@ -42,9 +44,11 @@ class EngineProfile:
     """Counts a block, double and single, unless said otherwise. A row is one token's bf16 hidden state.
 
     `text_sharded` says whether text tokens are shared out like image tokens or repeated on every rank.
-    `exchanges` are the all-to-alls around one attention, each by how many rows a token it moves; `ring_exchanges`
-    the same where a ring follows. `overlap` is the share of the work beside it behind which a transfer hides: a
-    ring step's attention, and (`hides_exchanges`) the MLP of a single block.
+    `exchanges` are the all-to-alls around one attention, each by how many rows a token it moves, the last one back.
+    `overlap` is the share of a ring step's attention behind which NCCL's transfer hides. What copy engines move hides
+    behind all that runs beside it (`hides_exchanges`: the halves of a single block's MLP, and the queries' projection
+    of a double block, whose keys left first). NCCL's kernels do not: they find no free multiprocessor until the product
+    beside them ends (traces of two H100s: 353 us of every single block at 2048px, a whole exchange).
     """
 
     name: str
@@ -54,20 +58,28 @@ class EngineProfile:
     kernels: tuple[float, float]
     host_ops: tuple[float, float]
     exchanges: tuple[int, ...] = (1, 1, 1, 1)
-    ring_exchanges: tuple[int, ...] = (1, 1, 1, 1)
     ops_per_collective: float = 25.0
+    ops_per_put: float = 20.0  # one copy into a peer: views, two events on either device, the copy itself
     ops_per_ring: float = 100.0  # once a ring attention
     ops_per_ring_step: float = 25.0  # and a step of it
     pack_rows: float = 4.0  # copies before and after an exchange, rows read and written a row moved
+    send_rows: float = 0.0  # and a token: what passes into the send buffer on top of `rows`
+    join_rows: float = 0.0  # and of the permuting copy that joins the heads that came back
     merge_rows: float = 22.0  # merging a partial attention output in fp32, op by op
     overlap: float = 0.5
+    spared: int = 0  # multiprocessors that FlashAttention-3 leaves to NCCL beside a ring step, to hide all of its hop
     hides_exchanges: bool = False
     symmetric: bool = False  # exchanges through symmetric memory between GPUs that reach each other, else NCCL
-    gathers_keys: bool = False  # may gather all keys and attend once, where that is faster than the ring
+    gathered_bytes: float = 0.0  # of keys and values on a rank up to which it may gather all and attend once
+    even_shares: bool = False  # computes another image where the GPUs do not divide image and text tokens
     modulation_once: bool = False  # for all steps at once, before the loop
+    shards_modulation: bool = False  # a rank holds its share of the modulation's weights alone
     fused_projections: bool = False  # one product for q, k and v
+    keys_first: bool = False  # on several ranks a double block's keys and values are projected, and leave, before q
+    split_out: bool = False  # a single block's output projection of MLP and attention apart
     fused_elementwise: bool = False  # elementwise kernels run at streaming speed
     attention: tuple[str, ...] = ("cudnn", "flash")  # kernels `auto` picks from, best first
+    text_graph: bool = False  # text encoders in CUDA graphs
     max_gpus: int | None = None
     vae: VaeProfile = VaeProfile()
 
@@ -84,23 +96,26 @@ _VAE_2024 = VaeProfile(
     plain_bytes_per_pixel=2948.0, band_bytes_per_pixel=2948.0 + 512.0, cold=True, to_host_s_per_pixel=25e-9,
     index_limit=True,
 )  # fmt: skip
-# usp: fused kernels in every execution (norm with modulation and gate, QK-norm with RoPE written into the send buffer,
-# GELU in the product's epilogue), q, k, v in one exchange, exchanges of single blocks beside their MLP. Its decode
-# holds three slabs of a band, 640 bytes a pixel together, the pixels, and a few chunks of 128 MiB.
+# usp: fused kernels (norm with modulation and gate 4 rows a site, QK-norm with RoPE in place 4 rows, GELU in the
+# product's epilogue; where heads are exchanged, values too pass into the send buffer: 2 rows more), keys with values in
+# one exchange and queries in another, exchanges of single blocks beside their MLP. Its decode holds three slabs of a
+# band, 640 bytes a pixel together, the pixels, and a few chunks of 128 MiB.
 _USP = EngineProfile(
-    "usp", "eager", text_sharded=True, rows=(18, 15), kernels=(14, 9), host_ops=(110, 70), exchanges=(3, 1),
-    ring_exchanges=(1, 2, 1), ops_per_collective=20.0, ops_per_ring=20.0, pack_rows=0.0, merge_rows=6.0,
-    hides_exchanges=True, symmetric=True, gathers_keys=True,
-    modulation_once=True, fused_projections=True, fused_elementwise=True, attention=("fa3", "cudnn", "flash"),
+    "usp", "eager", text_sharded=True, rows=(12, 8), kernels=(16, 9), host_ops=(110, 70), exchanges=(2, 1, 1),
+    ops_per_collective=20.0, ops_per_ring=20.0, pack_rows=0.0, send_rows=2.0, join_rows=2.0, merge_rows=6.0, spared=16,
+    hides_exchanges=True, symmetric=True, gathered_bytes=512 * 2**20, modulation_once=True, shards_modulation=True,
+    fused_projections=True, keys_first=True, split_out=True, fused_elementwise=True,
+    attention=("fa3", "cudnn", "flash"),
     vae=VaeProfile(
         band_bytes_per_pixel=643.0, band_bytes=0.55e9, band_reserved=1.1, banded_alone=True, channels_last=True,
         mid_sharded=True, host_ops=1500.0,
     ),
 )  # fmt: skip
-_NO_LAUNCHES = {
-    "host_ops": (0.0, 0.0), "ops_per_collective": 0.0, "ops_per_ring": 0.0, "ops_per_ring_step": 0.0,
-    "vae": replace(_USP.vae, host_ops=0.0, ops_per_exchange=0.0),
+_CAPTURED = {  # inside a CUDA graph nothing is launched
+    "host_ops": (0.0, 0.0), "ops_per_collective": 0.0, "ops_per_put": 0.0, "ops_per_ring": 0.0,
+    "ops_per_ring_step": 0.0,
 }  # fmt: skip
+_CAPTURED_VAE = replace(_USP.vae, host_ops=0.0, ops_per_exchange=0.0)
 
 
 def _named(profile: EngineProfile, name: str, **changes: object) -> EngineProfile:
@@ -117,11 +132,24 @@ PROFILES: dict[tuple[str, str], EngineProfile] = {
         # functional collectives, waited for one by one; its ring gathers all keys before the first attention
         _named(_EAGER, "diffusers", ops_per_collective=60.0, overlap=0.0),
         _named(_COMPILED, "diffusers", overlap=0.0),
+        # q, k and v stacked, permuted and sent in one functional collective, permuted again on arrival (18 rows for 3),
+        # the output permuted before and after (4 rows); torch's ring template gathers keys beside the first attention
+        _named(_EAGER, "xfuser", exchanges=(3, 1), pack_rows=5.5, ops_per_collective=60.0, even_shares=True),
+        # the whole transformer in CUDA graphs (reduce-overhead), stacking and permuting fused into one copy
+        _named(_COMPILED, "xfuser", exchanges=(3, 1), pack_rows=4.0, even_shares=True, **_CAPTURED),
         _USP,
-        replace(_USP, execution="compile"),
-        replace(_USP, execution="graph", **_NO_LAUNCHES),  # type: ignore[arg-type]
+        replace(_USP, execution="compile", rows=(20, 16)),  # torch's GELU is a pass of its own over 4 h: 8 rows
+        replace(_USP, execution="graph", text_graph=True, vae=_CAPTURED_VAE, **_CAPTURED),  # type: ignore[arg-type]
     )
 }
+
+
+DISTVAE = VaeProfile()
+
+
+def vae_profile(point: Point, profile: EngineProfile) -> VaeProfile:
+    """How a point decodes: DistVAE's way beside any engine, else the engine's own."""
+    return DISTVAE if point.vae == "distvae" else profile.vae
 
 
 def find(engine: str, execution: str) -> EngineProfile:

@@ -16,8 +16,17 @@ from xdit_bench.errors import Infeasible
 from xdit_bench.predict import workload as w
 from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import EngineProfile
-from xdit_bench.predict.roofline import SHARPNESS, attention_s, gemm_s, rows_s, slower_of, stream_s
-from xdit_bench.topology.specs import Topology
+from xdit_bench.predict.roofline import (
+    SHARPNESS,
+    STRIDED_SHARE,
+    attention_s,
+    attention_tiles_s,
+    gemm_s,
+    rows_s,
+    slower_of,
+    stream_s,
+)
+from xdit_bench.topology.specs import SYMMETRIC, Topology
 
 CLASSES = {  # class of error of each term
     "gemm": "compute", "attention": "compute", "modulation": "compute", "elementwise": "compute", "merge": "compute",
@@ -58,8 +67,8 @@ def denoising_step(
     return Step(seconds, once, terms, errors, work.sent_bytes, _bottleneck(terms, work.limits))
 
 
-def attention_share(point: Point, topology: Topology, profile: EngineProfile) -> float:
-    """Share of peak of a point's attention kernel: the one asked for, else the engine's best that the machine has.
+def attention_kernel(point: Point, topology: Topology, profile: EngineProfile) -> str:
+    """A point's attention kernel: the one asked for, else the engine's best that the machine has.
 
     Raises Infeasible for a kernel the topology has no number for.
     """
@@ -71,7 +80,7 @@ def attention_share(point: Point, topology: Topology, profile: EngineProfile) ->
     if wanted not in topology.attention:
         have = ", ".join(topology.attention)
         raise Infeasible(f"topology={topology.name} has no number for attention={wanted}; it has {have}")
-    return topology.attention[wanted].value
+    return wanted
 
 
 @dataclass
@@ -91,14 +100,18 @@ class _Work:
         self.blocks = w.blocks(self.model)
         self.row_bytes = float(w.BF16 * self.model.hidden)
         self.head_dim = int(self.model.transformer["attention_head_dim"])
-        self.share = attention_share(self.point, self.topology, self.profile)
+        self.kernel = attention_kernel(self.point, self.topology, self.profile)
         self.calls = w.attentions(self.model, self.shard, self.point.ulysses)
-        self.exchanges = self.profile.ring_exchanges if self.point.ring > 1 else self.profile.exchanges
+        self.copies = self.network.transport == SYMMETRIC  # by copy engines, which leave the multiprocessors alone
+        self.keys_first = self.profile.keys_first and self.point.gpus > 1
 
     def gpu_terms(self) -> dict[str, float]:
         """Seconds by term that occupy the device."""
         shard, profile = self.shard, self.profile
-        gemms = w.transformer_gemms(self.model, shard.image, shard.text, fused=profile.fused_projections)
+        gemms = w.transformer_gemms(
+            self.model, shard.image, shard.text, fused=profile.fused_projections, keys_first=self.keys_first,
+            split_out=profile.split_out,
+        )  # fmt: skip
         terms = {
             "gemm": sum(gemm.count * gemm_s(self.topology, gemm) for gemm in gemms),
             "attention": sum(call.count * self._call_s(call) for call in self.calls),
@@ -109,7 +122,8 @@ class _Work:
         if self.point.ulysses > 1:
             terms["all_to_all"], terms["pack"] = self._exchanges_s()
         if self.point.ring > 1:
-            terms["ring"], terms["merge"] = self._rings_s()
+            terms["ring"], terms["merge"], slowed = self._rings_s()
+            terms["attention"] += slowed
         return terms
 
     def host_s(self) -> float:
@@ -117,9 +131,11 @@ class _Work:
         profile, blocks = self.profile, sum(self.blocks)
         ops = self._all_blocks(profile.host_ops)
         if self.point.ulysses > 1:
-            ops += blocks * len(self.exchanges) * profile.ops_per_collective
+            puts = self.point.ulysses * profile.ops_per_put if self.copies else 0.0
+            ops += blocks * len(profile.exchanges) * (profile.ops_per_collective + puts)
         if self.point.ring > 1:
-            ops += blocks * (profile.ops_per_ring + (self.point.ring - 1) * profile.ops_per_ring_step)
+            puts = profile.ops_per_put if self.copies else 0.0
+            ops += blocks * (profile.ops_per_ring + (self.point.ring - 1) * (profile.ops_per_ring_step + puts))
         return ops * self.topology.host["op_s"].value
 
     def _all_blocks(self, pair: tuple[float, float]) -> float:
@@ -129,51 +145,70 @@ class _Work:
         return rows_s(self.topology, rows, tokens, self.row_bytes, fused=self.profile.fused_elementwise)
 
     def _call_s(self, call: w.Attention) -> float:
-        return attention_s(self.topology, call, self.head_dim, self.share)
+        return attention_s(self.topology, call, self.head_dim, self.kernel)
 
     def _exchanged_tokens(self) -> tuple[int, int]:
         """Tokens that travel in a double and in a single block: repeated text needs no exchange in a double block."""
         return self.shard.image if self.shard.repeated else self.shard.tokens, self.shard.tokens
 
+    def _beside_s(self) -> tuple[float, float, float]:
+        """Work that runs while heads or keys travel: a double block's projection of queries on their way there, and of
+        a single block the first half of its MLP there, the second on the way back. None of it hides NCCL's kernels."""
+        if not (self.profile.hides_exchanges and self.copies):
+            return 0.0, 0.0, 0.0
+        h, image, text, tokens = self.model.hidden, self.shard.image, self.shard.text, self.shard.tokens
+        queries = sum((gemm_s(self.topology, w.Gemm(rows, h, h)) for rows in (image, text)), start=0.0)
+        queries *= self.keys_first
+        first, second = (gemm_s(self.topology, w.Gemm(tokens, *shape)) for shape in ((h, 4 * h), (4 * h, h)))
+        return queries, first, second
+
     def _exchanges_s(self) -> tuple[float, float]:
-        """All-to-alls around every attention, less what hides behind a single block's MLP, and the copies they need."""
+        """All-to-alls around every attention, less what hides behind the work beside them, and the copies they need."""
         exposed = packed = 0.0
-        hidden = self.profile.overlap * self._mlp_s() / 2 if self.profile.hides_exchanges else 0.0
-        for blocks, tokens, beside in zip(self.blocks, self._exchanged_tokens(), (0.0, hidden), strict=True):
-            for group in (self.exchanges[:-1], self.exchanges[-1:]):  # towards the heads, and back
+        queries, *halves = self._beside_s()
+        profile = self.profile
+        for single, (blocks, tokens) in enumerate(zip(self.blocks, self._exchanged_tokens(), strict=True)):
+            besides = halves if single else (queries, 0.0)
+            for beside, group in zip(besides, (profile.exchanges[:-1], profile.exchanges[-1:]), strict=True):
                 moved = [rows * tokens * self.row_bytes for rows in group]
                 transfers = [self.network.all_to_all_s(size) for size in moved]
-                exposed += blocks * max(0.0, sum(t.seconds for t in transfers) - beside)
-                packed += blocks * self._rows_s(self.profile.pack_rows * sum(group), tokens)
+                # of a double block's, what leaves before the queries' projection ends alone can hide behind it
+                hideable = sum(t.seconds for t in (transfers if single else transfers[:1]))
+                exposed += blocks * (sum(t.seconds for t in transfers) - min(beside, hideable))
+                packed += blocks * self._rows_s(profile.pack_rows * sum(group), tokens)
                 self.sent_bytes += blocks * sum(moved) * (1 - 1 / self.point.ulysses)
                 self.limits["all_to_all"] = transfers[0].limit
+            packed += blocks * self._rows_s(profile.send_rows, tokens)
+            packed += blocks * stream_s(self.topology, profile.join_rows * tokens * self.row_bytes) / STRIDED_SHARE
         return exposed, packed
 
-    def _rings_s(self) -> tuple[float, float]:
-        """Keys and values of the other ring ranks: step by step beside the attention, or gathered before it; on a ring
-        alone those of a single block leave before its MLP."""
-        exposed = merged = 0.0
-        steps = self.point.ring - 1
-        alone = self.profile.hides_exchanges and self.point.ulysses == 1
-        early = self.profile.overlap * self._mlp_s() / 2 if alone else 0.0
-        for call, tokens, beside in zip(self.calls, self._exchanged_tokens(), (0.0, early), strict=True):
+    def _rings_s(self) -> tuple[float, float, float]:
+        """Keys and values of the other ring ranks: hop by hop beside the attention, or gathered before it; on a ring
+        alone they leave before what runs beside an exchange. Seconds waited, of merges, and that attention takes longer
+        in several calls and on the multiprocessors that NCCL leaves to it."""
+        found = [0.0, 0.0, 0.0]
+        queries, half, _ = self._beside_s() if self.point.ulysses == 1 else (0.0, 0.0, 0.0)
+        for call, tokens, beside in zip(self.calls, self._exchanged_tokens(), (queries, half), strict=True):
             moved = 2 * self.row_bytes * tokens
-            hop = self.network.ring_step_s(moved)
-            hidden = self.profile.overlap * self._call_s(call) / self.point.ring
-            wait = max(0.0, steps * max(0.0, hop.seconds - hidden) - beside)
-            merge = self._rows_s(steps * self.profile.merge_rows, self.shard.tokens)
-            if self.profile.gathers_keys:
-                gather = max(0.0, hop.latency_s + steps * (hop.seconds - hop.latency_s) - beside)
-                wait, merge = (gather, 0.0) if gather < wait + merge else (wait, merge)
-            exposed, merged = exposed + call.count * wait, merged + call.count * merge
-            self.sent_bytes += call.count * steps * moved
-            self.limits["ring"] = hop.limit
-        return exposed, merged
+            ways = [self._hops_s(call, moved, beside)]
+            if moved * self.point.ring <= self.profile.gathered_bytes:
+                ways.append((max(0.0, self.network.collect_s(moved).seconds - beside), 0.0, 0.0))
+            found = [sum(pair) for pair in zip(found, (call.count * s for s in min(ways, key=sum)), strict=True)]
+            self.sent_bytes += call.count * (self.point.ring - 1) * moved
+            self.limits["ring"] = self.network.ring_step_s(moved).limit
+        return found[0], found[1], found[2]
 
-    def _mlp_s(self) -> float:
-        """The two products of a single block's MLP."""
-        h, tokens = self.model.hidden, self.shard.tokens
-        return gemm_s(self.topology, w.Gemm(tokens, h, 4 * h)) + gemm_s(self.topology, w.Gemm(tokens, 4 * h, h))
+    def _hops_s(self, call: w.Attention, moved: float, beside: float) -> tuple[float, float, float]:
+        """One attention whose keys come hop by hop, each beside the attention to the block before it."""
+        steps, ring, sms = self.point.ring - 1, self.point.ring, self.topology.gpu.sms
+        hop, step = self.network.ring_step_s(moved).seconds, self._call_s(call) / ring
+        spared = self.profile.spared if self.kernel == "fa3" and not self.copies else 0
+        slowed = step * spared / (sms - spared)
+        hidden = (step + slowed) * (1.0 if self.copies or spared else self.profile.overlap)
+        wait = max(0.0, hop - hidden - beside) + (steps - 1) * max(0.0, hop - hidden)
+        again = attention_tiles_s(self.kernel, call.heads, call.queries, sms)  # every call begins its tiles anew
+        merges = self._rows_s(steps * self.profile.merge_rows, self.shard.tokens)
+        return wait, merges, steps * (slowed + again)
 
 
 def _errors(

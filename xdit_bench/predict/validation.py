@@ -13,47 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.errors import PointFailure, TopologyError
 from xdit_bench.predict.advice import Option, advise, from_prediction, ties
+from xdit_bench.predict.compared import Row, Set, picture
+from xdit_bench.predict.measured import compare_study
 from xdit_bench.predict.memory import plan_memory
-from xdit_bench.predict.model import Prediction, predict
+from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import find
 from xdit_bench.predict.published import Latency, is_memory, read_latencies, read_peaks
-from xdit_bench.results.schema import Record
-from xdit_bench.results.store import RECORDS, latest, read_records
+from xdit_bench.results.store import RECORDS
 from xdit_bench.topology.specs import Topology, load
 
 FIT_AT_LEAST = 6  # samples of a machine, with free numbers, that a leave-one-out error means anything for
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sample: its point, what was seen, what the model says (seconds or bytes)."""
-
-    point: Point
-    seen: float
-    predicted: float
-
-    @property
-    def error(self) -> float:
-        """Relative error of the model."""
-        return self.predicted / self.seen - 1
-
-
-@dataclass(frozen=True)
-class Set:
-    """One published figure or measured study on one machine. `left_out` are leave-one-out errors, `regrets` those of
-    the split the model picks, a group of one picture and GPU count; `fitted` are the machine's free numbers (key, what
-    the file has, what a fit to these samples gives, the prior); `notes` say what could not be compared."""
-
-    name: str
-    kind: str  # published | measured
-    rows: tuple[Row, ...]
-    left_out: tuple[float, ...] = ()
-    regrets: tuple[tuple[str, float], ...] = ()
-    notes: tuple[str, ...] = ()
-    fitted: tuple[tuple[str, float, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,17 +45,6 @@ class Report:
     facts: tuple[Fact, ...] = field(default=())
 
 
-def mean(errors: Iterable[float]) -> float:
-    """Mean absolute error; nan of none."""
-    values = [abs(error) for error in errors]
-    return sum(values) / len(values) if values else math.nan
-
-
-def worst(errors: Iterable[float]) -> float:
-    """Largest absolute error; nan of none."""
-    return max((abs(error) for error in errors), default=math.nan)
-
-
 def validate(published: Path, results: Path) -> Report:
     """Compares the model with every CSV of `published` and every measured study below `results`."""
     latencies: list[Set] = []
@@ -95,9 +55,9 @@ def validate(published: Path, results: Path) -> Report:
         else:
             latencies += _published_latencies(path)
     for path in sorted(results.glob(f"*/{RECORDS}")):
-        for one, other in _measured(path):
+        for one, other in compare_study(path.parent):
             latencies.append(one)
-            if other.rows:
+            if other.rows or other.verdicts:
                 peaks.append(other)
     return Report(tuple(latencies), tuple(peaks), tuple(facts()))
 
@@ -128,7 +88,7 @@ def _published_regret(row: Latency, topology: Topology) -> tuple[str, float]:
     advice = advise(row.point, row.model, topology, row.point.gpus, exactly=True)
     theirs, pick = from_prediction(predict(row.point, row.model, topology)), advice.options[0]
     regret = 0.0 if ties(theirs, pick) else theirs.seconds / pick.seconds - 1
-    return f"{_picture(row.point)} {row.point.gpus} GPUs: {pick.split}, published {theirs.split}", regret
+    return f"{picture(row.point)} {row.point.gpus} GPUs: {pick.split}, published {theirs.split}", regret
 
 
 def _published_peaks(path: Path) -> Set:
@@ -138,63 +98,6 @@ def _published_peaks(path: Path) -> Set:
         plan = plan_memory(peak.point, peak.model, topology, find(peak.point.engine, peak.point.execution))
         rows.append(Row(peak.point, peak.bytes, plan.peak_bytes))
     return Set(f"{path.stem}: a100_nvlink", "published", tuple(rows))
-
-
-def _measured(path: Path) -> Iterable[tuple[Set, Set]]:
-    """Latencies and peaks of each machine of a study, against predictions from its topology file alone."""
-    kept = latest(read_records(path.parent))
-    records = [r for r in kept if r.source == "measured" and r.status == "ok" and r.point["steps"]]
-    for name in dict.fromkeys(str(record.point["topology"]) for record in records):
-        mine = [record for record in records if record.point["topology"] == name]
-        title = f"{path.parent.name}: {name}"
-        try:
-            topology = load(name)
-        except TopologyError as error:
-            yield Set(title, "measured", (), notes=(str(error),)), Set(title, "measured", ())
-            continue
-        notes = [] if topology.predictable else [f"{name} is measured only; {topology.note}"]
-        pairs: list[tuple[Record, Prediction]] = []
-        for record in mine if topology.predictable else ():
-            try:
-                point = Point.from_dict(record.point)
-                pairs.append((record, predict(point, load_model(point.model), topology)))
-            except PointFailure as failure:
-                notes.append(f"{Point.from_dict(record.point).label}: {failure}")
-        rows = tuple(Row(p.point, r.total_s or math.nan, p.total_s) for r, p in pairs)
-        peaks = tuple(
-            Row(p.point, float(r.memory["peak_bytes"]), p.memory.peak_bytes)
-            for r, p in pairs
-            if r.memory.get("peak_bytes")
-        )
-        yield (
-            Set(title, "measured", rows, (), tuple(_measured_regrets(rows)), tuple(notes)),
-            Set(title, "measured", peaks),
-        )
-
-
-def _measured_regrets(rows: Iterable[Row]) -> Iterable[tuple[str, float]]:
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        p = row.point
-        key = (
-            p.model,
-            p.height,
-            p.width,
-            p.engine,
-            p.execution,
-            p.attention,
-            p.vae,
-            p.transport,
-            p.text_tokens,
-            p.gpus,
-        )
-        groups.setdefault(key, []).append(row)
-    for group in groups.values():
-        if len(group) > 1:
-            pick = min(group, key=lambda row: row.predicted)
-            best = min(group, key=lambda row: row.seen)
-            label = f"{_picture(pick.point)} {pick.point.engine}/{pick.point.execution} {pick.point.gpus} GPUs"
-            yield f"{label}: {_split(pick.point)}, measured best {_split(best.point)}", pick.seen / best.seen - 1
 
 
 def facts() -> Iterable[Fact]:
@@ -249,11 +152,3 @@ def _fits(text: str, fits: bool, res: int, topology: Topology, model: ModelSpec)
     plan = plan_memory(_point(model, topology, res, 1, 1, "single"), model, topology, find("xdit_2024", "eager"))
     verdict = "reproduced" if (plan.verdict != "oom") is fits else "not reproduced"
     return Fact(text, verdict, f"{plan.verdict}: {plan.peak_bytes / 1e9:.1f} of {plan.cap_bytes / 1e9:.1f} GB")
-
-
-def _picture(point: Point) -> str:
-    return f"{point.res}px" if point.res else f"{point.width}x{point.height}px"
-
-
-def _split(point: Point) -> str:
-    return f"u{point.ulysses}r{point.ring}"

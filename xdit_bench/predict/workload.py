@@ -75,18 +75,30 @@ def blocks(model: ModelSpec) -> tuple[int, int]:
     return int(model.transformer["num_layers"]), int(model.transformer["num_single_layers"])
 
 
-def transformer_gemms(model: ModelSpec, image: int, text: int, *, fused: bool) -> list[Gemm]:
-    """Linear layers of one step on one rank, modulation left out (12 h² a block: FLUX.1's MLP ratio is 4)."""
+def transformer_gemms(
+    model: ModelSpec, image: int, text: int, *, fused: bool, keys_first: bool = False, split_out: bool = False
+) -> list[Gemm]:
+    """Linear layers of one step on one rank, modulation left out (12 h² a block: FLUX.1's MLP ratio is 4).
+
+    `fused`: one product for q, k and v; `keys_first`: in double blocks one for k and v, one for q; `split_out`: a
+    single block's output projection of the MLP and of attention apart.
+    """
     h, (double, single) = model.hidden, blocks(model)
     config = model.transformer
     channels, joint = int(config["in_channels"]), int(config["joint_attention_dim"])
     gemms = [Gemm(image, channels, h), Gemm(text, joint, h), Gemm(image, h, channels)]
     for rows in (image, text):
-        gemms += [Gemm(rows, h, 3 * h, double)] if fused else [Gemm(rows, h, h, 3 * double)]
+        if keys_first:
+            gemms += [Gemm(rows, h, 2 * h, double), Gemm(rows, h, h, double)]
+        else:
+            gemms += [Gemm(rows, h, 3 * h, double)] if fused else [Gemm(rows, h, h, 3 * double)]
         gemms += [Gemm(rows, h, h, double), Gemm(rows, h, 4 * h, double), Gemm(rows, 4 * h, h, double)]
     tokens = image + text
     qkv = [Gemm(tokens, h, 3 * h, single)] if fused else [Gemm(tokens, h, h, 3 * single)]
-    return [*gemms, *qkv, Gemm(tokens, h, 4 * h, single), Gemm(tokens, 5 * h, h, single)]
+    out = (
+        [Gemm(tokens, 4 * h, h, single), Gemm(tokens, h, h, single)] if split_out else [Gemm(tokens, 5 * h, h, single)]
+    )
+    return [*gemms, *qkv, Gemm(tokens, h, 4 * h, single), *out]
 
 
 def modulation_bytes(model: ModelSpec) -> float:
@@ -136,11 +148,15 @@ def attentions(model: ModelSpec, shard: Shard, ulysses: int) -> list[Attention]:
 
 
 class Text(NamedTuple):
-    """The T5 encoder: FLOPs a token in linear layers, bytes of its weights, and of both encoders'."""
+    """The T5 encoder: FLOPs a token in linear layers, bytes of its weights, and of both encoders'; elementwise passes
+    over a row of its width; kernels of both encoders."""
 
     flops_per_token: float
     bytes: float
     all_bytes: float
+    rows: float
+    row_bytes: float
+    kernels: float
 
 
 def text_encoders(model: ModelSpec) -> Text:
@@ -152,13 +168,20 @@ def text_encoders(model: ModelSpec) -> Text:
     table = int(t5["vocab_size"]) * width
     c, f = int(clip["hidden_size"]), int(clip["intermediate_size"])
     clip_weights = int(clip["num_hidden_layers"]) * (4 * c * c + 2 * c * f) + int(clip["vocab_size"]) * c
-    return Text(2.0 * linears, float(BF16 * (linears + table)), float(BF16 * (linears + table + clip_weights)))
+    weights = float(BF16 * (linears + table))
+    # transformers' modules, op by op, a layer: two RMSNorms through fp32 (17 rows each), two sums, a transposed output,
+    # and the tanh GELU with its gate, 21 passes over the wide rows; 36 kernels, CLIP 14
+    rows = int(t5["num_layers"]) * (2 * 17 + 2 * 3 + 2 + 21 * wide / width)
+    kernels = 36.0 * int(t5["num_layers"]) + 14.0 * int(clip["num_hidden_layers"]) + 43
+    return Text(2.0 * linears, weights, weights + BF16 * clip_weights, rows, float(BF16 * width), kernels)
 
 
 class Vae(NamedTuple):
-    """The decoder a latent pixel: FLOPs of convolutions, bytes of activations moved; the mid block's channels."""
+    """The decoder a latent pixel: FLOPs of convolutions, and of those with upsampling folded into them; bytes of
+    activations moved; the mid block's channels."""
 
     conv_flops: float
+    fused_conv_flops: float
     traffic_bytes: float
     mid_channels: int
     wide_channels: int  # of the widest tensor at full resolution
@@ -178,7 +201,21 @@ def vae_decoder(model: ModelSpec) -> Vae:
         traffic += passes * BF16 * (conv.cin + conv.cout) / 2 * conv.scale**2
     weights = BF16 * sum(c.kernel**2 * c.cin * c.cout for c in convs)
     wide = channels[1] if len(channels) > 1 else channels[0]
-    return Vae(sum(c.flops for c in convs), traffic, channels[-1], wide, 2.0 * weights)  # the encoder weighs as much
+    flops = sum(c.flops for c in convs)
+    return Vae(
+        flops, flops - _folded_flops(channels), traffic, channels[-1], wide, 2.0 * weights
+    )  # the encoder weighs as much
+
+
+def _folded_flops(channels: list[int]) -> float:
+    """What a latent pixel saves where an upsample and its convolution are four 2x2 kernels before it, 16 products for
+    36 (engine.vae_parts); the last one, whose output is narrowed, is computed twice instead of stored."""
+    saved, scale = 0.0, 1
+    for number in range(len(channels) - 1, 0, -1):
+        scale *= 2
+        last = number == 1 and channels[1] != channels[0]
+        saved += Conv(channels[number], channels[number], 3, scale).flops * (1 - 16 / 36 * (2 if last else 1))
+    return saved
 
 
 def decoder_convs(model: ModelSpec) -> Iterator[Conv]:

@@ -25,6 +25,7 @@ TRANSPORTS = ("p2p", "host", "socket")
 SYMMETRIC = "symmetric"  # peers' copies through symmetric memory: what the engine usp does under transport=p2p
 LINKS = (*TRANSPORTS, SYMMETRIC)
 EFFICIENCIES = ("gemm", "memory", "elementwise", "conv", "conv_nhwc", "vae_attention", "vae_attention_blocked")
+TAIL = "gemm_tail"  # waves of thread blocks that a matrix product loses to filling and emptying the GPU; optional
 KERNELS = ("flash", "cudnn", "fa3", "sdpa", "flash_attn")
 HOST = ("op_s", "kernel_gap_s", "vae_cold_start_s")
 GPU = ("name", "memory_bytes", "peak_flops", "memory_bytes_per_s", "l2_bytes", "sms", "source")
@@ -162,7 +163,7 @@ def from_dict(data: Any, origin: str) -> Topology:
     kernels = [kernel for kernel in KERNELS if kernel in attention.data]
     if not kernels:
         raise attention.error("", f"must name the share of peak of at least one kernel of {', '.join(KERNELS)}")
-    for section, known in ((efficiency, EFFICIENCIES), (attention, KERNELS), (host, HOST), (links, LINKS),
+    for section, known in ((efficiency, (*EFFICIENCIES, TAIL)), (attention, KERNELS), (host, HOST), (links, LINKS),
                            (uncertainty, UNCERTAINTIES), (gpu, GPU)):  # fmt: skip
         section.only(known)
     return Topology(
@@ -170,7 +171,11 @@ def from_dict(data: Any, origin: str) -> Topology:
         gpus=gpus,
         gpu=spec,
         links={key: _levels(links, key, gpus) for key in LINKS if key in links.data},
-        efficiency={key: efficiency.sourced(key, high=1.0) for key in EFFICIENCIES},
+        efficiency={
+            key: efficiency.sourced(key, high=1.0)
+            for key in (*EFFICIENCIES, TAIL)
+            if key != TAIL or TAIL in efficiency.data
+        },
         attention={key: attention.sourced(key, high=1.0) for key in kernels},
         host={key: host.sourced(key, high=10.0) for key in HOST},
         uncertainty={key: uncertainty.sourced(key, high=1.0) for key in UNCERTAINTIES},

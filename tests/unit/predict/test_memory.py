@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.predict.memory import plan_memory, tile_areas
+from xdit_bench.predict.memory import MemoryPlan, decode_bytes, plan_memory, symmetric_bytes, tile_areas
 from xdit_bench.predict.points import make_point
 from xdit_bench.predict.profiles import find
+from xdit_bench.predict.workload import modulation_bytes
 from xdit_bench.topology.specs import load
 
 GIB = 2**30
@@ -68,6 +69,55 @@ def test_only_rank_0_decodes_when_the_vae_is_not_parallel(schnell: ModelSpec) ->
     assert first > max(others)
     assert len(set(plans["parallel"].peak_bytes_per_rank)) == 1
     assert plans["parallel"].peak_bytes < first
+
+
+@pytest.mark.parametrize(
+    ("res", "gpus", "gib"), [(2048, 1, 3.28), (2048, 2, 1.90), (3072, 1, 6.59), (3072, 2, 3.60), (4096, 1, 11.21),
+                             (4096, 2, 6.31)],
+)  # fmt: skip
+def test_banded_decodes_beyond_the_weights_are_those_measured_on_h100s(
+    schnell: ModelSpec, res: int, gpus: int, gib: float
+) -> None:
+    point = make_point(schnell, topology="h100_nvlink", height=res, width=res, ulysses=gpus)
+    assert decode_bytes(point, schnell, find("usp", "graph")) / GIB == pytest.approx(gib, rel=0.10)
+
+
+@pytest.mark.parametrize(("res", "gib"), [(1024, 1.5), (2048, 5.8), (3072, 13.0), (4096, 23.1)])
+def test_distvae_decodes_on_two_gpus_are_those_measured(schnell: ModelSpec, res: int, gib: float) -> None:
+    point = make_point(schnell, height=res, width=res, ulysses=2, engine="xfuser", vae="distvae")
+    assert decode_bytes(point, schnell, find("xfuser", "eager")) / GIB == pytest.approx(gib, rel=0.05)
+
+
+def test_two_ranks_of_usp_hold_half_the_modulation_each_once_all_is_loaded(schnell: ModelSpec) -> None:
+    def plan(gpus: int, engine: str = "usp") -> MemoryPlan:
+        point = make_point(schnell, topology="h200_nvlink", ulysses=gpus, vae="none", engine=engine)
+        return plan_memory(point, schnell, load("h200_nvlink"), find(engine, "eager"))
+
+    one, two = plan(1), plan(2)
+    assert one.parameters_bytes - two.parameters_bytes == pytest.approx(modulation_bytes(schnell) / 2)
+    assert two.peak_bytes >= one.parameters_bytes  # the loaded weights
+    assert plan(2, "diffusers").parameters_bytes == one.parameters_bytes
+
+
+def test_symmetric_buffers_lie_outside_the_allocator(schnell: ModelSpec) -> None:
+    h200 = load("h200_nvlink")
+
+    def outside(ulysses: int, ring: int, transport: str = "p2p") -> float:
+        point = make_point(schnell, topology="h200_nvlink", ulysses=ulysses, ring=ring, transport=transport)
+        return symmetric_bytes(point, schnell, h200, find("usp", "eager"))
+
+    row = 6144 * 4608
+    assert outside(1, 1) == outside(2, 1, "host") == 0.0
+    assert outside(2, 1) == 4 * row / 2  # keys with values, queries, what comes back
+    assert outside(1, 2) == 12 * row / 2  # a hop's and all gathered keys and values, in two turns
+    assert outside(2, 2) == 16 * row / 4
+    large = make_point(schnell, topology="h200_nvlink", height=4096, width=4096, ring=2)  # too large to be gathered
+    assert symmetric_bytes(large, schnell, h200, find("usp", "eager")) == 4 * 6144 * 66048 / 2
+    one, two = (
+        plan_memory(make_point(schnell, topology="h200_nvlink", ulysses=u), schnell, h200, find("usp", "eager"))
+        for u in (1, 2)
+    )
+    assert one.cap_bytes - two.cap_bytes == outside(2, 1)
 
 
 def test_tiles_cover_the_picture_with_a_quarter_of_overlap(schnell: ModelSpec) -> None:

@@ -106,6 +106,13 @@ def test_fewer_tokens_than_calibrated_widen_the_interval_with_a_warning(schnell:
     assert "1024 image tokens, outside the 4096 to 65536" in warning
 
 
+def test_more_tokens_than_calibrated_widen_the_interval_with_a_warning(schnell: ModelSpec) -> None:
+    point = make_point(schnell, topology="h200_nvlink", height=8192, width=8192, ulysses=8)
+    prediction = predict(point, schnell, H200)
+    assert "262144 image tokens, outside the 4096 to 65536" in prediction.warnings[0]
+    assert "3.0 times as wide" in prediction.warnings[0]
+
+
 def test_another_width_of_model_is_predicted_with_a_warning(schnell: ModelSpec) -> None:
     tiny = load_model("flux_tiny")
     prediction = predict(make_point(tiny, topology="a100_nvlink", vae="none"), tiny, A100)
@@ -118,7 +125,8 @@ def test_another_width_of_model_is_predicted_with_a_warning(schnell: ModelSpec) 
         ({"ulysses": 8, "ring": 2}, "needs 16 GPUs, and there are 8"),
         ({"ulysses": 5}, "24 heads cannot be split over ulysses=5"),
         ({"engine": "stock", "ulysses": 2}, "plain diffusers on one GPU"),
-        ({"engine": "xfuser"}, "no profile of engine=xfuser"),
+        ({"engine": "xfuser", "execution": "graph"}, "no profile of engine=xfuser execution=graph"),
+        ({"engine": "xfuser", "ulysses": 8, "text_tokens": 77}, "8 GPUs do not divide all tokens, here 77"),
         ({"attention": "fa3"}, "no number for attention=fa3"),
         ({"transport": "host", "ulysses": 2}, "no link numbers for transport=host"),
         ({"dtype": "fp32"}, "dtype=fp32 has to be measured"),

@@ -113,6 +113,21 @@ def test_links_must_join_all_gpus(data: dict[str, Any]) -> None:
         from_dict(data, "mine.yaml")
 
 
+def test_symmetric_memory_may_end_at_the_host_and_is_checked_like_any_link(data: dict[str, Any]) -> None:
+    level = {"name": "NVLink", "gpus": 2, "bytes_per_s": 4e11, "latency_s": 1e-5, "source": "x"}
+    data["links"]["symmetric"] = [level]
+    assert from_dict(data, "mine.yaml").levels("symmetric")[0].gpus == 2
+    data["links"]["symmetric"] = [{**level, "bytes_per_s": 400}]
+    with pytest.raises(TopologyError, match=r"mine\.yaml: links.symmetric\[0\].bytes_per_s must be a number from 1e"):
+        from_dict(data, "mine.yaml")
+
+
+def test_the_tail_of_products_is_optional(data: dict[str, Any]) -> None:
+    assert "gemm_tail" not in from_dict(data, "mine.yaml").efficiency
+    data["efficiency"]["gemm_tail"] = {"value": 0.2, "source": "x"}
+    assert from_dict(data, "mine.yaml").efficiency["gemm_tail"].value == 0.2
+
+
 def test_numbers_that_yaml_reads_as_text_are_numbers(data: dict[str, Any]) -> None:
     data["gpu"]["peak_flops"] = "181e12"
     assert from_dict(data, "mine.yaml").gpu.peak_flops == 181e12

@@ -1,0 +1,129 @@
+"""What hides behind what, by the way exchanges go; whole waves of attention; what a ring's many calls cost."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from xdit_bench.config import ModelSpec, Point
+from xdit_bench.predict.model import predict
+from xdit_bench.predict.network import Network, path
+from xdit_bench.predict.points import make_point
+from xdit_bench.predict.profiles import find
+from xdit_bench.predict.roofline import TILE_S, attention_s
+from xdit_bench.predict.workload import Attention
+from xdit_bench.topology.specs import load
+
+H100 = load("h100_nvlink")
+NCCL = dataclasses.replace(H100, links={"p2p": H100.levels("p2p")})
+ROW = 6144.0
+
+
+def graph_point(model: ModelSpec, res: int, ulysses: int = 1, ring: int = 1, **changes: object) -> Point:
+    return make_point(
+        model, topology="h100_nvlink", height=res, width=res, ulysses=ulysses, ring=ring, execution="graph", vae="none",
+        **changes,
+    )  # fmt: skip
+
+
+def test_only_usp_between_gpus_that_reach_each_other_goes_through_symmetric_memory(schnell: ModelSpec) -> None:
+    two = make_point(schnell, topology="h100_nvlink", ulysses=2)
+    assert path(H100, two, True) == "symmetric"
+    assert path(H100, two, False) == "p2p"
+    assert path(H100, dataclasses.replace(two, transport="host"), True) == "host"
+    assert path(NCCL, two, True) == "p2p"  # no numbers for it: no error
+    small = dataclasses.replace(H100.levels("symmetric")[0], gpus=4)
+    one_host = dataclasses.replace(H100, links={**H100.links, "symmetric": (small,)})
+    assert path(one_host, dataclasses.replace(two, ulysses=8), True) == "p2p"
+    assert [find(engine, "eager").symmetric for engine in ("usp", "diffusers", "xfuser", "xdit_2024")] == [
+        True, False, False, False,
+    ]  # fmt: skip
+
+
+def test_nccls_exchanges_hide_behind_nothing_and_copies_behind_the_products_beside_them(schnell: ModelSpec) -> None:
+    point = graph_point(schnell, 2048, 2)
+    tokens = 8448
+    nccl, copies = predict(point, schnell, NCCL), predict(point, schnell, H100)
+    net = Network(H100, "p2p", 2, 1)
+    each = sum(net.all_to_all_s(rows * tokens * ROW).seconds for rows in (2, 1, 1))
+    assert nccl.terms["all_to_all"] == pytest.approx(57 * each)
+    # of 57 blocks the 38 single ones hide theirs, of 19 double ones the keys go beside the queries' projection
+    net = Network(H100, "symmetric", 2, 1)
+    keys, rest = net.all_to_all_s(2 * tokens * ROW).seconds, 2 * net.all_to_all_s(tokens * ROW).seconds
+    assert 19 * rest < copies.terms["all_to_all"] < 19 * (rest + keys)
+
+
+def test_own_chunks_are_copied_after_the_peers_one_by_one() -> None:
+    link, gap = H100.levels("symmetric")[0], H100.host["kernel_gap_s"].value
+    memory = H100.gpu.memory_bytes_per_s * H100.efficiency["memory"].value
+    seconds = Network(H100, "symmetric", 8, 1).all_to_all_s(80e6).seconds
+    assert seconds == pytest.approx(link.latency_s + 70e6 / link.bytes_per_s + 7 * gap + 20e6 / memory)
+
+
+def test_the_last_wave_of_attention_is_as_long_as_a_full_one() -> None:
+    def seconds(heads: int, kernel: str) -> float:
+        return attention_s(H100, Attention(heads, 36 * 128, 4608, 1), 128, kernel)
+
+    # 11 heads of 36 tiles are 3 waves of 132 multiprocessors, 12 heads 3.3
+    assert seconds(12, "fa3") == pytest.approx(4 / 3 * seconds(11, "fa3"))
+    assert seconds(12, "flash") < 1.1 * seconds(11, "flash")
+
+
+def test_a_ring_begins_its_tiles_anew_at_every_hop(schnell: ModelSpec) -> None:
+    slow = dataclasses.replace(H100.levels("symmetric")[0], bytes_per_s=1e10)  # no gathering
+    ring = dataclasses.replace(H100, links={**H100.links, "symmetric": (slow,)})
+    attention = {r: predict(graph_point(schnell, 4096, ring=r), schnell, ring).terms["attention"] for r in (1, 2)}
+    assert attention[2] > attention[1] / 2
+    # 47 waves of half the queries instead of 94 of all, each in two calls for half the keys
+    again = 47 * (attention[1] / 57 / 94 + TILE_S)
+    assert attention[2] == pytest.approx(57 * again, rel=0.01)
+
+
+def test_beside_nccl_a_rings_attention_leaves_it_multiprocessors(schnell: ModelSpec) -> None:
+    point = graph_point(schnell, 4096, ring=2)
+    nccl, copies = (predict(point, schnell, topology).terms for topology in (NCCL, H100))
+    assert nccl["ring"] == copies["ring"] == 0.0
+    assert nccl["attention"] / copies["attention"] == pytest.approx(1 + 0.5 * 16 / 116, rel=0.01)
+
+
+def test_a_captured_text_stage_takes_less_than_its_launches(schnell: ModelSpec) -> None:
+    point = make_point(schnell, topology="h100_nvlink")
+    eager, graph = (
+        predict(dataclasses.replace(point, execution=e), schnell, H100).stages["text"] for e in ("eager", "graph")
+    )
+    assert graph.median < eager.median
+    assert 1e3 * graph.median == pytest.approx(25.95, rel=0.15)  # measured on one H100, 512 tokens
+
+
+@pytest.mark.parametrize(
+    ("engine", "execution", "res", "measured_ms"),
+    [
+        ("xfuser", "eager", 1024, 140), ("xfuser", "eager", 2048, 503), ("xfuser", "eager", 4096, 3893),
+        ("xfuser", "compile", 1024, 85), ("diffusers", "compile", 2048, 385), ("diffusers", "eager", 4096, 3834),
+    ],
+)  # fmt: skip
+def test_peers_steps_on_two_h200s_are_within_a_tenth(
+    schnell: ModelSpec, engine: str, execution: str, res: int, measured_ms: float
+) -> None:
+    point = make_point(
+        schnell, topology="h200_nvlink", height=res, width=res, ulysses=2, engine=engine, execution=execution,
+        attention="cudnn", vae="none",
+    )  # fmt: skip
+    step = predict(point, schnell, load("h200_nvlink")).step.median
+    assert 1e3 * step == pytest.approx(measured_ms, rel=0.10)
+
+
+@pytest.mark.parametrize(
+    ("res", "ulysses", "ring", "symmetric", "measured_ms"),
+    [
+        (1024, 1, 1, False, 121.4), (1024, 2, 1, False, 73.0), (1024, 1, 2, True, 67.8), (2048, 1, 1, False, 631.1),
+        (2048, 2, 1, False, 353.3), (2048, 1, 2, True, 335.2), (2048, 1, 2, False, 345.0),
+    ],
+)  # fmt: skip
+def test_usps_steps_on_one_and_two_h100s_are_within_a_tenth(
+    schnell: ModelSpec, res: int, ulysses: int, ring: int, symmetric: bool, measured_ms: float
+) -> None:
+    topology = H100 if symmetric else NCCL
+    terms = predict(graph_point(schnell, res, ulysses, ring), schnell, topology).terms
+    assert 1e3 * sum(terms.values()) == pytest.approx(measured_ms, rel=0.10)

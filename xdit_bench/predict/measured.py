@@ -1,0 +1,103 @@
+"""The model against our own measurements: times, peaks, out of memory or not, and what its advice would have cost.
+
+Owns one comparison a study, machine and transport. A machine's numbers are its micro-benchmarks' where those are kept
+(`results/calibrated/<topology>.yaml`, where `python -m xdit_bench.calibrate` writes them), else the shipped topology's.
+No time of a study ever moves a number of either.
+
+    for latencies, peaks in compare_study(Path("results/h200x1")): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from xdit_bench.config import Point
+from xdit_bench.errors import PointFailure, TopologyError
+from xdit_bench.predict.compared import Row, Set, picture
+from xdit_bench.predict.memory import MemoryPlan, plan_memory
+from xdit_bench.predict.model import predict
+from xdit_bench.predict.points import load_model
+from xdit_bench.predict.profiles import find
+from xdit_bench.results.schema import Record
+from xdit_bench.results.store import latest, read_records
+from xdit_bench.topology.specs import Topology, load
+
+CALIBRATED = "calibrated"  # folder of results/ that holds this machine's own topology files
+NEAR = 0.05  # of the capacity: closer than that, either verdict may come true
+
+
+def compare_study(folder: Path) -> Iterator[tuple[Set, Set]]:
+    """Latencies and peaks of a study's measured records, by machine and transport."""
+    records = [r for r in latest(read_records(folder)) if r.source == "measured" and r.status in ("ok", "oom")]
+    for name, transport in dict.fromkeys((str(r.point["topology"]), str(r.point["transport"])) for r in records):
+        mine = [r for r in records if (r.point["topology"], r.point["transport"]) == (name, transport)]
+        title = f"{folder.name}: {name}" + (f" over {transport}" if transport != "p2p" else "")
+        try:
+            topology, notes = calibrated(name, folder.parent)
+        except TopologyError as error:
+            yield Set(title, "measured", (), notes=(str(error),)), Set(title, "measured", ())
+            continue
+        if not topology.predictable:
+            notes.append(f"{name} is measured only; {topology.note}")
+            mine = []
+        yield _compare(title, mine, topology, notes)
+
+
+def calibrated(name: str, results: Path) -> tuple[Topology, list[str]]:
+    """The machine's own numbers where they are kept below `results`, and a note that says so; else the shipped ones.
+
+    Raises TopologyError for a name that neither has, or a file that is no topology.
+    """
+    own = results / CALIBRATED / f"{name}.yaml"
+    if own.is_file():
+        return load(str(own)), [f"predicted from {own}, measured operators and links"]
+    return load(name), []
+
+
+def _compare(title: str, records: Sequence[Record], topology: Topology, notes: list[str]) -> tuple[Set, Set]:
+    rows: list[Row] = []
+    peaks: list[Row] = []
+    verdicts: list[tuple[str, str]] = []
+    for record in records:
+        point = Point.from_dict(record.point)
+        model = load_model(point.model)
+        try:
+            plan = plan_memory(point, model, topology, find(point.engine, point.execution))
+            verdicts.append((point.label, verdict(plan, record.status == "oom")))
+            if record.status == "ok" and record.memory.get("peak_bytes"):
+                peaks.append(Row(point, float(record.memory["peak_bytes"]), plan.peak_bytes))
+            if record.status == "ok" and point.steps and record.total_s:
+                rows.append(Row(point, record.total_s, predict(point, model, topology).total_s))
+        except PointFailure as failure:
+            notes.append(f"{point.label}: {failure}")
+    return (
+        Set(title, "measured", tuple(rows), (), tuple(regrets(rows)), tuple(notes)),
+        Set(title, "measured", tuple(peaks), verdicts=tuple(verdicts)),
+    )
+
+
+def verdict(plan: MemoryPlan, ran_out: bool) -> str:
+    """Whether the plan says of a point what happened to it: `right`, `wrong`, or `near` the capacity."""
+    if abs(plan.peak_bytes / plan.cap_bytes - 1) <= NEAR:
+        return "near"
+    return "right" if (plan.verdict == "oom") is ran_out else "wrong"
+
+
+def regrets(rows: Iterable[Row]) -> Iterator[tuple[str, float]]:
+    """Of each picture, engine and GPU count measured in several splits: the time of the one the model picks, over the
+    best."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        p = row.point
+        key = (
+            p.model, p.height, p.width, p.engine, p.execution, p.attention, p.vae, p.transport, p.text_tokens, p.gpus,
+            p.steps,
+        )  # fmt: skip
+        groups.setdefault(key, []).append(row)
+    for group in groups.values():
+        if len(group) > 1:
+            pick, best = min(group, key=lambda row: row.predicted), min(group, key=lambda row: row.seen)
+            p, split = pick.point, f"u{best.point.ulysses}r{best.point.ring}"
+            label = f"{picture(p)} {p.engine}/{p.execution} {p.gpus} GPUs: u{p.ulysses}r{p.ring}, measured best {split}"
+            yield label, pick.seen / best.seen - 1
