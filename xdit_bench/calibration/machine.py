@@ -81,7 +81,7 @@ def write(out: Path, base: Topology | None, raw: dict[str, Any]) -> Path:
     for transport in exchanged:
         for path in (transport, SYMMETRIC) if transport == "p2p" else (transport,):
             mine = [m for m in rows if m["path"] == path]
-            known = levels[path] or (_one_level(path, gpus),)
+            known = levels[path] or (_one_level(path, base.gpus if base else gpus),)  # a path joins all the file's GPUs
             levels[path] = links(mine, known, gpus, _speed(spec, found)) if mine else ()
     kept = {path: level for path, level in levels.items() if level}
     data = _topology(out.stem, base, spec, gpus, found, kept, raw.get("notes", []))

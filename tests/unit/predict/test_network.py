@@ -72,7 +72,7 @@ def test_a_transport_without_numbers_is_infeasible_by_name() -> None:
 def test_a_second_machine_is_one_more_level_of_the_file() -> None:
     data = yaml.safe_load((data_dir("conf") / "topology" / "h100_nvlink.yaml").read_text())
     network = {"name": "network", "gpus": 16, "bytes_per_s": 4e11, "latency_s": 3e-5, "source": "8 x 400 Gb/s a host"}
-    data["links"]["p2p"].append(network)
+    data["links"] = {"p2p": [*data["links"]["p2p"], network]}
     pair = from_dict({**data, "name": "two_hosts", "gpus": 16}, "two_hosts.yaml")
     ring = Network(pair, "p2p", ulysses=8, ring=2).ring_step_s(100 * MB)
     assert ring.limit == "network"

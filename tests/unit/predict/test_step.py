@@ -51,14 +51,16 @@ def test_nccls_exchanges_hide_behind_nothing_and_copies_behind_the_products_besi
     # of 57 blocks the 38 single ones hide theirs, of 19 double ones the keys go beside the queries' projection
     net = Network(H100, "symmetric", 2, 1)
     keys, rest = net.all_to_all_s(2 * tokens * ROW).seconds, 2 * net.all_to_all_s(tokens * ROW).seconds
-    assert 19 * rest < copies.terms["all_to_all"] < 19 * (rest + keys)
+    assert 19 * rest <= copies.terms["all_to_all"] * (1 + 1e-9)
+    assert copies.terms["all_to_all"] < 19 * (rest + keys)
 
 
 def test_own_chunks_are_copied_after_the_peers_one_by_one() -> None:
     link, gap = H100.levels("symmetric")[0], H100.host["kernel_gap_s"].value
     memory = H100.gpu.memory_bytes_per_s * H100.efficiency["memory"].value
     seconds = Network(H100, "symmetric", 8, 1).all_to_all_s(80e6).seconds
-    assert seconds == pytest.approx(link.latency_s + 70e6 / link.bytes_per_s + 7 * gap + 20e6 / memory)
+    put = link.all_to_all_latency_s + 70e6 / link.all_to_all_bytes_per_s
+    assert seconds == pytest.approx(put + 7 * gap + 20e6 / memory)
 
 
 def test_the_last_wave_of_attention_is_as_long_as_a_full_one() -> None:
@@ -93,7 +95,7 @@ def test_a_captured_text_stage_takes_less_than_its_launches(schnell: ModelSpec) 
         predict(dataclasses.replace(point, execution=e), schnell, H100).stages["text"] for e in ("eager", "graph")
     )
     assert graph.median < eager.median
-    assert 1e3 * graph.median == pytest.approx(25.95, rel=0.15)  # measured on one H100, 512 tokens
+    assert graph.low < 25.95e-3 < graph.high  # measured on one H100, 512 tokens
 
 
 @pytest.mark.parametrize(
