@@ -8,9 +8,12 @@ Owns the words of a failure and which of several is the cause; takes no measurem
 
 from __future__ import annotations
 
+import re
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from xdit_bench.config import Point
@@ -23,6 +26,7 @@ START_STAGE = "start"  # of a failure that kept ranks from existing
 # a peer's death reaches the others as one of these; it is never the cause
 ECHOES = ("connection closed by peer", "connection reset", "broken pipe", "timed out waiting", "remote process exited",
           "nccl error", "process group aborted", "a peer failed")  # fmt: skip
+TRACES = ("trace", "log_tail", "stack")
 FAILURE_KEYS = ("bytes_asked", "bytes_free", "type", "trace", "exit", "log_tail", "stack")
 
 
@@ -55,12 +59,29 @@ def judge(answers: Sequence[Answer], deadline_s: float) -> Outcome:
     outcome = Outcome(*_explain(cause, deadline_s), answers=list(answers))
     stage, iteration = cause.body.get("stage", "?"), cause.body.get("iteration", -1)
     facts = {key: cause.body[key] for key in FAILURE_KEYS if cause.body.get(key) not in (None, "")}
+    facts |= {key: without_folders(facts[key]) for key in TRACES if key in facts}
     outcome.failure = {"rank": cause.rank, "stage": stage, "iteration": iteration, **facts}
     outcome.failure["ranks"] = {str(a.rank): _whereabouts(a) for a in answers}
     collectives = {str(a.rank): a.body["last_collective"] for a in answers if a.body.get("last_collective")}
     if collectives:
         outcome.failure["last_collective"] = collectives
     return outcome
+
+
+def without_folders(trace: str) -> str:
+    """A trace whose files stand as they are imported, `torch/nn/modules/conv.py`: a record does not say where a machine
+    keeps them."""
+    roots = sorted((f"{Path(root).resolve()}/" for root in sys.path if root), key=len, reverse=True)
+
+    def imported(match: re.Match[str]) -> str:
+        path = match[1]
+        *_, installed = re.split(r"/(?:site|dist)-packages/", path)
+        if installed != path:
+            return f'File "{installed}"'
+        root = next((root for root in roots if path.startswith(root)), f"{Path(path).parent}/")
+        return f'File "{path.removeprefix(root)}"'
+
+    return re.sub(r'File "(/[^"\n]+)"', imported, trace)
 
 
 def to_record(outcome: Outcome, point: Point, run_id: str, study: str) -> Record:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from xdit_bench.config import Point
 from xdit_bench.runner.launcher import environment_warnings
-from xdit_bench.runner.outcome import judge, own_s, to_record
+from xdit_bench.runner.outcome import judge, own_s, to_record, without_folders
 from xdit_bench.runner.pool import Answer
 
 POINT = Point(
@@ -104,3 +106,19 @@ def test_crippling_variables_are_called_out_unless_the_transport_sets_them() -> 
     shell = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "0", "HOME": "/"}
     assert [w.split(" ")[0] for w in environment_warnings(shell, "p2p")] == ["NCCL_P2P_DISABLE=1"]
     assert environment_warnings(shell, "host") == []
+
+
+def test_traces_name_files_as_they_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", ["/srv/someone/bench", "/srv/someone"])
+    files = (
+        "/opt/env/lib/python3.12/site-packages/torch/nn/conv.py",
+        "/srv/someone/bench/xdit_bench/a.py",
+        "/home/b.py",
+    )
+    trace = "".join(f'  File "{file}", line 3, in f\n    return g()\n' for file in files)
+    report = error(1, 0.1, trace=trace)
+    shown = judge([result(0), report], 60).failure["trace"]
+    assert shown == without_folders(trace)
+    assert [line.split('"')[1] for line in shown.splitlines() if '"' in line] == [
+        "torch/nn/conv.py", "xdit_bench/a.py", "b.py",
+    ]  # fmt: skip
