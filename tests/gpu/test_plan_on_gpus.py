@@ -78,7 +78,10 @@ def test_ranks_of_every_transport_agree_with_the_baseline(tmp_path: Path) -> Non
     ]
     records = run(points, tmp_path)
     assert {r.status for r in records} == {"ok"}, [r.reason for r in records]
-    assert all(len(r.memory["peak_bytes_per_rank"]) == 2 for r in records if r.point["gpus"] == 2)
+    for record in [r for r in records if r.point["gpus"] == 2]:
+        assert len(record.memory["peak_bytes_per_rank"]) == 2
+        direct = record.point["transport"] == "p2p"
+        assert all((held > 0) is direct for held in record.memory["symmetric_bytes_per_rank"])
 
 
 @pytest.mark.multigpu

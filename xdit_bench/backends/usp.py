@@ -65,6 +65,11 @@ class UspBackend:
         """Bytes that this rank sends to others in a denoising step."""
         return self.flux.sent_bytes
 
+    @property
+    def symmetric_bytes(self) -> int:
+        """Bytes of symmetric memory on this rank."""
+        return self.flux.carrier.held_bytes
+
     def noise(self) -> torch.Tensor:
         """See Backend.noise."""
         return self.inputs.noise[:, slice(*self.flux.image_range)]

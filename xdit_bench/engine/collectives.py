@@ -42,6 +42,10 @@ class Carrier(Protocol):
     holds_processors: bool  # while an exchange is on its way, as NCCL's kernels do
     sent_bytes: int  # that exchanges have begun to send to other ranks; whoever reads it may set it back
 
+    @property
+    def held_bytes(self) -> int:
+        """Of buffers outside torch's allocator."""
+
     def scatter(self, slabs: Tensor, rows: Sequence[int]) -> Pending:
         """Slab u of `U*S ...` goes to Ulysses rank u; arrive all ranks' slabs for this one, `rows[u]` rows each."""
 
@@ -74,6 +78,11 @@ class DistributedCarrier:
         self.mesh = mesh
         self.sent_bytes = 0
         self._whole: Tensor | None = None  # what `place` has made for the next `collect`
+
+    @property
+    def held_bytes(self) -> int:
+        """See Carrier."""
+        return 0
 
     def scatter(self, slabs: Tensor, rows: Sequence[int]) -> Pending:
         """See Carrier."""

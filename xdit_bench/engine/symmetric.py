@@ -48,6 +48,11 @@ class SymmetricCarrier(DistributedCarrier):
         self.boxes: dict[tuple[Any, ...], tuple[Any, list[Tensor]]] = {}
         self.turn = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """See Carrier."""
+        return sum(views[0].nbytes for _, views in self.boxes.values())
+
     def scatter(self, slabs: Tensor, rows: Sequence[int]) -> Pending:
         """See Carrier. Keys and values and queries of a ring differ in shape, so they have buffers of their own."""
         own = self.mesh.ulysses_rank

@@ -21,7 +21,7 @@ ASKED = re.compile(r"(?:Tried to allocate|allocate memory: you tried to allocate
 
 
 class MemoryWatch:
-    """Peaks between construction and `report`. On a CPU: of the process's resident memory."""
+    """Peaks between construction, or the last `restart`, and `report`. On a CPU: of the process's resident memory."""
 
     def __init__(self, device: torch.device, cap_bytes: int | None) -> None:
         self._device = device
@@ -34,6 +34,13 @@ class MemoryWatch:
         if cap_bytes is not None:
             total = torch.cuda.mem_get_info(device)[1]
             torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total), device)
+
+    def restart(self) -> None:
+        """Forgets the peak so far: what an engine put away while it prepared is not held while images are made."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            _reset_resident_peak()
 
     def report(self) -> dict[str, Any]:
         """Bytes; `alloc_retries` counts how often the allocator had to give memory back and ask again."""

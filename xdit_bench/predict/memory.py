@@ -36,8 +36,8 @@ TILE_OVERLAP = 0.25  # diffusers' tiled decode
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes: weights on a rank while it runs, the peak of each rank, what the card or the cap leaves to torch's
-    allocator, and the fullest stage."""
+    """Bytes: weights on a rank while it runs, the peak of each rank, what the card or the cap allows, and the fullest
+    stage."""
 
     verdict: str
     parameters_bytes: int
@@ -54,26 +54,27 @@ class MemoryPlan:
 def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> MemoryPlan:
     """Peaks of the denoising loop and of the decode on top of the weights (both text encoders stay resident).
 
-    Every rank has loaded all weights before an engine puts others' modulation away; symmetric memory lies outside
-    torch's allocator, whose peaks a measured record holds, and takes from what the card leaves to it.
+    Every rank has loaded all weights before an engine puts others' modulation away, so that these have to fit too.
+    Symmetric memory counts towards the peak; outside torch's allocator, it takes from what the card leaves to that.
     """
     loaded = transformer_bytes(model) + text_encoders(model).all_bytes + vae_decoder(model).weights_bytes
     away = modulation_bytes(model) * (1 - 1 / point.gpus) if profile.shards_modulation else 0.0
     weights = loaded - away
-    cap = topology.gpu.memory_bytes - CONTEXT_BYTES - symmetric_bytes(point, model, topology, profile)
+    buffers = symmetric_bytes(point, model, topology, profile)
+    cap = topology.gpu.memory_bytes - CONTEXT_BYTES
     if point.memory_cap_gb is not None:
-        cap = min(cap, point.memory_cap_gb * 1e9)
+        cap = min(cap, point.memory_cap_gb * 1e9 + buffers)  # it binds torch's allocator alone
     row_bytes, tokens = BF16 * model.hidden, Shard.of(point, profile).tokens
-    denoise = max(DIT_ROWS * row_bytes * tokens, away + KERNEL_ROWS * row_bytes * tokens if away else 0.0)
-    if not point.steps:  # a decode beside an engine at rest
-        denoise = away
+    denoise = DIT_ROWS * row_bytes * tokens if point.steps else 0.0  # or a decode beside an engine at rest
+    start = loaded + KERNEL_ROWS * row_bytes * tokens if point.steps else loaded
     first = decode_bytes(point, model, profile)
     others = first if point.vae in SHARED else 0.0
-    peaks = [weights + max(denoise, first if rank == 0 else others) for rank in range(point.gpus)]
+    held = weights + buffers
+    peaks = [held + max(denoise, first if rank == 0 else others) for rank in range(point.gpus)]
     stage = "vae" if first > denoise else "denoise"
     vae = vae_profile(point, profile)
-    wanted = weights + max(denoise, first * (vae.band_reserved if _banded(point, vae) else RESERVED))
-    verdict = "oom" if max(peaks) > cap else "pressure" if wanted > cap else "fits"
+    wanted = held + max(denoise, first * (vae.band_reserved if _banded(point, vae) else RESERVED))
+    verdict = "oom" if max(start, *peaks) > cap else "pressure" if wanted > cap else "fits"
     return MemoryPlan(verdict, round(weights), tuple(round(peak) for peak in peaks), round(cap), stage)
 
 

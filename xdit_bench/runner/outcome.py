@@ -136,6 +136,7 @@ def _memory(ranks: list[dict[str, Any]]) -> dict[str, Any]:
         "peak_bytes": max(r["peak_bytes"] for r in ranks),
         "peak_bytes_per_rank": [r["peak_bytes"] for r in ranks],
         "reserved_bytes_per_rank": [r["reserved_bytes"] for r in ranks],
+        "symmetric_bytes_per_rank": [r.get("symmetric_bytes", 0) for r in ranks],
         "alloc_retries": max(r["alloc_retries"] for r in ranks),
     }
 

@@ -107,6 +107,7 @@ class Rank:
         try:
             with torch.no_grad():
                 parameters = self._prepare(backend, mesh, point, model)
+                watch.restart()
                 timer = ImageTimer(
                     backend, mesh.group, self.device, point.vae != "none", self.note,
                     denoises=point.steps > 0, together=point.vae == "parallel",
@@ -116,7 +117,7 @@ class Rank:
                     timer.image(timing, 0.0)
                 else:
                     timing = timer.measure(MeasureConfig(**command["measure"]))
-                memory = {**watch.report(), "parameters_bytes": parameters}
+                memory = _with_symmetric(watch.report(), backend) | {"parameters_bytes": parameters}
                 self.note("parity")
                 parity = self._judge(command, backend, mesh, point, timing)
                 attribution = self._profile(command, backend, mesh, point)
@@ -249,6 +250,13 @@ class Rank:
         gc.collect()  # quick: the worker has frozen what was imported
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _with_symmetric(memory: dict[str, Any], backend: Backend) -> dict[str, Any]:
+    """Adds the buffers that peers write into, which torch's allocator does not count."""
+    held = int(getattr(backend, "symmetric_bytes", 0))
+    sums = {key: memory[key] + held for key in ("peak_bytes", "reserved_bytes")}
+    return memory | sums | {"symmetric_bytes": held}
 
 
 def _save_outputs(folder: Path, latents: torch.Tensor, image: torch.Tensor | None, label: str) -> None:

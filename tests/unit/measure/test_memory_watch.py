@@ -44,4 +44,6 @@ def test_peak_of_a_cpu_rank_holds_what_lived_in_between() -> None:
     after = watch.report()["peak_bytes"]
     del held
     assert after - before >= 60 * 2**20
+    watch.restart()
+    assert after - watch.report()["peak_bytes"] >= 60 * 2**20
     assert watch.free_bytes() > 0

@@ -39,6 +39,7 @@ def test_record_of_a_success_holds_the_ranks_memory_and_step_times() -> None:
     assert record.latency_s["total"]["median"] == 0.8
     assert record.step_s["samples"] == [0.2, 0.3]
     assert record.memory["peak_bytes_per_rank"] == [100, 101]
+    assert record.memory["symmetric_bytes_per_rank"] == [0, 0]
     assert record.memory["peak_bytes"] == 101
     assert record.memory["verdict"] == "pressure"
     assert record.memory["cap_bytes"] == 2_000_000_000
