@@ -3,6 +3,8 @@
 Owns the words; `predict.advice` compares. Measured records of the machine stand in for predictions where there are any.
 
     python -m xdit_bench.recommend topology=l40_pcie res=2048 [gpus=8] [latency_s=5] [model=flux_dev]
+
+The engine runs in the execution that is its fastest there, unless one is named.
 """
 
 from __future__ import annotations
@@ -12,18 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from xdit_bench.config import TOKEN_PIXELS, ModelSpec, Point
-from xdit_bench.errors import ConfigError, UserError
+from xdit_bench.errors import ConfigError, PointFailure, UserError
 from xdit_bench.predict.advice import Advice, Option, advise, ties
 from xdit_bench.predict.arguments import parse, positive, whole
 from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import load_model, make_point
+from xdit_bench.predict.profiles import executions
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import RECORDS, latest, read_records
 from xdit_bench.topology.specs import Topology, load
 
 DEFAULTS = {
     "topology": "a100_nvlink", "res": "1024", "gpus": "", "latency_s": "", "model": "flux_schnell", "engine": "usp",
-    "execution": "eager", "vae": "parallel", "steps": "", "text_tokens": "", "transport": "p2p",
+    "execution": "", "vae": "parallel", "steps": "", "text_tokens": "", "transport": "p2p",
     "inner": "ulysses", "results_dir": "results",
 }  # fmt: skip
 
@@ -33,21 +36,34 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parse(arguments if arguments is not None else sys.argv[1:], DEFAULTS, "recommend")
         topology, model = load(options["topology"]), load_model(options["model"])
-        point = _point(options, model, topology)
         gpus = whole(options, "gpus") if options["gpus"] else topology.gpus
         if gpus > topology.gpus:
             raise ConfigError(f"gpus={gpus} is more than the {topology.gpus} of {topology.name}; use at most that")
         inner = _inner(options["inner"])
         latency_s = positive(options, "latency_s") if options["latency_s"] else None
-        advice = advise(
-            point, model, topology, gpus, _measured(Path(options["results_dir"]), topology), ulysses_inner=inner
-        )
+        measured = _measured(Path(options["results_dir"]), topology)
+        wanted = [options["execution"]] if options["execution"] else executions(options["engine"])
+        points = [_point({**options, "execution": execution}, model, topology) for execution in wanted]
+        found = [(point, advise(point, model, topology, gpus, measured, ulysses_inner=inner)) for point in points]
+        point, advice = _fastest(found)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for line in render(advice, point, model, topology, latency_s):
         print(line)
     return 0 if advice.options else 1
+
+
+def _fastest(found: list[tuple[Point, Advice]]) -> tuple[Point, Advice]:
+    """The execution whose best split is the fastest; of those that tie, one that was measured, else the last: a graph
+    or compiled blocks leave less to the host."""
+    running = [pair for pair in found if pair[1].options]
+    if not running:
+        return found[0]
+    fastest = min((advice.best for _, advice in running), key=lambda best: best.seconds)
+    tied = [pair for pair in running if pair[1].best is fastest or ties(fastest, pair[1].best)]
+    measured = [pair for pair in tied if pair[1].best.source != "predicted"]
+    return (measured or tied)[-1]
 
 
 def _point(options: Mapping[str, str], model: ModelSpec, topology: Topology) -> Point:
@@ -92,15 +108,26 @@ def render(advice: Advice, point: Point, model: ModelSpec, topology: Topology, l
         return [*lines, *(f"no split can run: {reason}" for reason in dict.fromkeys(advice.failures.values()))]
     best, second = advice.best, advice.runner_up
     lines.append(f"best:      {_describe(best)}")
-    lines.append(f"           limited by {best.bottleneck}")
+    limit = _limit(best, model, topology)
+    lines.append(f"           limited by {limit}")
     if second is not None:
         tied = ", a tie: the difference is within the model's error" if ties(best, second) else ""
         lines.append(f"runner-up: {_describe(second)}{tied}")
-        if not tied and second.bottleneck != best.bottleneck:
-            lines.append(f"           limited by {second.bottleneck}")
+        if not tied and (other := _limit(second, model, topology)) != limit:
+            lines.append(f"           limited by {other}")
     if latency_s is not None:
         lines.append(_meeting(advice, latency_s))
     return [*lines, *_warnings(best, model, topology)]
+
+
+def _limit(option: Option, model: ModelSpec, topology: Topology) -> str:
+    """The largest part of a step; the model's word for a measurement that was not profiled."""
+    if option.bottleneck:
+        return option.bottleneck
+    try:
+        return f"{predict(option.point, model, topology).bottleneck}, predicted"
+    except PointFailure:
+        return "what was not profiled"
 
 
 def _describe(option: Option) -> str:

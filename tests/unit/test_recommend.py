@@ -19,7 +19,7 @@ def say(tmp_path: Path, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-
     return run
 
 
-STUDY = ("engine=xdit_2024", "text_tokens=256", "vae=none")
+STUDY = ("engine=xdit_2024", "execution=eager", "text_tokens=256", "vae=none")
 
 
 def test_four_l40s_beat_eight_at_1024px(say) -> None:  # type: ignore[no-untyped-def]
@@ -27,6 +27,15 @@ def test_four_l40s_beat_eight_at_1024px(say) -> None:  # type: ignore[no-untyped
     assert code == 0
     assert "best:      u2r2 on 4 GPUs" in out
     assert "GPU-seconds an image" in out
+
+
+def test_the_engine_runs_as_it_is_fastest_unless_told_otherwise(say) -> None:  # type: ignore[no-untyped-def]
+    _, fastest, _ = say("topology=h100_nvlink", "res=1024")
+    assert "engine usp/graph" in fastest
+    assert "best:      u4r2 on 8 GPUs" in fastest or "best:      u8r1 on 8 GPUs" in fastest
+    _, eager, _ = say("topology=h100_nvlink", "res=1024", "execution=eager")
+    assert "engine usp/eager" in eager  # bound by launches, where more GPUs do not help
+    assert "engine diffusers/compile" in say("topology=h100_nvlink", "engine=diffusers", "vae=single")[1]
 
 
 def test_ties_are_called_ties(say) -> None:  # type: ignore[no-untyped-def]

@@ -126,7 +126,7 @@ def from_record(record: Record) -> Option:
     median = float(total["median"])
     low, high = (float(bound) for bound in total.get("ci95") or (median, median))
     parts = {k: v for k, v in record.attribution.items() if isinstance(v, int | float)}
-    largest = max(parts, key=lambda name: parts[name]) if parts else "not attributed"
+    largest = max(parts, key=lambda name: parts[name]) if parts else ""
     return Option(
         Point.from_dict(record.point), median, low, high, {"run": (high - low) / 3.92},
         float(record.memory.get("peak_bytes") or 0.0), str(record.memory.get("verdict", "")), largest, record.source,

@@ -159,3 +159,8 @@ def find(engine: str, execution: str) -> EngineProfile:
         known = ", ".join(sorted(f"{name}/{run}" for name, run in PROFILES))
         raise Infeasible(f"the model has no profile of engine={engine} execution={execution}; it knows {known}")
     return profile
+
+
+def executions(engine: str) -> list[str]:
+    """The executions that an engine has a profile of; `eager` where it has none, for `find` to say so."""
+    return [execution for name, execution in PROFILES if name == engine] or ["eager"]
