@@ -56,8 +56,8 @@ class XfuserBackend(StockBackend):
         """Raises Infeasible for what xfuser can not do, MissingExtraError where it is not installed."""
         check_point(mesh, point, model)
         if point.attention not in ("auto", "sdpa"):
-            tiny = torch.empty(1, 1, 1, 64, device=mesh.device, dtype=inputs.noise.dtype)
-            choose(point.attention, tiny, tiny, tiny)  # says in our words what rules a kernel out here
+            tiny = torch.Size((1, 1, 1, 64))  # says in our words what rules a kernel out here
+            choose(point.attention, tiny, tiny, inputs.noise.dtype, mesh.device)
         import_xfuser(mesh.device)
         self.mesh, self.modules, self.point, self.inputs = mesh, modules, point, inputs
         self.twin = DistVae(modules.vae, mesh) if point.vae == "distvae" else None

@@ -3,7 +3,7 @@
 Every kernel takes q `B S H D`, k and v `B K H D` (any strides, the last dim dense) and returns the output `B S H D`
 and the log-sum-exp of the scaled scores, `B H S` float32, which merges partial results. Nothing here knows of ranks.
 
-    kernel = choose("auto", q, k, v)      # times what this device has on these very tensors
+    kernel = choose("auto", q.shape, k.shape, q.dtype, q.device)  # times what this device has, once a shape
     out, lse = kernel(q, k, v)
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 
 import torch
@@ -104,8 +104,8 @@ def available(device: torch.device, dtype: torch.dtype) -> list[str]:
     return [name for name in KERNELS if _obstacle(name, device, dtype) is None]
 
 
-def choose(name: str, q: Tensor, k: Tensor, v: Tensor) -> Kernel:
-    """The named kernel, or for `auto` the fastest on these tensors.
+def choose(name: str, queries: torch.Size, keys: torch.Size, dtype: torch.dtype, device: torch.device) -> Kernel:
+    """The named kernel, or for `auto` the fastest for q `B S H D` and k and v `B K H D` of these shapes.
 
     Raises MissingExtraError when a named kernel's package is not installed, Infeasible when the device or number
     format rules it out, ConfigError for an unknown name.
@@ -113,17 +113,24 @@ def choose(name: str, q: Tensor, k: Tensor, v: Tensor) -> Kernel:
     if name != "auto":
         if name not in KERNELS:
             raise ConfigError(f"attention is auto, {', '.join(KERNELS)}; got {name!r}")
-        obstacle = _obstacle(name, q.device, q.dtype)
+        obstacle = _obstacle(name, device, dtype)
         if obstacle is not None:
             raise obstacle
         return KERNELS[name]
-    fast = [kernel for kernel in available(q.device, q.dtype) if kernel != "sdpa"]
+    return KERNELS[_fastest(queries, keys, dtype, device)]
+
+
+@cache
+def _fastest(queries: torch.Size, keys: torch.Size, dtype: torch.dtype, device: torch.device) -> str:
+    """Name of the fastest kernel for these shapes, timed on random tensors the first time a process asks."""
+    fast = [kernel for kernel in available(device, dtype) if kernel != "sdpa"]
     if len(fast) < 2:
-        return KERNELS[fast[0] if fast else "sdpa"]
+        return fast[0] if fast else "sdpa"
+    q, k, v = (torch.randn(shape, dtype=dtype, device=device) for shape in (queries, keys, keys))
     seconds = {kernel: _time(kernel, q, k, v) for kernel in fast}
     best = min(seconds, key=lambda kernel: seconds[kernel])
     log.info("attention=auto took %s of %s", best, {kernel: f"{s * 1e3:.2f} ms" for kernel, s in seconds.items()})
-    return KERNELS[best]
+    return best
 
 
 def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> Exception | None:
@@ -146,7 +153,8 @@ def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> Exception 
 
 
 def _time(name: str, q: Tensor, k: Tensor, v: Tensor, repeats: int = 5) -> float:
-    """Median seconds of a kernel on these tensors; infinite, with one log line, when it fails."""
+    """Median seconds of a kernel on these tensors; infinite, with one log line, when it fails for want of anything but
+    memory, which another point may have."""
     run = partial(KERNELS[name], q, k, v)
     taken = []
     try:
@@ -156,6 +164,8 @@ def _time(name: str, q: Tensor, k: Tensor, v: Tensor, repeats: int = 5) -> float
             run()
             torch.cuda.synchronize(q.device)
             taken.append(time.perf_counter() - start)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ImportError) as error:
         log.warning("attention=%s does not run here (%s); taking the next best", name, str(error).splitlines()[0])
         return float("inf")

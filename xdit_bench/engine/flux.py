@@ -91,7 +91,8 @@ class UspFlux:
         self.ops = _operations(mesh.device, options, execution)
         self.compiled = execution == "compile"
         self.parts = make_parts(self.ops, _compiled) if self.compiled else make_parts(self.ops)
-        kernel = choose(attention, *self._sample()) if attention else exact
+        shape, weight = self._attended(), transformer.x_embedder.weight
+        kernel = choose(attention, shape, shape, weight.dtype, weight.device) if attention else exact
         self.carrier = carrier or _carrier(mesh, options.exchange)
         self.attention = UspAttention(
             mesh,
@@ -176,11 +177,11 @@ class UspFlux:
             site += 1
         return torch.nn.functional.linear(n[self.rope.text :], *_parameters(self.model.proj_out))
 
-    def _sample(self) -> list[Tensor]:
-        """Random q, k and v `1 K H/U D` as this rank attends with them, for timing."""
+    def _attended(self) -> torch.Size:
+        """Shape of q, k and v as this rank attends with them, `1 K H/U D`."""
         keys = self.shares.tokens
         count = sum(keys(self.mesh.rank_at(u, self.mesh.ring_rank)) for u in range(self.mesh.ulysses))
-        return [self._random(1, count, self.heads // self.mesh.ulysses, self.head_size) for _ in range(3)]
+        return torch.Size((1, count, self.heads // self.mesh.ulysses, self.head_size))
 
     def _choose_keys(self, way: str) -> None:
         tokens, ulysses = self.shares.tokens(self.mesh.rank), self.mesh.ulysses

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,11 @@ def tensors(queries: int = 37, keys: int = 53) -> tuple[torch.Tensor, torch.Tens
     torch.manual_seed(0)
     q = torch.randn(2, queries, 3, 16)
     return q, torch.randn(2, keys, 3, 16), torch.randn(2, keys, 3, 16)
+
+
+def shapes() -> tuple[torch.Size, torch.Size, torch.dtype, torch.device]:
+    q, k, _ = tensors()
+    return q.shape, k.shape, q.dtype, q.device
 
 
 def test_exact_kernel_equals_torch_and_yields_the_log_sum_exp() -> None:
@@ -46,17 +53,17 @@ def test_merging_two_blocks_of_keys_is_attention_to_both() -> None:
 
 def test_cpu_has_the_exact_kernel_alone() -> None:
     assert available(CPU, torch.float32) == ["sdpa"]
-    assert choose("auto", *tensors()) is KERNELS["sdpa"]
+    assert choose("auto", *shapes()) is KERNELS["sdpa"]
 
 
 def test_named_gpu_kernel_on_a_cpu_is_infeasible_and_names_one_that_runs() -> None:
     with pytest.raises(Infeasible, match="use sdpa"):
-        choose("cudnn", *tensors())
+        choose("cudnn", *shapes())
 
 
 def test_unknown_kernel_lists_the_known() -> None:
     with pytest.raises(ConfigError, match="cudnn, flash"):
-        choose("warp", *tensors())
+        choose("warp", *shapes())
 
 
 def test_auto_leaves_out_a_kernel_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -66,5 +73,29 @@ def test_auto_leaves_out_a_kernel_that_fails(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(attention, "KERNELS", {"cudnn": broken, "flash": exact, "sdpa": exact})
     monkeypatch.setattr(attention, "_obstacle", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    assert choose("auto", *tensors()) is exact
+    monkeypatch.setattr(
+        attention, "_fastest", cache(attention._fastest.__wrapped__)
+    )  # its choices are not other tests'
+    assert choose("auto", *shapes()) is exact
     assert "cudnn does not run here (no engine)" in caplog.text
+
+
+def test_auto_times_a_shape_once_and_remembers_no_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def full(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(q.shape)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return exact(q, k, v)
+
+    monkeypatch.setattr(attention, "KERNELS", {"cudnn": full, "flash": full, "sdpa": exact})
+    monkeypatch.setattr(attention, "_obstacle", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(attention, "_fastest", cache(attention._fastest.__wrapped__))
+    with pytest.raises(torch.OutOfMemoryError):
+        choose("auto", *shapes())
+    assert choose("auto", *shapes()) is full
+    timed = len(calls)
+    assert choose("auto", *shapes()) is full
+    assert len(calls) == timed
