@@ -70,5 +70,5 @@ def seconds(value: float | None) -> Cell:
 
 
 def milliseconds(value: float | None) -> Cell:
-    """A step in ms with one decimal: what rungs save are tenths."""
-    return Cell(words.MISSING if value is None else f"{1e3 * value:.1f} ms", value)
+    """A step in ms with one decimal, as rungs save tenths; no zero is negative."""
+    return Cell(words.MISSING if value is None else f"{round(1e3 * value, 1) + 0.0:.1f} ms", value)

@@ -84,5 +84,7 @@ def _bar(axis: Axes, group: Group, rung: Rung | None, y: float, colour: str) -> 
         axis.text(0, y, f" {entry.outcome if entry else 'not run'}", va="center", fontsize=6, color=MUTED)
         return
     axis.barh(y, 1e3 * entry.step_s, BAR * 0.84, **bar_style(group, colour))
-    change = "" if rung.saved_s is None else f" ({-1e3 * rung.saved_s:+.1f})".replace("-", "\N{MINUS SIGN}")
+    change = (
+        "" if rung.saved_s is None else f" ({round(-1e3 * rung.saved_s, 1) + 0.0:+.1f})".replace("-", "\N{MINUS SIGN}")
+    )
     axis.text(1e3 * entry.step_s, y, f" {1e3 * entry.step_s:.1f}{change}", va="center", fontsize=6)

@@ -33,7 +33,7 @@ def ladder_table(groups: Sequence[Group]) -> Table:
 
 def _row(group: Group, rung: Rung, everywhere: Sequence[Rung]) -> tuple[Cell, ...]:
     size, gpus = Cell(words.px(rung.size), rung.size[0] * rung.size[1]), rung.split[0] * rung.split[1]
-    memory = words.MISSING if rung.saved_bytes is None else f"{rung.saved_bytes / 1e9:.1f} GB"
+    memory = words.MISSING if rung.saved_bytes is None else f"{round(rung.saved_bytes / 1e9, 1) + 0.0:.1f} GB"
     return (
         text(words.short(group)), size, count(gpus), text(rung.factors), text(rung.name), _step(rung.below),
         _step(rung.entry), milliseconds(rung.saved_s), milliseconds(rung.predicted_s), Cell(memory, rung.saved_bytes),
