@@ -16,7 +16,7 @@ from xdit_bench.reporting import words
 from xdit_bench.reporting.ladder import PLAIN, Rung, Split, ladder
 from xdit_bench.reporting.marks import bar_style, legend, legend_patch, shown_sizes, starts_row
 from xdit_bench.reporting.study import Group
-from xdit_bench.reporting.style import CYCLE, GRID, MUTED, Layout, panels
+from xdit_bench.reporting.style import CYCLE, GRID, INK, MUTED, Layout, panels
 from xdit_bench.rungs import RUNGS
 
 BAR, GAP = 0.12, 0.045  # inches: of a bar with its number, and between rungs
@@ -81,10 +81,15 @@ def _label(name: str) -> str:
 def _bar(axis: Axes, group: Group, rung: Rung | None, y: float, colour: str) -> None:
     entry = rung.entry if rung else None
     if rung is None or entry is None or not entry.ok or not entry.step_s:
-        axis.text(0, y, f" {entry.outcome if entry else 'not run'}", va="center", fontsize=6, color=MUTED)
+        _beside(axis, 0, y, entry.outcome if entry else "not run", MUTED)
         return
     axis.barh(y, 1e3 * entry.step_s, BAR * 0.84, **bar_style(group, colour))
     change = (
         "" if rung.saved_s is None else f" ({round(-1e3 * rung.saved_s, 1) + 0.0:+.1f})".replace("-", "\N{MINUS SIGN}")
     )
-    axis.text(1e3 * entry.step_s, y, f" {1e3 * entry.step_s:.1f}{change}", va="center", fontsize=6)
+    _beside(axis, 1e3 * entry.step_s, y, f"{1e3 * entry.step_s:.1f}{change}", INK)
+
+
+def _beside(axis: Axes, x: float, y: float, said: str, colour: str) -> None:
+    """An offset, as a page's SVG drops a space before a text."""
+    axis.annotate(said, (x, y), (2, 0), textcoords="offset points", va="center", fontsize=6, color=colour)
