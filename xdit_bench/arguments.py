@@ -23,6 +23,7 @@ SLIPS = (
     (r"could not be converted to Integer", "a whole number"),
     (r"could not be converted to Float", "a number"),
     (r"is not a valid bool", "true or false"),
+    (r"Cannot convert 'list' to string", "one text, not a list"),
     (r"expected one of \[([^\]]*)\]", "one of {0}"),
 )
 KNOB = re.compile(r"^(?P<indent>\s*)(?P<dash>- )?(?P<name>\w+): *(?P<value>[^#]*?) *(?:# (?P<note>.*))?$")

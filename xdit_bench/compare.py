@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 
 from xdit_bench.errors import ConfigError, ResultsError, UserError
 from xdit_bench.reporting import words
+from xdit_bench.reporting.cells import escape
 from xdit_bench.reporting.comparison import NOT_COMPARABLE, VERDICTS, Row, compare, label
 from xdit_bench.reporting.entry import number
-from xdit_bench.reporting.tables import escape
 from xdit_bench.results.schema import METRICS, Metric, Record
 from xdit_bench.results.store import RECORDS, read_records
 

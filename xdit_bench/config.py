@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from xdit_bench import rungs
 from xdit_bench.errors import ConfigError, MissingExtraError, WeightsError
 
 VAE_SCALE = 8  # pixels a latent, each way; FLUX.1's AutoencoderKL
@@ -125,6 +126,7 @@ class Config:
     engine: Any = None
     execution: Execution = Execution.eager
     attention: Attention = Attention.auto
+    without: str = rungs.NONE
     vae: Any = None
     topology: Any = None
     transport: Transport = Transport.p2p
@@ -186,7 +188,8 @@ class ModelSpec:
 class Point:
     """One cell of the grid, fully resolved. Its dict is a record's `point`.
 
-    `steps` 0 is the decode alone: the seed's noise to pixels beside all weights, no text and no denoising.
+    `steps` 0 is the decode alone: the seed's noise to pixels beside all weights, no text and no denoising. `without`
+    names the rungs of the engine's ladder that are left out; empty, as in older records, is the whole engine.
     """
 
     model: str
@@ -207,6 +210,7 @@ class Point:
     transport: str
     prompt: str = ""
     memory_cap_gb: float | None = None
+    without: str = ""
 
     @property
     def gpus(self) -> int:
@@ -231,11 +235,15 @@ class Point:
         link = "" if self.transport == "p2p" else f" {self.transport}"
         split = f"u{self.ulysses}r{self.ring}"
         what = "" if self.steps else " decode alone"
-        return f"{self.model} {size} {split} {self.engine}/{self.execution} vae={self.vae}{what}{link}{cap}"
+        less = f" without={self.without}" if self.without else ""
+        return f"{self.model} {size} {split} {self.engine}/{self.execution}{less} vae={self.vae}{what}{link}{cap}"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types with the derived `res` and `gpus`."""
-        return {**dataclasses.asdict(self), "res": self.res, "gpus": self.gpus}
+        """JSON types with the derived `res` and `gpus`; the whole engine's points stay equal to older records'."""
+        data = dataclasses.asdict(self)
+        if not self.without:
+            del data["without"]
+        return {**data, "res": self.res, "gpus": self.gpus}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Point:
@@ -274,29 +282,37 @@ def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]
         raise ConfigError(f"launch.nnodes={cfg.launch.nnodes} machines need launch.rdzv_endpoint=<host:port> to meet")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.study):
         raise ConfigError(f"a study is named in letters, digits, '.', '_' and '-'; study={cfg.study!r} is not")
-    return (
-        Point(
-            model=model.name,
-            height=height,
-            width=width,
-            steps=cfg.steps,
-            text_tokens=cfg.text_tokens,
-            ulysses=cfg.ulysses,
-            ring=cfg.ring,
-            engine=cfg.engine["name"],
-            execution=cfg.execution.value,
-            attention=cfg.attention.value,
-            vae=cfg.vae["name"],
-            dtype=cfg.dtype.value,
-            weights=cfg.weights,
-            seed=cfg.seed,
-            topology=cfg.topology["name"],
-            transport=cfg.transport.value,
-            prompt=" ".join(cfg.prompt.split()),
-            memory_cap_gb=cfg.memory_cap_gb,
-        ),
-        model,
+    point = Point(
+        model=model.name,
+        height=height,
+        width=width,
+        steps=cfg.steps,
+        text_tokens=cfg.text_tokens,
+        ulysses=cfg.ulysses,
+        ring=cfg.ring,
+        engine=cfg.engine["name"],
+        execution=cfg.execution.value,
+        attention=cfg.attention.value,
+        vae=cfg.vae["name"],
+        dtype=cfg.dtype.value,
+        weights=cfg.weights,
+        seed=cfg.seed,
+        topology=cfg.topology["name"],
+        transport=cfg.transport.value,
+        prompt=" ".join(cfg.prompt.split()),
+        memory_cap_gb=cfg.memory_cap_gb,
+        without=rungs.checked(cfg.without),
     )
+    return settle(point) if point.engine == rungs.ENGINE else point, model
+
+
+def settle(point: Point) -> Point:
+    """The point of our engine under its one name, see `rungs.settled`."""
+    left = rungs.settled(
+        point.execution, point.attention, point.without,
+        ulysses=point.ulysses, ring=point.ring, transport=point.transport, cpu=point.topology == "cpu",
+    )  # fmt: skip
+    return dataclasses.replace(point, **left)  # type: ignore[arg-type]
 
 
 def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
@@ -319,7 +335,8 @@ def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
 
 
 def lacking(cfg: Config) -> str | None:
-    """What the engine lacks for this execution or VAE, as its file in `conf/engine/` says; None when nothing.
+    """What the engine lacks for this execution or VAE, as its file in `conf/engine/` says, or rungs to leave out; None
+    when nothing.
 
     A cell of a grid may ask for it: it becomes an infeasible record.
     """
@@ -328,6 +345,8 @@ def lacking(cfg: Config) -> str | None:
         offered = [str(option) for option in engine[f"{knob}s"]]
         if asked not in offered:
             return f"engine={engine['name']} has no {knob}={asked}; use {', '.join(offered)}, or engine=usp"
+    if rungs.checked(cfg.without) and engine["name"] != rungs.ENGINE:
+        return f"engine={engine['name']} runs whole, without={cfg.without} is for engine=usp alone; use without=none"
     return None
 
 

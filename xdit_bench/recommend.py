@@ -91,10 +91,10 @@ def _inner(axis: str) -> bool:
 
 
 def _measured(results: Path, topology: Topology) -> list[Record]:
-    """Measured records of this machine in all studies; a later study's come last and win."""
+    """Measured records of this machine in all studies, of whole engines; a later study's come last and win."""
     found = []
     for path in sorted(results.glob(f"*/{RECORDS}")):
-        records = latest(read_records(path.parent))
+        records = [r for r in latest(read_records(path.parent)) if not r.point.get("without")]
         found += [r for r in records if r.source == "measured" and r.point["topology"] == topology.name]
     return sorted(found, key=lambda record: record.time)
 

@@ -15,9 +15,9 @@ from PIL import Image
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from synthetic import CPU, frontier, record, study  # noqa: E402
+from synthetic import CPU, frontier, ladder, oom, record, study  # noqa: E402
 
-from xdit_bench.reporting import draw_frontier, draw_headline, draw_parts, draw_peers, draw_scaling  # noqa: E402
+from xdit_bench.reporting import draw_frontier, draw_headline, draw_ladder, draw_parts, draw_peers, draw_scaling  # noqa: E402
 from xdit_bench.reporting.marks import mark_group  # noqa: E402
 from xdit_bench.reporting.published import load_published, match  # noqa: E402
 from xdit_bench.reporting.study import Group, group_records  # noqa: E402
@@ -63,6 +63,14 @@ def searched() -> list[Group]:
     return group_records(frontier(found))
 
 
+def climbed() -> Group:
+    """The engine's ladder on one GPU and over two in both splits; the plain one runs out of memory once."""
+    records = ladder()
+    plain = next(r for r in records if (r.point["res"], r.point["ring"], r.point["execution"]) == (2048, 2, "eager"))
+    records[records.index(plain)] = oom(**plain.point)
+    return group_records(records)[0]
+
+
 FIGURES: dict[str, Callable[[], object]] = {
     "headline": lambda: draw_headline.headline(measured(), PAGE),
     "headline_column": lambda: draw_headline.headline(measured(), COLUMN),
@@ -78,6 +86,8 @@ FIGURES: dict[str, Callable[[], object]] = {
     "energy": lambda: draw_parts.energy(measured(), PAGE),
     "parity": lambda: draw_peers.parity(measured(), PAGE),
     "frontier_column": lambda: draw_frontier.frontier(searched(), COLUMN),
+    "ladder": lambda: draw_ladder.climb(climbed(), PAGE),
+    "ladder_column": lambda: draw_ladder.climb(climbed(), COLUMN),
     "engines": lambda: draw_peers.engines(measured(), PAGE),
     "published": lambda: draw_peers.published(predicted(), match(predicted(), load_published()), PAGE),
 }

@@ -9,10 +9,12 @@ from omegaconf import OmegaConf
 
 from xdit_bench import data_dir
 from xdit_bench.config import (
+    Attention,
     Config,
     Execution,
     ModelSpec,
     Point,
+    Transport,
     check_available,
     check_weights,
     infeasible,
@@ -57,6 +59,8 @@ def point(**knobs: object) -> Point:
         ({"memory_cap_gb": 0.0}, ("memory_cap_gb must be above 0",)),
         ({"study": "../elsewhere"}, ("study", "letters")),
         ({"study": ""}, ("study", "letters")),
+        ({"without": "fusd"}, ("joined by '+'", "'fusd'", "did you mean fused?")),
+        ({"without": "fused+"}, ("joined by '+'", "got ''")),
     ],
 )
 def test_refuses_with_rule_and_value(knobs: dict, words: tuple[str, ...]) -> None:
@@ -85,6 +89,48 @@ def test_names_what_an_engine_lacks(knobs: dict, reason: str | None) -> None:
     engine = {"name": "stock", "executions": ["eager"], "vaes": ["single", "none"]}
     found = lacking(config(engine=engine, **knobs))
     assert found is None if reason is None else reason in found
+
+
+def test_only_our_engine_can_be_taken_apart() -> None:
+    engine = {"name": "stock", "executions": ["eager"], "vaes": ["single"]}
+    cfg = config(engine=engine, vae={"name": "single"}, without="fused")
+    assert "without=fused is for engine=usp alone; use without=none" in str(lacking(cfg))
+    assert resolve(cfg)[0].without == "fused", "the cell is a record of its own, not the whole engine's"
+    assert lacking(dataclasses.replace(cfg, without="none")) is None
+
+
+@pytest.mark.parametrize(
+    ("knobs", "left"),
+    [
+        ({"without": "none"}, ("graph", "auto", "")),
+        ({"without": "overlap+fused+overlap"}, ("graph", "auto", "fused+overlap")),
+        ({"without": "graph+overlap"}, ("eager", "auto", "overlap")),
+        ({"without": "kernel"}, ("graph", "cudnn", "")),
+        ({"without": "kernel", "attention": Attention.fa3}, ("graph", "fa3", "")),
+        ({"without": "fused+gelu_epilogue"}, ("graph", "auto", "fused")),
+        ({"without": "fused", "execution": Execution.compile}, ("compile", "auto", "")),
+        ({"without": "fused+overlap+symmetric", "ulysses": 1}, ("graph", "auto", "fused")),
+        ({"without": "symmetric+overlap", "transport": Transport.host}, ("graph", "auto", "overlap")),
+        ({"without": "gathered+in_place"}, ("graph", "auto", "")),
+        ({"without": "gathered+in_place", "ulysses": 1, "ring": 2}, ("graph", "auto", "gathered")),
+        ({"without": "in_place", "ulysses": 1, "ring": 2}, ("graph", "auto", "in_place")),
+        ({"without": "in_place", "ring": 2}, ("graph", "auto", "")),
+        ({"without": "kernel+fused+keys_first", "topology": {"name": "cpu"}}, ("graph", "auto", "keys_first")),
+    ],
+)
+def test_an_engine_has_one_name_whatever_is_left_out_of_it(knobs: dict, left: tuple[str, str, str]) -> None:
+    gpu = {"topology": {"name": "h200_nvlink"}, "execution": Execution.graph, "ulysses": 2, **knobs}
+    found, _ = resolve(config(**gpu))
+    assert (found.execution, found.attention, found.without) == left
+
+
+def test_a_record_from_before_rungs_is_the_whole_engine() -> None:
+    whole = point()
+    assert "without" not in whole.to_dict()
+    assert Point.from_dict(whole.to_dict()) == whole
+    part = point(without="overlap")
+    assert Point.from_dict(part.to_dict()) == part
+    assert "usp/eager without=overlap" in part.label
 
 
 def test_a_picture_that_is_not_square_has_no_res() -> None:
@@ -120,6 +166,7 @@ def test_identity_changes_with_every_field_and_with_machine_and_code() -> None:
         "vae": "none",
         "transport": "host",
         "ulysses": 2,
+        "without": "overlap",
     }
     ids |= {run_id(dataclasses.replace(base, **{key: value}), "m", "c") for key, value in other.items()}
     assert len(ids) == 3 + len(other)

@@ -6,6 +6,7 @@ backend = UspBackend(); backend.prepare(mesh, modules, point, model, inputs)
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 
@@ -17,6 +18,8 @@ from xdit_bench.engine.flux import Options, UspFlux
 from xdit_bench.engine.graphs import LoopGraphs
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.engine.vae import BandVae
+
+LEFT_OUT = {"symmetric": {"exchange": "distributed"}, "gathered": {"keys": "ring"}}  # the other rungs are switches
 
 
 class UspBackend:
@@ -36,8 +39,7 @@ class UspBackend:
             text_tokens=point.text_tokens,
             attention=point.attention if point.steps else None,
             execution=point.execution,
-            # a transport is chosen by NCCL's variables, which symmetric memory does not heed
-            options=Options(exchange="auto" if point.transport == "p2p" else "distributed"),
+            options=options(point),
         )
         self.opened.callback(self.flux.close)
         self.text = self.bands = self.twin = None
@@ -95,6 +97,16 @@ class UspBackend:
         """Frees graphs and buffers of the engine and the VAE."""
         self.opened.close()
         self.twin = None
+
+
+def options(point: Point) -> Options:
+    """The engine with what the point leaves out switched off."""
+    chosen: dict[str, Any] = {}
+    for rung in filter(None, point.without.split("+")):
+        chosen |= LEFT_OUT.get(rung, {rung: False})
+    if point.transport != "p2p":  # chosen by NCCL's variables, which symmetric memory does not heed
+        chosen |= LEFT_OUT["symmetric"]
+    return Options(**chosen)
 
 
 class TextGraphs:

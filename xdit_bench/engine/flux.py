@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """What can be switched off, so that each gain can be measured by itself; one field a rung of the ladder."""
+    """What can be switched off, so that each gain can be measured by itself: a rung of `without=` each."""
 
     modulation_once: bool = True  # adaLN of all steps in one pass over its weights, before the loop
     shard_modulation: bool = True  # each rank holds its share of the adaLN weights alone until close()
@@ -47,6 +47,7 @@ class Options:
     overlap: bool = True  # a single block's MLP runs while its heads and its attention travel
     keys_first: bool = True  # a double block's keys and values leave before its queries are projected
     exchange: str = "auto"  # distributed (NCCL, gloo), symmetric (copy engines, GPUs of one host), auto: where it works
+    in_place: bool = True  # gathered keys are written where they are gathered, not copied there
     keys: str = "auto"  # a ring's keys: ring (overlapped hops), gathered (one attention call), auto (measured)
 
 
@@ -102,6 +103,7 @@ class UspFlux:
             carrier=self.carrier,
             overlap=options.overlap,
             keys_first=options.keys_first,
+            in_place=options.in_place,
         )
         if mesh.ring > 1 and attention:
             self._choose_keys(options.keys)

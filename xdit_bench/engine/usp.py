@@ -58,9 +58,10 @@ class UspAttention:
         carrier: Carrier | None = None,
         overlap: bool = True,
         keys_first: bool = True,
+        in_place: bool = True,
     ) -> None:
         self.mesh, self.kernel, self.merge = mesh, kernel, merge
-        self.overlap, self.keys_first = overlap, keys_first
+        self.overlap, self.keys_first, self.in_place = overlap, keys_first, in_place
         self.carrier: Carrier = carrier or DistributedCarrier(mesh)
         self.gathered = Gathered(False, False)
         self.rows = [shares.tokens(mesh.rank_at(u, mesh.ring_rank)) for u in range(mesh.ulysses)]
@@ -70,7 +71,8 @@ class UspAttention:
         """Where to write the slab of keys with values made from n `S B h`, so that gathering need not copy them; None
         where it may lie anywhere."""
         mesh = self.mesh
-        if mesh.ring == 1 or mesh.ulysses > 1 or not (self.gathered.beside if beside else self.gathered.alone):
+        gathered = self.gathered.beside if beside else self.gathered.alone
+        if mesh.ring == 1 or mesh.ulysses > 1 or not (gathered and self.in_place):
             return None
         shape = (*n.shape[:2], 2, n.shape[2] // head_size, head_size)
         return self.carrier.place(shape, self.ring_rows, n).unsqueeze(0)

@@ -29,7 +29,8 @@ NEAR = 0.05  # of the capacity: closer than that, either verdict may come true
 
 def compare_study(folder: Path) -> Iterator[tuple[Set, Set]]:
     """Latencies and peaks of a study's measured records, by machine and transport."""
-    records = [r for r in latest(read_records(folder)) if r.source == "measured" and r.status in ("ok", "oom")]
+    whole = [r for r in latest(read_records(folder)) if r.source == "measured" and not r.point.get("without")]
+    records = [r for r in whole if r.status in ("ok", "oom")]
     for name, transport in dict.fromkeys((str(r.point["topology"]), str(r.point["transport"])) for r in records):
         mine = [r for r in records if (r.point["topology"], r.point["transport"]) == (name, transport)]
         title = f"{folder.name}: {name}" + (f" over {transport}" if transport != "p2p" else "")

@@ -121,6 +121,8 @@ def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
         raise Infeasible("predictions are for bf16, the published and calibrated format; dtype=fp32 has to be measured")
     if not point.steps:
         raise Infeasible("the performance model predicts whole images; steps=0, a decode alone, has to be measured")
+    if point.without:
+        raise Infeasible(f"the performance model knows the whole engine; without={point.without} has to be measured")
     reason = infeasible(point, model, gpus=topology.gpus)
     if reason:
         raise Infeasible(reason)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from xdit_bench.reporting import draw_parts, words
+from xdit_bench.reporting import draw_ladder, draw_parts, words
 from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.marks import shown_sizes
@@ -137,6 +137,20 @@ def engine(group: Group) -> str:
                 key = f"{runner(e)} on {group.count(e.gpus)}"
                 best[key] = min(e.step_s, best.get(key, e.step_s))
         return ", ".join(f"{name} {words.digits(1e3 * step)} ms a step" for name, step in sorted(best.items()))
+
+    return _each(group, say)
+
+
+def ladder(group: Group) -> str:
+    """Milliseconds of a step from the plain engine up, split by split."""
+
+    def say(size: Size) -> str:
+        climbs: dict[str, list[str]] = {}
+        for rung in draw_ladder.drawn(group):
+            if rung.size == size and (entry := rung.entry):
+                step = f"{1e3 * entry.step_s:.1f}" if entry.ok and entry.step_s else entry.outcome
+                climbs.setdefault(rung.factors, []).append(f"{rung.name} {step}")
+        return "; ".join(f"{factors} {', '.join(climb)} ms a step" for factors, climb in climbs.items())
 
     return _each(group, say)
 

@@ -55,9 +55,10 @@ def label(row: Row) -> str:
     point = row.point
     cap = f" cap={point['memory_cap_gb']}GB" if point.get("memory_cap_gb") else ""
     link = f" {point['transport']}" if point["transport"] != "p2p" else ""
+    less = f" without={point['without']}" if point.get("without") else ""
     return (
         f"{point['model']} {words.px((point['height'], point['width']))} u{point['ulysses']}r{point['ring']} "
-        f"{point['engine']}/{point['execution']} vae={point['vae']} on {point['topology']}{link}{cap}"
+        f"{point['engine']}/{point['execution']}{less} vae={point['vae']} on {point['topology']}{link}{cap}"
     )
 
 

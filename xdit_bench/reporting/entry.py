@@ -39,6 +39,7 @@ class Entry:
     engine: str
     execution: str
     attention: str
+    without: str
     vae: str
     status: str
     total_s: float | None
@@ -74,6 +75,7 @@ class Entry:
             engine=str(point["engine"]),
             execution=str(point["execution"]),
             attention=str(point["attention"]),
+            without=str(point.get("without") or ""),
             vae=str(point["vae"]),
             status="incorrect" if wrong else record.status,
             total_s=number(total.get("median")) if record.status == "ok" else None,
@@ -104,8 +106,9 @@ class Entry:
 
     @property
     def runner(self) -> str:
-        """Engine and execution: `usp/graph`."""
-        return f"{self.engine}/{self.execution}"
+        """Engine and execution: `usp/graph`, and the gains that were left out."""
+        less = f" without {self.without.replace('+', ', ')}" if self.without else ""
+        return f"{self.engine}/{self.execution}{less}"
 
     @property
     def decode(self) -> str:

@@ -69,6 +69,7 @@ def _name(entry: Entry) -> str:
     height, width = entry.size
     cap = entry.record.point.get("memory_cap_gb")
     parts = [f"{width}x{height}", entry.factors, entry.execution, f"vae={entry.vae}", f"attention={entry.attention}"]
+    parts += [f"without={entry.without}"] * bool(entry.without)
     parts += [f"transport={entry.record.point['transport']}"] + ([f"cap={cap}"] if cap is not None else [])
     return " ".join(parts)
 

@@ -15,7 +15,7 @@ from functools import partial
 from matplotlib.figure import Figure as Canvas
 
 from xdit_bench.reporting import alternatives as say
-from xdit_bench.reporting import draw_frontier, draw_headline, draw_parts, draw_peers, draw_scaling, words
+from xdit_bench.reporting import draw_frontier, draw_headline, draw_ladder, draw_parts, draw_peers, draw_scaling, words
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.marks import mark_group, shown_sizes
 from xdit_bench.reporting.published import Match
@@ -75,9 +75,16 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
     )  # fmt: skip
     if group.decode_alone:
         return [largest]
+    ladder = figure(
+        "ladder", "The engine, rung by rung",
+        "Milliseconds of a denoising step, one gain more a row, from the plain engine to the whole one; in parentheses "
+        "what the rung changed. A split has no bar where a rung changes nothing in it.",
+        say.ladder(group), draw_ladder.climb, "",
+    )  # fmt: skip
     return [
         figure("headline", "Latency of one image", _headline_caption(group), say.headline(group),
                draw_headline.headline, ""),
+        *([ladder] if draw_ladder.drawn(group) else []),  # no other study lacks it
         figure("strategies", "Latency by strategy",
                f"Engine {group.engine}: Ulysses alone, ring alone, and both. Dotted: linear scaling.",
                say.cells(group), draw_scaling.strategies, nothing or ("" if several else one_count)),

@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from xdit_bench.errors import ResultsError
 from xdit_bench.reporting import words
 from xdit_bench.reporting.answer import Head, answer, rechecks
+from xdit_bench.reporting.cells import Table, escape, markdown
 from xdit_bench.reporting.exports import export
 from xdit_bench.reporting.figures import Figure, group_figures
 from xdit_bench.reporting.frontier import families
@@ -29,11 +30,11 @@ from xdit_bench.reporting.published import PublishedPoint, load_published, match
 from xdit_bench.reporting.spent import spent
 from xdit_bench.reporting.study import Group, group_records, newest
 from xdit_bench.reporting.style import COLUMN, FORMATS, PAGE, drawing, save, settle, svg_text
-from xdit_bench.reporting.tables import Table, escape, markdown, report_tables
+from xdit_bench.reporting.tables import report_tables
 from xdit_bench.results.schema import Record
 
 DRAWN_GROUPS = 4  # groups with figures of their own; the tables hold all
-BRIEF = ("headline", "memory", "vae", "published")  # figures of a group after the first
+BRIEF = ("headline", "ladder", "memory", "vae", "published")  # figures of a group after the first
 MARKDOWN_ROWS = 60
 ELSEWHERE = "Elsewhere in this study"
 

@@ -51,10 +51,14 @@ class Speedup:
 
 @dataclass(frozen=True)
 class Group:
-    """Entries that may share a curve, and the engine whose scaling the figures show."""
+    """Entries that may share a curve, and the engine whose scaling the figures show.
+
+    `rungs` are our engine with gains left out: experiments, which stand in the ladder and in no other comparison.
+    """
 
     setting: Setting
     entries: tuple[Entry, ...]
+    rungs: tuple[Entry, ...] = ()
 
     @property
     def on_cpu(self) -> bool:
@@ -252,8 +256,13 @@ def group_records(records: Iterable[Record]) -> list[Group]:
             number(point.get("memory_cap_gb")),
         )
         grouped.setdefault(setting, []).append(Entry.of(record))
-    groups = [Group(setting, tuple(entries)) for setting, entries in grouped.items()]
-    return sorted(groups, key=_rank)
+    return sorted((_group(setting, entries) for setting, entries in grouped.items()), key=_rank)
+
+
+def _group(setting: Setting, entries: Sequence[Entry]) -> Group:
+    whole = tuple(entry for entry in entries if not entry.without)
+    rungs = tuple(entry for entry in entries if entry.without)
+    return Group(setting, whole, rungs) if whole else Group(setting, rungs)  # nothing to keep them apart from
 
 
 def _rank(group: Group) -> tuple[Any, ...]:

@@ -8,42 +8,27 @@ Owns columns, rows and their wording. A cell holds what a person reads and what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from xdit_bench.reporting import words
+from xdit_bench.reporting.cells import Cell, Table, count, seconds, text
 from xdit_bench.reporting.entry import Entry
 from xdit_bench.reporting.frontier import families, limits
+from xdit_bench.reporting.ladder_tables import ladder_table, rungs_table
 from xdit_bench.reporting.peers import Compared, compared
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group, Speedup, whole_card
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What stands in a table, and the key it sorts by (None sorts last)."""
-
-    text: str
-    key: float | str | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns (`>` before a name: numbers, set right) and rows of cells."""
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    note: str = ""
-
-
 def report_tables(groups: Sequence[Group], matches: Sequence[Match]) -> list[Table]:
-    """The frontier, best configurations, peers and published beside ours, failures, all points; the last has it all."""
+    """The frontier, best configurations, peers, ladder, published beside ours, failures; the last has all points."""
     tables = [
         frontier_table(groups),
         best_table(groups),
         peers_table(groups),
+        ladder_table(groups),
+        rungs_table(groups),
         published_table(matches),
         failures_table(groups),
         points_table(groups),
@@ -73,11 +58,11 @@ def frontier_table(groups: Sequence[Group]) -> Table:
             ended = f"{limit.ended.outcome} at {words.px(limit.ended.size)}: {limit.ended.reason}"
             why = "; ".join(filter(None, (why, ended)))
         rows.append((
-            _text(words.short(limit.group)), _text(limit.vae), _count(limit.gpus), _text(limit.engine),
-            Cell(limit.said, limit.fits), _seconds(best.total_s if best else None),
+            text(words.short(limit.group)), text(limit.vae), count(limit.gpus), text(limit.engine),
+            Cell(limit.said, limit.fits), seconds(best.total_s if best else None),
             _bytes(groups, limit.group, best) if best else Cell(words.MISSING),
             Cell(words.px(failure.size), failure.size[0]) if failure else Cell(words.MISSING),
-            _text(why or "nothing larger was tried"),
+            text(why or "nothing larger was tried"),
         ))  # fmt: skip
     columns = ("Group", "VAE", ">GPUs", "Engine", ">Largest that fits", ">Seconds", ">Peak memory",
                ">First that fails", "Why")  # fmt: skip
@@ -98,10 +83,10 @@ def best_table(groups: Sequence[Group]) -> Table:
                     continue
                 tie = group.tie(entry)
                 rows.append((
-                    *_where(group, entry), _text(entry.runner), _text(entry.vae), _text(entry.factors),
-                    _seconds(entry.total_s), _interval(entry), _seconds(entry.step_s), _ratio(group.scaling(entry)),
+                    *_where(group, entry), text(entry.runner), text(entry.vae), text(entry.factors),
+                    seconds(entry.total_s), _interval(entry), seconds(entry.step_s), _ratio(group.scaling(entry)),
                     _ratio(group.gain(entry)), _bytes(groups, group, entry),
-                    _text(_remarks(entry, tie)),
+                    text(_remarks(entry, tie)),
                 ))  # fmt: skip
     columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", ">Seconds", ">Interval", ">Step",
                ">Scaling", ">Gain", ">Peak memory", "Note")  # fmt: skip
@@ -132,16 +117,16 @@ def peers_table(groups: Sequence[Group]) -> Table:
 def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple[Cell, ...]:
     memory = row.key == "memory_gb"
     sides = [
-        _bytes(groups, group, entry) if memory and entry else _seconds(entry.step_s if entry else None)
+        _bytes(groups, group, entry) if memory and entry else seconds(entry.step_s if entry else None)
         for entry in (row.ours, row.theirs)
     ]
     met = {True: "yes", False: "no", None: ""}[row.met]
     bound = "" if row.bound is None else f"{'at least' if row.at_least else 'at most'} {_measure(row.bound, memory)}"
     return (
-        *_where(group, row.ours), _text(row.what), _text(_run(row.ours)),
-        _text(_run(row.theirs) if row.theirs else "every peer failed"), *sides,
+        *_where(group, row.ours), text(row.what), text(_run(row.ours)),
+        text(_run(row.theirs) if row.theirs else "every peer failed"), *sides,
         Cell(words.MISSING if row.value is None else _measure(row.value, memory), row.value),
-        Cell(bound, row.bound), _text(met),
+        Cell(bound, row.bound), text(met),
     )  # fmt: skip
 
 
@@ -158,10 +143,10 @@ def published_table(matches: Sequence[Match]) -> Table:
     """Ours, published, ratio."""
     rows = tuple(
         (
-            _text(m.published.topology), Cell(words.px(m.entry.size), m.published.res), _count(m.entry.gpus),
-            _text(m.entry.factors), _text(f"{m.entry.runner} ({m.entry.record.source})"), _seconds(m.ours_s),
-            _seconds(m.published.latency_s), Cell(f"{m.ratio:.2f}", m.ratio), _text(m.compared),
-            _text(m.published.note),
+            text(m.published.topology), Cell(words.px(m.entry.size), m.published.res), count(m.entry.gpus),
+            text(m.entry.factors), text(f"{m.entry.runner} ({m.entry.record.source})"), seconds(m.ours_s),
+            seconds(m.published.latency_s), Cell(f"{m.ratio:.2f}", m.ratio), text(m.compared),
+            text(m.published.note),
         )
         for m in matches
     )  # fmt: skip
@@ -173,12 +158,14 @@ def failures_table(groups: Sequence[Group]) -> Table:
     """Every point that is no success, with its reason; but what a search had to run out of to find the frontier."""
     rows = tuple(
         (
-            *_where(group, entry), _text(entry.runner), _text(entry.vae), _text(entry.factors),
-            _text(entry.outcome), _text(str(entry.record.failure.get("stage") or "")), _text(entry.reason),
+            *_where(group, entry), text(entry.runner), text(entry.vae), text(entry.factors),
+            text(entry.outcome), text(str(entry.record.failure.get("stage") or "")), text(entry.reason),
         )
         for group in groups
-        for entry in group.entries
-        if not entry.ok and not (group.decode_alone and entry.status == "oom")  # a search's finding, above
+        for entry in (*group.entries, *group.rungs)
+        if not entry.ok
+        and not (group.decode_alone and entry.status == "oom")  # a search's finding, above
+        and not (entry.without and entry.status == "infeasible")  # as the whole engine is, for the same reason
     )  # fmt: skip
     columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", "Outcome", "Stage", "Reason")
     return Table("failures", "Failures", columns, rows)
@@ -186,7 +173,11 @@ def failures_table(groups: Sequence[Group]) -> Table:
 
 def points_table(groups: Sequence[Group]) -> Table:
     """Every point, successes and failures."""
-    rows = tuple(_point_row(groups, group, entry) for group in groups for entry in sorted(group.entries, key=_order))
+    rows = tuple(
+        _point_row(groups, group, entry)
+        for group in groups
+        for entry in sorted((*group.entries, *group.rungs), key=_order)
+    )
     columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", "Attention", "Outcome", ">Seconds", ">Interval",
                ">Text", ">Denoise", ">VAE s", ">Step", ">Scaling", ">Gain", ">Peak memory", ">Energy",
                ">Parity")  # fmt: skip
@@ -200,56 +191,26 @@ def _point_row(groups: Sequence[Group], group: Group, entry: Entry) -> tuple[Cel
         else Cell(words.MISSING)
     )
     energy = Cell(f"{words.digits(entry.energy_j)} J", entry.energy_j) if entry.energy_j else Cell(words.MISSING)
-    stages = [_seconds(entry.stages.get(stage)) for stage in ("text", "denoise", "vae")]
+    stages = [seconds(entry.stages.get(stage)) for stage in ("text", "denoise", "vae")]
+    stands = entry.ok and not entry.without  # a ratio of part of an engine would pass for one of the engine
     return (
-        *_where(group, entry), _text(entry.runner), _text(entry.vae), _text(entry.factors), _text(entry.attention),
-        _text(entry.outcome), _seconds(entry.total_s), _interval(entry), *stages, _seconds(entry.step_s),
-        _ratio(group.scaling(entry) if entry.ok else None), _ratio(group.gain(entry) if entry.ok else None),
+        *_where(group, entry), text(entry.runner), text(entry.vae), text(entry.factors), text(entry.attention),
+        text(entry.outcome), seconds(entry.total_s), _interval(entry), *stages, seconds(entry.step_s),
+        _ratio(group.scaling(entry) if stands else None), _ratio(group.gain(entry) if stands else None),
         _bytes(groups, group, entry), energy, parity,
     )  # fmt: skip
 
 
 def _where(group: Group, entry: Entry) -> tuple[Cell, ...]:
     size = Cell(words.px(entry.size), entry.size[0] * entry.size[1])
-    return _text(words.short(group)), size, _count(entry.gpus)
-
-
-def markdown(table: Table, *, limit: int | None = None) -> str:
-    """A GitHub table; rows beyond `limit` are counted, not shown."""
-    heads = [column.removeprefix(">") for column in table.columns]
-    marks = ["---:" if column.startswith(">") else "---" for column in table.columns]
-    shown = table.rows if limit is None else table.rows[:limit]
-    lines = [_line(heads), _line(marks), *(_line(escape(cell.text) for cell in row) for row in shown)]
-    if len(shown) < len(table.rows):
-        lines += ["", f"{len(table.rows) - len(shown)} more rows stand in records.csv and index.html."]
-    return "\n".join(lines)
-
-
-def escape(text: str) -> str:
-    """Text that stays text in Markdown: no HTML, no table breaks, no links."""
-    for old, new in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("[", "\\["), ("`", "\\`")):
-        text = text.replace(old, new)
-    return " ".join(text.split())
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return text(words.short(group)), size, count(entry.gpus)
 
 
 def _order(entry: Entry) -> tuple[object, ...]:
-    return entry.size[0] * entry.size[1], entry.size, entry.engine, entry.execution, entry.gpus, entry.ring, entry.vae
-
-
-def _text(text: str) -> Cell:
-    return Cell(text, text)
-
-
-def _count(value: int) -> Cell:
-    return Cell(str(value), value)
-
-
-def _seconds(value: float | None) -> Cell:
-    return Cell(words.seconds(value), value)
+    return (
+        entry.size[0] * entry.size[1], entry.size, entry.engine, entry.execution, entry.gpus, entry.ring, entry.vae,
+        entry.without,
+    )  # fmt: skip
 
 
 def _interval(entry: Entry) -> Cell:

@@ -104,7 +104,8 @@ def cost(point: Point) -> float:
 
 
 def baselines(jobs: Sequence[Job], gpus: int) -> list[Job]:
-    """Every feasible point's two one-GPU baselines: its own engine, and plain diffusers.
+    """Every feasible point's two one-GPU baselines: its own engine, and plain diffusers. Our engine with gains left out
+    has the second alone: no speedup stands on it.
 
     Of plain diffusers the VAE is the single-GPU one; kernel and execution are what it does by itself.
     """
@@ -114,10 +115,11 @@ def baselines(jobs: Sequence[Job], gpus: int) -> list[Job]:
         if job.why_not or infeasible(point, job.model, gpus=gpus):
             continue
         alone = replace(point, ulysses=1, ring=1)
-        added.append(replace(job, point=alone))
+        if not point.without:
+            added.append(replace(job, point=alone))
         if point.engine != FAKE:
             vae = "none" if point.vae == "none" else "single"
-            stock = replace(alone, engine=STOCK, execution="eager", attention="auto", vae=vae)
+            stock = replace(alone, engine=STOCK, execution="eager", attention="auto", vae=vae, without="")
             added.append(replace(job, point=stock))
     return added
 

@@ -44,6 +44,12 @@ def test_what_the_model_has_no_numbers_for_is_infeasible(schnell: ModelSpec) -> 
     assert "no profile" in record.reason
 
 
+def test_part_of_an_engine_has_to_be_measured(schnell: ModelSpec) -> None:
+    record = predicted_record(make_point(schnell, ulysses=2, execution="graph", without="overlap"), schnell, A100, "s")
+    assert record.status == "infeasible"
+    assert "without=overlap has to be measured" in record.reason
+
+
 def test_identity_follows_the_point_and_the_topologys_numbers(schnell: ModelSpec) -> None:
     point = make_point(schnell)
     same, again = (predicted_record(point, schnell, A100, "study") for _ in range(2))

@@ -54,6 +54,13 @@ def test_baseline_that_was_typed_is_not_added_again() -> None:
     assert len(cells(typed, at(1, 1), at(2, 1))) == 3
 
 
+def test_an_engine_with_gains_left_out_is_no_baseline_and_has_stock_alone() -> None:
+    planned = cells(at(2, 1, without="overlap"), at(1, 1, without="fused"))
+    seen = [(c.point.engine, c.point.gpus, c.point.without) for c in planned]
+    assert seen == [("stock", 1, ""), ("usp", 1, "fused"), ("usp", 2, "overlap")]
+    assert len({c.reference for c in planned}) == 1, "leaving a gain out must not change the image"
+
+
 def test_infeasible_cells_stay_in_the_plan_with_their_reason_and_without_baselines() -> None:
     planned = cells(at(5, 1), at(16, 1, 2048))
     assert [(c.point.ulysses, c.point.height) for c in planned] == [(5, 1024), (16, 2048)]

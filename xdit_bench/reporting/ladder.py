@@ -1,0 +1,172 @@
+"""The ladder of our engine: from the plain one up, what each rung saved, beside what it was predicted to save.
+
+Owns which two points make a rung and when one pays; reads predictions from the study's sweep file.
+
+    for rung in ladder(group):
+        print(rung.name, rung.saved_s, rung.predicted_s, rung.pays)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xdit_bench.reporting.entry import Entry, Size, number
+from xdit_bench.reporting.peers import shipped_bounds
+from xdit_bench.reporting.study import Group
+from xdit_bench.results.schema import Record
+from xdit_bench.rungs import ENGINE, RUNGS, settled
+
+PLAIN = "plain"
+MEMORY_BYTES = 1e9  # of peak memory freed: a rung that saves so much pays whatever its time
+
+Split = tuple[int, int]  # ulysses, ring
+Engine = tuple[str, ...]  # execution, attention, what is left out
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One gain of one split at one size: the engine below it, the engine with it, and the whole engine without it.
+
+    The plain engine stands on nothing; where only the whole engine was taken apart there is no `entry`.
+    """
+
+    name: str
+    size: Size
+    split: Split
+    below: Entry | None
+    entry: Entry | None
+    whole: Entry | None
+    left_out: Entry | None
+    predicted_s: float | None
+
+    @property
+    def factors(self) -> str:
+        """`u2r1`."""
+        return f"u{self.split[0]}r{self.split[1]}"
+
+    @property
+    def saved_s(self) -> float | None:
+        """Seconds a step, measured; negative for a rung that costs."""
+        return _saved(self.below, self.entry)
+
+    @property
+    def saved_at_the_top_s(self) -> float | None:
+        """Seconds a step that the whole engine would lose without this rung."""
+        return _saved(self.left_out, self.whole)
+
+    @property
+    def saved_bytes(self) -> float | None:
+        """Peak memory of the fullest GPU, freed."""
+        before, after = (entry.peak_bytes if entry else None for entry in (self.below, self.entry))
+        return before - after if before and after else None
+
+    @property
+    def pays(self) -> bool | None:
+        """Whether the step is shorter by more than both intervals' halves; None where it is neither so much shorter
+        nor so much longer."""
+        saved = self.saved_s
+        if saved is None or abs(saved) <= _half_s(self.below) + _half_s(self.entry):
+            return None
+        return saved > 0
+
+    @property
+    def frees(self) -> bool:
+        """Whether it pays by its memory."""
+        return (self.saved_bytes or 0.0) >= MEMORY_BYTES
+
+
+def ladder(group: Group, bounds: Mapping[str, Any] | None = None) -> list[Rung]:
+    """Every rung that a group's points allow, plain engine first, a size and a split after the other; empty where
+    nothing was left out. `bounds` holds `ladder: {rung: {saves_ms: {side: {split: ms}}}}`; None: those that ship."""
+    rungs: list[Rung] = []
+    if not group.rungs:
+        return rungs
+    held = predictions(group.rungs[0].record, bounds)
+    vae = Counter(entry.vae for entry in group.rungs).most_common(1)[0][0]
+    ours = [entry for entry in (*group.entries, *group.rungs) if (entry.engine, entry.vae) == (ENGINE, vae)]
+    ran = [entry for entry in ours if entry.status != "infeasible"]
+    for size in sorted({entry.size for entry in group.rungs}, key=lambda size: (size[0] * size[1], size)):
+        here: dict[tuple[Split, Engine], Entry] = {
+            (_split(e), (e.execution, e.attention, e.without)): e for e in ran if e.size == size
+        }
+        for split in sorted({split for split, _ in here}, key=lambda split: (split[0] * split[1], -split[0])):
+            found = {engine: entry for (at, engine), entry in here.items() if at == split}
+            rungs += _climb(group, size, split, found, held)
+    return rungs
+
+
+def _climb(
+    group: Group, size: Size, split: Split, found: Mapping[Engine, Entry], held: Mapping[str, Any]
+) -> Iterator[Rung]:
+    """The rungs of one split: neighbours that differ in one gain and were both run."""
+    names = tuple(RUNGS)
+    whole = found.get(_engine(group, split, ()))
+    below = _engine(group, split, names)
+    if below in found:
+        yield Rung(PLAIN, size, split, None, found[below], None, None, None)
+    for k, name in enumerate(names):
+        engine = _engine(group, split, names[k + 1 :])
+        if engine == below:  # changes nothing in this split, so it has no such rung
+            continue
+        pair = (found.get(below), found.get(engine))
+        left_out = found.get(_engine(group, split, (name,)))
+        if all(pair) or (whole and left_out):
+            yield Rung(name, size, split, *pair, whole, left_out, _predicted_s(held, name, size, split))
+        below = engine
+
+
+def predictions(record: Record, bounds: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """What each rung was predicted to save, as the sweep file of the record's study says."""
+    found = (shipped_bounds(record.study) if bounds is None else bounds).get("ladder")
+    return found if isinstance(found, dict) else {}
+
+
+def kept(rung: Rung, rungs: Iterable[Rung]) -> str:
+    """Whether the rung stays, by what all rungs of that name in a study say: it pays here, or somewhere, or nowhere."""
+    if rung.saved_s is None:
+        return ""
+    if rung.pays:
+        return "yes"
+    if rung.frees:
+        return "yes, for memory"
+    alike = [other for other in rungs if other.name == rung.name and (other.pays or other.frees)]
+    best = max(alike, key=lambda other: other.saved_s or 0.0, default=None)
+    cost = ", costs here" if rung.pays is False else ""
+    if best is None:
+        return f"no{cost}"
+    return f"yes, pays at {best.size[0]}px {best.factors}{cost}"
+
+
+def _engine(group: Group, split: Split, out: Iterable[str]) -> Engine:
+    """The engine without these rungs."""
+    left = settled(
+        "eager" if group.on_cpu else "graph", "auto", "+".join(out),
+        ulysses=split[0], ring=split[1], transport=group.setting.transport, cpu=group.on_cpu,
+    )  # fmt: skip
+    return tuple(left.values())
+
+
+def _split(entry: Entry) -> Split:
+    return entry.ulysses, entry.ring
+
+
+def _predicted_s(held: Mapping[str, Any], name: str, size: Size, split: Split) -> float | None:
+    side = size[0] if size[0] == size[1] else None
+    saves = ((held.get(name) or {}).get("saves_ms") or {}).get(side) or {}
+    found = number(saves.get(f"u{split[0]}r{split[1]}"))
+    return None if found is None else found / 1e3
+
+
+def _saved(before: Entry | None, after: Entry | None) -> float | None:
+    if not before or not after or not (before.ok and after.ok and before.step_s and after.step_s):
+        return None
+    return before.step_s - after.step_s
+
+
+def _half_s(entry: Entry | None) -> float:
+    """Half the 95 % interval of the step."""
+    low, high = (number(value) for value in (entry.record.step_s.get("ci95") if entry else None) or (None, None))
+    return (high - low) / 2 if low is not None and high is not None else 0.0

@@ -1,0 +1,75 @@
+"""The rungs of our engine's ladder: what makes it faster, one gain a rung, each of which can be left out of a point.
+
+Owns their names, their order from the plain engine up, and where one changes nothing. `backends/usp.py` switches them
+off; an engine that is the same under several names is one point.
+
+    without = checked("overlap+fused")  # 'fused+overlap'; raises ConfigError for a name that is none
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from xdit_bench.errors import ConfigError
+
+ENGINE = "usp"  # the only one that can be taken apart
+NONE = "none"
+RUNGS = {
+    "graph": "the whole loop as one CUDA graph",
+    "fused": "Triton kernels for norm, RoPE and gates",
+    "gelu_epilogue": "GELU in the epilogue of its product",
+    "modulation_once": "modulation of all steps in one pass",
+    "shard_modulation": "modulation weights shared out over the ranks",
+    "overlap": "exchanges run beside half of a block's MLP",
+    "keys_first": "keys and values leave before queries are projected",
+    "symmetric": "symmetric memory and copy engines in NCCL's place",
+    "gathered": "a ring's keys gathered, where that is faster",
+    "in_place": "gathered keys written where they are gathered",
+    "kernel": "attention kernel by shape; below it cuDNN's",
+}
+SEVERAL = ("shard_modulation", "overlap", "keys_first", "symmetric", "gathered", "in_place")
+GPU = ("fused", "gelu_epilogue", "symmetric", "gathered", "in_place", "kernel")
+
+
+def checked(without: str) -> str:
+    """Rungs joined by '+' in the ladder's order, each once; empty for `none`. Raises ConfigError with the nearest."""
+    named = [] if without in ("", NONE) else without.split("+")
+    for name in named:
+        if name not in RUNGS:
+            close = difflib.get_close_matches(name, RUNGS, n=1, cutoff=0.4)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"without names {', '.join(RUNGS)}, joined by '+', or none; got {name!r}{hint}")
+    return "+".join(rung for rung in RUNGS if rung in named)
+
+
+def settled(
+    execution: str, attention: str, without: str, *, ulysses: int, ring: int, transport: str, cpu: bool
+) -> dict[str, str]:
+    """`execution`, `attention` and `without` of the engine that is left, under its one name.
+
+    A graph left out is eager execution, and a kernel that is not chosen is cuDNN's. What makes no difference to the
+    point is not left out: a ring's rungs without a ring, a GPU's on CPU ranks.
+    """
+    out = set(without.split("+")) if without else set()
+    if "graph" in out and execution == "graph":
+        execution = "eager"
+    if "kernel" in out and attention == "auto" and not cpu:
+        attention = "cudnn"
+    idle = {"graph", "kernel"}
+    if ulysses * ring == 1:
+        idle |= set(SEVERAL)
+    if cpu:
+        idle |= set(GPU)
+    if execution == "compile":
+        idle |= {"fused", "gelu_epilogue"}
+    if transport != "p2p":
+        idle.add("symmetric")
+    if ring == 1:
+        idle |= {"gathered", "in_place"}
+    # without the first there is none of the second; with heads exchanged too, keys arrive where they were not written
+    if "fused" in out:
+        idle.add("gelu_epilogue")
+    if "gathered" in out or ulysses > 1:
+        idle.add("in_place")
+    left = "+".join(rung for rung in RUNGS if rung in out - idle)
+    return {"execution": execution, "attention": attention, "without": left}
