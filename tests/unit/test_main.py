@@ -112,7 +112,7 @@ def test_a_weights_folder_that_lacks_a_part_names_it(
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_leaves_no_process_and_exits_130(here: Path) -> None:
     argv = ["-m", "model=flux_tiny", "topology=cpu", "ulysses=1,2", "res=256,384", "study=s"]
-    slow = ["measure.repeats=30", "measure.max_repeats=3000", "measure.precision=0.0001"]  # not over in time
+    slow = ["measure.max_repeats=3000", "measure.precision=0.0001", "measure.time_cap_s=4"]  # four seconds a point
     command = [sys.executable, "-m", "xdit_bench", *argv, *slow]
     child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     records = here / "results" / "s" / "records.jsonl"
