@@ -19,7 +19,7 @@ from xdit_bench.errors import ResultsError
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store, latest, read_records
 
-STAGES = ("prepare", "text", "denoise", "vae")
+STAGES = ("prepare", "text", "denoise", "vae", "parity")
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 
@@ -84,7 +84,7 @@ def test_killed_rank_is_named_with_its_stage_and_the_next_point_runs(tmp_path: P
         record = by_script(records, fault="kill", stage=stage)
         assert record.status == "crashed"
         assert f"rank 1 was killed by SIGKILL in stage {stage}" in record.reason
-    assert sorted(r.status for r in records) == ["crashed"] * 4 + ["ok"] * 6, "five baselines and the last point"
+    assert sorted(r.status for r in records) == ["crashed"] * 5 + ["ok"] * 7, "six baselines and the last point"
 
 
 @pytest.mark.slow

@@ -78,6 +78,7 @@ class FakeBackend:
 
     def gather(self, latents: torch.Tensor) -> torch.Tensor:
         """All rows on every rank."""
+        self._fail("parity")
         if self.mesh.group is None:
             return latents
         sizes = split_sizes(64, self.mesh.size)
