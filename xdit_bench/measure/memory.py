@@ -26,10 +26,9 @@ class MemoryWatch:
     def __init__(self, device: torch.device, cap_bytes: int | None) -> None:
         self._device = device
         self._cap_bytes = cap_bytes
+        self.restart()
         if device.type != "cuda":
-            _reset_resident_peak()
             return
-        torch.cuda.reset_peak_memory_stats(device)
         self._retries = torch.cuda.memory_stats(device).get("num_alloc_retries", 0)
         if cap_bytes is not None:
             total = torch.cuda.mem_get_info(device)[1]
