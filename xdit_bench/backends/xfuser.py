@@ -127,10 +127,9 @@ def wrapped(transformer: torch.nn.Module) -> Iterator[None]:
     """diffusers' transformer as xfuser's, on the same weights: xfuser's class adds to diffusers' no more than code."""
     from xfuser.model_executor.models.transformers import transformer_flux as theirs
 
+    # it would go before xfuser's, which shares out tokens: every rank would compute the right image by itself
+    assert "forward" not in vars(transformer), "another engine left a forward of its own on the transformer"
     with ExitStack() as undo:
-        # a forward of the instance's own (diffusers' hooks leave one) would go before xfuser's, which shares out tokens
-        if "forward" in vars(transformer):
-            undo.callback(vars(transformer).__setitem__, "forward", vars(transformer).pop("forward"))
         undo.enter_context(setting(transformer, "__class__", theirs.xFuserFlux1Transformer2DWrapper))
         for attention in theirs.flux_attn_modules(transformer):
             undo.enter_context(setting(attention, "processor", theirs.xFuserFluxAttnProcessor()))
