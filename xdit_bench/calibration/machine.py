@@ -60,9 +60,10 @@ def calibrate(
         raw["notes"].append("one GPU: no link was measured" + (", they are the base's" if base else ""))
     for part in ("compute", *TRANSPORTS):
         _warn(raw.get(part, []), say)
-    write(out, base, raw)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # first: minutes of measuring outlive a file that can not be made of them, and `measured=` tries again
     out.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
-    return out
+    return write(out, base, raw)
 
 
 def write(out: Path, base: Topology | None, raw: dict[str, Any]) -> Path:
