@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from plans import QUICK, fake_point, run_points, wait_for
 from xdit_bench.results.store import Store
 from xdit_bench.runner.pool import Pool
 from xdit_bench.runner.process import running
+from xdit_bench.runner.session import MODULES
+from xdit_bench.runner.wire import connect
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 
@@ -105,6 +109,7 @@ def test_ranks_listen_to_this_machine_alone_and_get_their_transport(monkeypatch:
 def test_killed_parent_leaves_no_process_and_its_finished_records(tmp_path: Path) -> None:
     script = f"""
 import sys
+import time
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from plans import QUICK, fake_point, run_points
@@ -124,7 +129,8 @@ run_points([fake_point(2, 1, fault="hang", gpus=2)], Path({str(tmp_path)!r}))
 
 
 def test_spare_pool_has_no_ranks_until_it_begins_and_dies_with_or_without_them() -> None:
-    with Pool(2, "cpu") as first:
+    with Pool(2, "cpu", reads=(MODULES,)) as first:
+        assert "tokenizers" in Path(f"/proc/{first.pids[0]}/maps").read_text(), "the launcher has read transformers"
         unused, pool = first.again(spare=True), first.again(spare=True)
     assert [len(p.pids) for p in (unused, pool)] == [1, 1]
     unused.kill()
@@ -133,6 +139,20 @@ def test_spare_pool_has_no_ranks_until_it_begins_and_dies_with_or_without_them()
     assert len(pool.pids) == 3
     assert pool.check()
     pool.close()
+
+
+def test_rank_whose_first_words_come_together_is_taken_in() -> None:
+    pool = Pool(1, "cpu", spare=True)
+    with subprocess.Popen(["sleep", "60"]) as rank:
+        try:
+            link = connect(pool._control())
+            hello = {"event": "hello", "rank": 0, "pid": rank.pid, "node": 0, "token": pool._token}
+            link.socket.sendall(b"".join(json.dumps(said).encode() + b"\n" for said in (hello, {"event": "ready"})))
+            pool._meet(time.monotonic() + 10.0)
+            assert pool.check()
+        finally:
+            pool.kill()
+            rank.kill()
 
 
 def test_rank_that_dies_between_points_is_noticed_before_the_next() -> None:

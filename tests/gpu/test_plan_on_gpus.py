@@ -18,6 +18,7 @@ from xdit_bench.results.store import Store
 from xdit_bench.runner.cards import used_bytes, wait_until_free
 from xdit_bench.runner.execute import Job, run_plan
 from xdit_bench.runner.pool import Pool
+from xdit_bench.runner.session import MODULES
 from xdit_bench.topology.probe import fingerprint, probe, software
 
 MODEL = ModelSpec.from_dict(yaml.safe_load((data_dir("conf") / "model" / "flux_tiny.yaml").read_text()))
@@ -96,9 +97,9 @@ def test_dead_rank_on_a_gpu_ends_its_point_alone(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_spare_pool_holds_no_gpu_memory_before_it_begins_and_none_after_its_end() -> None:
     before = used_bytes()
-    pool = Pool(1, "cuda", spare=True)
+    pool = Pool(1, "cuda", reads=(MODULES,), spare=True)
     try:
-        time.sleep(15.0)  # it reads its modules
+        time.sleep(25.0)  # it reads its modules
         assert all(now - then < 50e6 for now, then in zip(used_bytes(), before, strict=True)), "a context is larger"
         pool.begin()
         assert pool.check()

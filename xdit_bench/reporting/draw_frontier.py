@@ -56,7 +56,7 @@ def _bar(axis: Axes, limit: Limit, y: int, side: int) -> None:
     if limit.fails - limit.fits > APART * side:
         axis.plot(limit.fails, y, marker="x", color=INK, linestyle="none", markersize=4)
         narrow = 0 < limit.fits < 0.35 * side  # holds no number
-        axis.annotate(f"OOM ({said} fits)" if narrow else "OOM", (limit.fails, y), (4, 0),
+        axis.annotate(f"OOM ({said if limit.open else f'{said} fits'})" if narrow else "OOM", (limit.fails, y), (4, 0),
                       textcoords="offset points", va="center", fontsize=6)  # fmt: skip
         if narrow:
             return

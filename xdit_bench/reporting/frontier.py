@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xdit_bench.config import FRONTIER_STEP
 from xdit_bench.reporting.entry import Entry, seconds_or_inf
 from xdit_bench.reporting.study import Group
 
@@ -50,8 +51,15 @@ class Limit:
         return self.engine, self.vae, self.gpus
 
     @property
+    def open(self) -> bool:
+        """Whether sizes between the two were left untried, as by a search that was cut off."""
+        return self.group.decode_alone and self.fails - self.fits > FRONTIER_STEP
+
+    @property
     def said(self) -> str:
         """`5120px`, `8192px or more`, `nothing`: what fits, and how sure that is."""
+        if self.open:
+            return f"{self.fits}px at least (search cut off)" if self.fits else "no size yet (search cut off)"
         if not self.fits:
             return "nothing"
         beyond = "" if self.fails else f" ({self.ended.outcome} above)" if self.ended else " or more"

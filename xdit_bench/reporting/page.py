@@ -226,7 +226,7 @@ def markdown_report(report: Report) -> str:
             lines += [f"## {table.title}", "", markdown(table, limit=MARKDOWN_ROWS), ""]
             lines += [escape(table.note), ""] if table.note else []
         elif table.name == "failures":
-            lines += ["## Failures", "", "None.", ""]
+            lines += ["## Failures", "", " ".join(filter(None, ("None.", escape(table.note)))), ""]
     lines += ["## Reproduce", "", "```", *(" ".join(command.split()) for command in report.commands), "```", ""]
     lines += ["## Provenance", "", *(f"- {escape(name)}: {escape(value)}" for name, value in report.facts)]
     lines += [f"- {escape(name)}: {escape(value)}" for name, value in report.sections[0].facts]

@@ -20,6 +20,8 @@ from xdit_bench.reporting.peers import Compared, compared
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group, Speedup, whole_card
 
+SEARCHED = "What a search ran out of memory at stands with the largest image that fits."
+
 
 def report_tables(groups: Sequence[Group], matches: Sequence[Match]) -> list[Table]:
     """The frontier, best configurations, peers, ladder, published beside ours, failures; the last has all points."""
@@ -168,7 +170,8 @@ def failures_table(groups: Sequence[Group]) -> Table:
         and not (entry.without and entry.status == "infeasible")  # as the whole engine is, for the same reason
     )  # fmt: skip
     columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", "Outcome", "Stage", "Reason")
-    return Table("failures", "Failures", columns, rows)
+    searched = any(group.decode_alone for group in groups)
+    return Table("failures", "Failures", columns, rows, SEARCHED if searched else "")
 
 
 def points_table(groups: Sequence[Group]) -> Table:

@@ -1,10 +1,10 @@
 """The process that holds one pool's ranks: torch's elastic launcher, tied to the life of its parent.
 
-It imports what every rank needs, waits for a line on stdin, and forks the ranks: torch is read once for all of them,
-and a launcher started ahead of need has it read already. It makes no CUDA context, which no fork would survive. `pool`
-starts it and gives it torch.distributed.run's own arguments.
+It imports what every rank needs, waits for a line on stdin, and forks the ranks: modules are read once for all of
+them, and a launcher started ahead of need has them read already. It makes no CUDA context, which no fork would
+survive. `pool` starts it and gives it torch.distributed.run's own arguments.
 
-    python -m xdit_bench.runner.agent <parent pid> now --nproc-per-node 2 ... -m xdit_bench.runner.worker
+    python -m xdit_bench.runner.agent <parent pid> now <module,...> --nproc-per-node 2 ... -m xdit_bench.runner.worker
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterable
+from importlib import import_module
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GO = "go\n"
@@ -32,9 +34,9 @@ def die_with_parent(parent: int) -> None:
 
 def main() -> None:
     """Runs torch's launcher in this process, once it is told to."""
-    parent, when, *arguments = sys.argv[1:]
+    parent, when, reads, *arguments = sys.argv[1:]
     die_with_parent(int(parent))
-    read_modules(meanwhile=when == SPARE)
+    read_modules(filter(None, reads.split(",")), meanwhile=when == SPARE)
     from torch.distributed.elastic.multiprocessing.errors import record
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, parse_args
@@ -51,8 +53,8 @@ def main() -> None:
     record(elastic_launch(config, rank_process))(os.getpid())
 
 
-def read_modules(*, meanwhile: bool) -> None:
-    """Imports what launcher and ranks need; `meanwhile` on idle cores alone, since points are being timed."""
+def read_modules(more: Iterable[str], *, meanwhile: bool) -> None:
+    """Imports what launcher and ranks need, and `more`; `meanwhile` on idle cores alone: points are being timed."""
 
     def read() -> None:
         if meanwhile:  # this thread alone: only root could raise a process again
@@ -61,6 +63,10 @@ def read_modules(*, meanwhile: bool) -> None:
         import torch.distributed.run  # noqa: F401
 
         import xdit_bench.runner.rank  # noqa: F401
+
+        for name in more:
+            with contextlib.suppress(Exception):  # the rank that needs it will say what is wrong
+                import_module(name)
 
     thread = threading.Thread(target=read)
     thread.start()

@@ -45,6 +45,7 @@ class Launcher:
     device: str
     transport: str
     launch: LaunchConfig
+    reads: tuple[str, ...] = ()  # modules to import before the ranks are forked
 
     @property
     def alone(self) -> bool:
@@ -54,10 +55,10 @@ class Launcher:
     def start(self, *, control: str = "", token: str = "", spare: bool = False) -> subprocess.Popen[bytes]:
         """The launcher's process, which waits to be released; a `spare` one keeps out of running points' way. Without
         `control` its ranks learn it from the first machine's."""
-        when = SPARE if spare else NOW
+        about = [str(os.getpid()), SPARE if spare else NOW, ",".join(self.reads)]
         with (self.folder / "agent.log").open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "xdit_bench.runner.agent", str(os.getpid()), when, *self._arguments()],
+                [sys.executable, "-m", "xdit_bench.runner.agent", *about, *self._arguments()],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

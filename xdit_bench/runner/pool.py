@@ -76,15 +76,17 @@ class Pool:
         *,
         transport: str = "p2p",
         launch: LaunchConfig | None = None,
+        reads: tuple[str, ...] = (),
         spare: bool = False,
     ) -> None:
         """Starts `ranks` on this machine (and waits for as many on each other one) until all have met.
 
-        A `spare` one starts no more than its launcher, which reads its modules; `begin` does the rest. Raises
-        RankCrashed with the log's end when ranks do not meet.
+        `reads` names modules that its points will need, imported once for all ranks. A `spare` one starts no more than
+        its launcher, which reads its modules; `begin` does the rest. Raises RankCrashed with the log's end when ranks
+        do not meet.
         """
         launch = launch or LaunchConfig()
-        self._like = (ranks, device, transport, launch)
+        self._like = (ranks, device, transport, launch, reads)
         self.nnodes = launch.nnodes
         self.ranks = ranks * launch.nnodes
         self.device = device
@@ -97,7 +99,7 @@ class Pool:
         self._folder = _private_folder()
         self._agent: subprocess.Popen[bytes] | None = None
         self._server: socket.socket | None = None
-        self._launcher = Launcher(self._folder, ranks, device, transport, launch)
+        self._launcher = Launcher(self._folder, ranks, device, transport, launch, reads)
         self._token = secrets.token_hex(16)
         try:
             self._board = Board.create(self._folder / "board", self.ranks)
@@ -121,8 +123,8 @@ class Pool:
 
     def again(self, *, spare: bool = False) -> Pool:
         """A new pool like this one."""
-        ranks, device, transport, launch = self._like
-        return Pool(ranks, device, transport=transport, launch=launch, spare=spare)
+        ranks, device, transport, launch, reads = self._like
+        return Pool(ranks, device, transport=transport, launch=launch, reads=reads, spare=spare)
 
     @property
     def pids(self) -> list[int]:
@@ -224,10 +226,9 @@ class Pool:
                     reason = f"the {self.ranks} ranks could not be started: {self._launcher.last_words()}"
                     raise RankCrashed(reason, log_tail=self._launcher.log_tail())
                 for key, _ in self._selector.select(0.2):
-                    if key.fileobj is server:
-                        self._welcome(Link(server.accept()[0]))
-                    else:
-                        ready.update(answer.rank for answer in self._read(key.data) if answer.kind == "ready")
+                    welcome = key.fileobj is server
+                    said = self._welcome(Link(server.accept()[0])) if welcome else self._read(key.data)
+                    ready.update(answer.rank for answer in said if answer.kind == "ready")
             self._selector.unregister(server)
 
     def _control(self) -> str:
@@ -248,15 +249,17 @@ class Pool:
         server.listen(self.ranks)
         return server
 
-    def _welcome(self, link: Link) -> None:
-        for hello in link.receive() or []:
-            if not secrets.compare_digest(str(hello.get("token", "")), self._token):
-                link.close()  # whoever it is, it is none of ours
-                return
-            process = Process(hello["pid"]) if hello["node"] == 0 else None
-            member = _Member(hello["rank"], process, link)
-            self._members[member.rank] = member
-            self._selector.register(link, selectors.EVENT_READ, member)
+    def _welcome(self, link: Link) -> list[Answer]:
+        """Takes a rank in; what it said after its hello, which may have come with it."""
+        hello, *more = link.receive() or [{}]
+        if not secrets.compare_digest(str(hello.get("token", "")), self._token):
+            link.close()  # whoever it is, it is none of ours
+            return []
+        process = Process(hello["pid"]) if hello["node"] == 0 else None
+        member = _Member(hello["rank"], process, link)
+        self._members[member.rank] = member
+        self._selector.register(link, selectors.EVENT_READ, member)
+        return _answers(member, more)
 
     def _send(self, member: _Member, message: Message, answers: dict[int, Answer]) -> None:
         try:
@@ -274,7 +277,7 @@ class Pool:
             self._selector.unregister(member.link)
             member.alive = False
             return [Answer(member.rank, "died")]
-        return [Answer(member.rank, message.pop("event"), message) for message in messages]
+        return _answers(member, messages)
 
     def _clean_up(self, answers: dict[int, Answer]) -> None:
         """After a failure that every rank survived: new groups for the next point, or an end when a rank is unwell."""
@@ -326,6 +329,10 @@ class Pool:
                 return self._launcher.exit_code(pid)
             time.sleep(0.01)
         return code
+
+
+def _answers(member: _Member, messages: Iterable[Message]) -> list[Answer]:
+    return [Answer(member.rank, message.pop("event"), message) for message in messages]
 
 
 def end_group(agent: subprocess.Popen[bytes]) -> None:

@@ -29,6 +29,7 @@ from xdit_bench.runner.plan import FAKE, STOCK, Cell, reference_key
 from xdit_bench.runner.pool import Answer, Pool
 
 LOAD_S = 1800.0  # a hub's weights may have to be downloaded first
+MODULES = "xdit_bench.backends.modules"  # diffusers and transformers: seconds, and more where eight ranks read at once
 COOL_DOWNS = 2  # times a throttled point is taken again
 
 
@@ -124,22 +125,24 @@ class Session:
             if self.machine["device"] == "cuda":
                 self._wait_for_memory()
             self.failed_starts += 1
-            self.pool = self._start(size, cell.point.transport, launch)
+            self.pool = self._start(size, cell, launch)
             self.failed_starts = 0
             if failed and launch.nnodes == 1:  # it may happen again: then the next launcher is at hand
                 self.spare = self.pool.again(spare=True)
         return self.pool
 
-    def _start(self, size: int, transport: str, launch: LaunchConfig) -> Pool:
+    def _start(self, size: int, cell: Cell, launch: LaunchConfig) -> Pool:
         """The spare pool when it will do, else a new one. Raises RankCrashed."""
         spare, self.spare = self.spare, None
+        transport = cell.point.transport
         if spare is not None and spare.ranks >= size and spare.transport == transport:
             with suppress(RankCrashed):  # whatever ended it has not ended a new one
                 spare.begin()
                 return spare
         elif spare is not None:
             spare.kill()
-        return Pool(size, self.machine["device"], transport=transport, launch=launch)
+        reads = () if cell.point.engine == FAKE else (MODULES,)
+        return Pool(size, self.machine["device"], transport=transport, launch=launch, reads=reads)
 
     def _drop_spare(self) -> None:
         if self.spare is not None:

@@ -32,9 +32,18 @@ def test_what_ran_out_of_the_whole_card_counts_below_a_cap_and_says_so(search: l
     kept = [r for r in search if r.point["memory_cap_gb"] is None or r.status == "ok"]
     rows = {(row[0].text, row[1].text): row for row in frontier_table(group_records(kept)).rows}
     capped = rows["flux_schnell h200_nvlink decode alone cap 48 GB", "single"]
-    assert (capped[4].text, capped[7].text) == ("2048px", "4160px")
+    assert (capped[4].text, capped[7].text) == ("2048px at least (search cut off)", "4160px")
     assert capped[8].text.endswith("(with more memory than here)")
     assert rows["flux_schnell h200_nvlink decode alone", "parallel"][4].text == "8192px or more"
+
+
+def test_a_search_cut_off_before_its_end_claims_no_limit(search: list[Record]) -> None:
+    tried = [r for r in search if (r.point["memory_cap_gb"], r.status) == (48.0, "oom") and r.point["vae"] == "single"]
+    first = max(tried, key=lambda r: r.point["height"])
+    groups = group_records([first])
+    assert frontier_table(groups).rows[0][4].text == "no size yet (search cut off)"
+    (sentence,) = [s.text for s in answer(groups, [first]).sentences if s.lead == "Fits below a cap of 48 GB"]
+    assert sentence == "1 GPU, no size yet (search cut off) with vae=single."
 
 
 def test_a_crash_is_no_limit_of_memory(search: list[Record]) -> None:
