@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._inductor.config
 import yaml
 
 from xdit_bench import data_dir
-from xdit_bench.backends.xfuser import XFUSER_ATTENTION, XfuserBackend, check_point
+from xdit_bench.backends.modules import random_modules
+from xdit_bench.backends.xfuser import ROUNDING, XFUSER_ATTENTION, XfuserBackend, check_point
 from xdit_bench.backends.xfuser_state import import_xfuser, setting
 from xdit_bench.config import Attention, ModelSpec, Point
 from xdit_bench.engine.mesh import Mesh
@@ -53,6 +56,24 @@ def test_one_gpu_takes_any_number_of_tokens() -> None:
 
 def test_every_attention_of_ours_has_a_name_there() -> None:
     assert set(XFUSER_ATTENTION) == {attention.value for attention in Attention}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs a C++ compiler on CPUs")
+def test_a_whole_compiled_transformer_takes_the_timestep_that_eager_takes() -> None:
+    small = dataclasses.replace(MODEL, transformer={**MODEL.transformer, "num_layers": 1, "num_single_layers": 1})
+    transformer = random_modules(small, CPU, torch.bfloat16, 0).transformer
+    config = transformer.config
+    sizes = {"hidden_states": (1, 16, 64), "encoder_hidden_states": (1, 8, config.joint_attention_dim)}
+    inputs = {name: torch.randn(shape).bfloat16() for name, shape in sizes.items()}
+    inputs["pooled_projections"] = torch.randn(1, config.pooled_projection_dim).bfloat16()
+    ids = {"img_ids": torch.ones(16, 3), "txt_ids": torch.zeros(8, 3)}
+    step = {"timestep": torch.tensor([0.75]).bfloat16(), "return_dict": False}
+    with torch.no_grad(), torch._inductor.config.patch(ROUNDING):
+        plain = transformer(**inputs, **ids, **step)[0].float()
+        compiled = torch.compile(transformer)(**inputs, **ids, **step)[0].float()
+    torch.compiler.reset()
+    assert (compiled - plain).norm() < 0.02 * plain.norm(), "a quarter of it where the product is not rounded"
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
