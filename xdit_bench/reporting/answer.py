@@ -1,6 +1,7 @@
-"""The head of a report: banners, the answer in three sentences, warnings.
+"""The head of a report: banners, the answer in three sentences (four beside peers), warnings.
 
-Owns what a reader acts on first: best configuration, speedup, limit of memory. Numbers come from `study`.
+Owns what a reader acts on first: best configuration, speedup, limit of memory, rank among engines. Numbers come from
+`study`.
 
     head = answer(groups)
     print(*head.sentences)
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Size, number, seconds_or_inf
 from xdit_bench.reporting.frontier import families, limits
+from xdit_bench.reporting.peers import OURS, compared
 from xdit_bench.reporting.study import Group, spread
 from xdit_bench.results.schema import Record
 
@@ -116,6 +118,7 @@ def _sentences(group: Group, capped: Sequence[Group] = ()) -> tuple[Sentence, ..
         Sentence("Best configuration", _best(group, sizes)),
         Sentence("Speedup", _speedup(group, sizes)),
         Sentence("Memory", " ".join([_memory(group), *map(_capped, capped)]).strip()),
+        *(Sentence("Beside the peers", said) for said in _peers(group, sizes)),
     )
 
 
@@ -155,6 +158,19 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
     if not parts:
         return "None can be stated, because no one-GPU point of this group succeeded beside another."
     return f"{'; '.join(parts)}."
+
+
+def _peers(group: Group, sizes: Sequence[Size]) -> list[str]:
+    """Our step over the fastest peer's, where peers were tried compiled: over eager ones alone it would flatter us."""
+    compiled = {(e.size, e.gpus) for e in group.entries if e.engine != OURS and e.execution == "compile"}
+    by_gpus: dict[int, list[str]] = {}
+    for row in compared(group) if group.setting.source == "measured" else []:
+        tried = (row.size, row.gpus) in compiled and row.size in sizes
+        if row.key == "peers" and row.value is not None and row.theirs and tried:
+            said = f"{row.value:.2f} ({row.theirs.runner}, {words.px(row.size)})"
+            by_gpus.setdefault(row.gpus, []).append(said)
+    parts = [f"{words.listing(said)} on {group.count(gpus)}" for gpus, said in sorted(by_gpus.items())]
+    return [f"One step of {OURS} over the fastest peer's: {'; '.join(parts)}."] if parts else []
 
 
 def _one(group: Group) -> str:

@@ -37,7 +37,9 @@ def frontier(family: Sequence[Group], layout: Layout) -> Figure:
         axis.set_xlim(0, 1.55 * side)
         axis.set_xticks(_ticks(side, 4.5 if layout.columns == 1 or len(groups) == 1 else 2.5))
         first = starts_row(axis) or len({engine for engine, _, _ in rows}) == 1  # rows are the same in every panel
-        axis.set_yticks(range(len(rows)), [_label(row, group, rows) if first else "" for row in rows])
+        barless = {limit.row for limit in found if not limit.fits}  # no colour tells their VAE mode
+        labels = [_label(row, group, rows) + (f", {row[1]}" if row in barless else "") for row in rows]
+        axis.set_yticks(range(len(rows)), labels if first else [""] * len(rows))
         axis.grid(axis="x")
         axis.grid(visible=False, axis="y")
         axis.tick_params(axis="y", length=0)

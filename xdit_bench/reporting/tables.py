@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from xdit_bench.reporting import words
-from xdit_bench.reporting.cells import Cell, Table, count, seconds, text
+from xdit_bench.reporting.cells import Cell, Table, count, milliseconds, seconds, text
 from xdit_bench.reporting.entry import Entry
 from xdit_bench.reporting.frontier import families, limits
 from xdit_bench.reporting.ladder_tables import ladder_table, rungs_table
@@ -119,7 +119,7 @@ def peers_table(groups: Sequence[Group]) -> Table:
 def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple[Cell, ...]:
     memory = row.key == "memory_gb"
     sides = [
-        _bytes(groups, group, entry) if memory and entry else seconds(entry.step_s if entry else None)
+        _bytes(groups, group, entry) if memory and entry else milliseconds(entry.step_s if entry else None)
         for entry in (row.ours, row.theirs)
     ]
     met = {True: "yes", False: "no", None: ""}[row.met]
@@ -133,7 +133,7 @@ def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple
 
 
 def _measure(value: float, memory: bool) -> str:
-    return f"{value:.1f} GB" if memory else f"{value:.3f}"
+    return f"{value:.2f} GB" if memory else f"{value:.3f}"
 
 
 def _run(entry: Entry) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from synthetic import record
 
+from xdit_bench.reporting.answer import answer
 from xdit_bench.reporting.draw_peers import engine_rows
 from xdit_bench.reporting.peers import WHAT, compared, shipped_bounds
 from xdit_bench.reporting.study import group_records
@@ -43,6 +44,16 @@ def rows(records: list[Record], **options: object) -> dict[tuple[str, int], obje
     return {(row.key, row.gpus): row for row in compared(group, **options)}  # type: ignore[arg-type]
 
 
+def test_the_answer_says_where_our_step_stands_where_other_engines_were_measured() -> None:
+    (said,) = [s.text for s in answer(group_records(RECORDS), RECORDS).sentences if s.lead == "Beside the peers"]
+    assert said == (
+        "One step of usp over the fastest peer's: 0.90 (xfuser/compile, 1024px) on 1 GPU; "
+        "0.70 (diffusers/compile, 1024px) on 2 GPUs."
+    )
+    eager = [r for r in RECORDS if r.point["engine"] == "usp" or r.point["execution"] == "eager"]
+    assert "Beside the peers" not in [s.lead for s in answer(group_records(eager), eager).sentences]
+
+
 def test_ours_is_compared_with_the_best_peers_best_and_with_itself() -> None:
     found = rows(RECORDS)
     values = {key: round(row.value, 3) for key, row in found.items()}
@@ -64,7 +75,7 @@ def test_bounds_are_those_of_the_sweep_file_and_both_verdicts_are_shown() -> Non
     texts = {(row[3].text, row[2].text): [cell.text for cell in row] for row in table.rows}
     assert texts[WHAT["peers"], "2"][-3:] == ["0.698", "at most 0.780", "yes"]
     assert texts[WHAT["peers"], "1"][-3:] == ["0.904", "at most 0.900", "no"]
-    assert texts[WHAT["memory_gb"], "2"][-3:] == ["4.0 GB", "at least 3.0 GB", "yes"]
+    assert texts[WHAT["memory_gb"], "2"][-3:] == ["4.00 GB", "at least 3.00 GB", "yes"]
     assert texts[WHAT["scaling"], "2"][-3:] == ["1.733", "at least 1.750", "no"]
     assert texts[WHAT["peers_fa3"], "2"][-2:] == ["", ""]  # no bound at this size
     assert "xfuser/compile u2r1, fa3" in texts[WHAT["peers_fa3"], "2"]
