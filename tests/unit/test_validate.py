@@ -109,6 +109,24 @@ def test_a_machines_own_calibrated_file_is_what_its_studies_are_predicted_from(t
     assert "calibrated/h200_nvlink.yaml" in p2p.notes[0]
 
 
+def test_a_point_is_predicted_with_the_launch_cost_its_host_had(tmp_path: Path) -> None:
+    topology, model = load("h200_nvlink"), load_model("flux_schnell")
+    usual_s = topology.host["op_s"].value * 115  # the operations of an eager single-stream block
+    with Store.open(tmp_path, "mine") as store:
+        for execution in ("eager", "graph"):
+            point = make_point(model, topology=topology.name, height=512, width=512, execution=execution, vae="none")
+            for launch_s in (usual_s, 3 * usual_s):
+                record = predicted_record(point, model, topology, "s")
+                record.source, record.run_id = "measured", f"{execution}{launch_s}"
+                record.telemetry["block_launch_s"] = launch_s
+                store.append(record)
+    (mine,) = (one for one in validate(data_dir("published"), tmp_path).latencies if one.kind == "measured")
+    eager, slow_eager, graph, slow_graph = (row.error for row in mine.rows)
+    assert eager == graph == slow_graph == pytest.approx(0.0)
+    assert slow_eager > 0.5
+    assert "the host's launch cost taken beside 4 of 4 points" in mine.notes
+
+
 def test_out_of_memory_is_foretold_right_wrong_or_near_the_capacity(tmp_path: Path) -> None:
     fits = measured((1, 1), 1.0)
     peak = fits.memory["peak_bytes"]

@@ -26,19 +26,6 @@ def seconds_of(call: Callable[[], object], device: torch.device, for_s: float = 
     return _timed(call, calls, device)
 
 
-def host_seconds_of(call: Callable[[], object], device: torch.device, calls: int = 500) -> float:
-    """Mean seconds the host needs to issue `call`, the device running behind it."""
-    for _ in range(50):
-        call()
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    seconds = time.perf_counter() - start
-    synchronize(device)
-    return seconds / calls
-
-
 def synchronize(device: torch.device) -> None:
     """Waits until a GPU is done; a CPU always is."""
     if device.type == "cuda":

@@ -8,7 +8,6 @@ what it was, its counts, its seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xdit_bench.calibration.clock import host_seconds_of, seconds_of, synchronize
+from xdit_bench.calibration.clock import seconds_of, synchronize
 from xdit_bench.calibration.shapes import Shapes
 from xdit_bench.config import ModelSpec
 from xdit_bench.engine.attention import KERNELS, available
+from xdit_bench.measure.launch import BlockLaunch, single_block
 from xdit_bench.predict.workload import Conv, decoder_convs
 
 Measurement = dict[str, Any]
@@ -83,7 +83,7 @@ def _block(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: torch.
     """diffusers' eager single-stream block: whole, and its products and attention apart, so that its elementwise work
     is the difference; and the host's time to issue a narrow one, which the device never delays."""
     h, heads, tokens = model.hidden, model.heads, shapes.tokens
-    call = _single_block(h, heads, tokens, device, dtype)
+    call = single_block(h, heads, tokens, device, dtype)
     weights = {(k, n): torch.randn(n, k, device=device, dtype=dtype) for k, n in ((h, h), (h, 4 * h), (5 * h, h))}
     inputs = {k: torch.randn(tokens, k, device=device, dtype=dtype) for k in (h, 5 * h)}
     products = sum(
@@ -92,23 +92,11 @@ def _block(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: torch.
     )
     q, k, v = (torch.randn(1, heads, tokens, h // heads, device=device, dtype=dtype) for _ in range(3))
     attention = seconds_of(lambda: F.scaled_dot_product_attention(q, k, v), device, shapes.for_s)
-    narrow = _single_block(2 * h // heads, 2, 32, device, dtype)
     whole: Measurement = {
         "kind": "block", "tokens": tokens, "row_bytes": q.element_size() * h, "products_seconds": products,
         "attention_seconds": attention, "seconds": seconds_of(call, device, 3 * shapes.for_s),
     }  # fmt: skip
-    return [whole, {"kind": "launch", "seconds": host_seconds_of(narrow, device, 100)}]
-
-
-def _single_block(h: int, heads: int, tokens: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
-    from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
-
-    with device:
-        block = FluxSingleTransformerBlock(dim=h, num_attention_heads=heads, attention_head_dim=h // heads).to(dtype)
-        text, image = torch.randn(1, tokens // 8, h, dtype=dtype), torch.randn(1, tokens - tokens // 8, h, dtype=dtype)
-        vector, angles = torch.randn(1, h, dtype=dtype), torch.randn(tokens, h // heads)
-    rotary = (angles.cos(), angles.sin())
-    return lambda: block(image, text, vector, image_rotary_emb=rotary)
+    return [whole, {"kind": "launch", "seconds": BlockLaunch(device, dtype)()}]
 
 
 def _kernel_gap(device: torch.device, kernels: int = 500) -> list[Measurement]:

@@ -2,7 +2,7 @@
 
 Owns one comparison a study, machine and transport. A machine's numbers are its micro-benchmarks' where those are kept
 (`results/calibrated/<topology>.yaml`, where `python -m xdit_bench.calibrate` writes them), else the shipped topology's.
-No time of a study ever moves a number of either.
+No time of a study's images ever moves a number of either; the host's launch cost is the one taken beside each point.
 
     for latencies, peaks in compare_study(Path("results/h200x1")): ...
 """
@@ -10,6 +10,7 @@ No time of a study ever moves a number of either.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from xdit_bench.config import Point
@@ -18,10 +19,10 @@ from xdit_bench.predict.compared import Row, Set, picture
 from xdit_bench.predict.memory import MemoryPlan, plan_memory
 from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import load_model
-from xdit_bench.predict.profiles import find
+from xdit_bench.predict.profiles import PROFILES, find
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import latest, read_records
-from xdit_bench.topology.specs import Topology, load
+from xdit_bench.topology.specs import Number, Topology, load
 
 CALIBRATED = "calibrated"  # folder of results/ that holds this machine's own topology files
 NEAR = 0.05  # of the capacity: closer than that, either verdict may come true
@@ -73,15 +74,28 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
                 else:
                     before += 1
             if record.status == "ok" and point.steps and record.total_s:
-                rows.append(Row(point, record.total_s, predict(point, model, topology).total_s))
+                rows.append(Row(point, record.total_s, predict(point, model, on_its_host(topology, record)).total_s))
         except PointFailure as failure:
             notes.append(f"{point.label}: {failure}")
+    hosts = sum(on_its_host(topology, record) is not topology for record in records)
+    if hosts:
+        notes.append(f"the host's launch cost taken beside {hosts} of {len(records)} points")
     if before:
         notes.append(f"peaks of {before} points on several GPUs were taken while weights were still being put away")
     return (
         Set(title, "measured", tuple(rows), (), tuple(regrets(rows)), tuple(notes)),
         Set(title, "measured", tuple(peaks), verdicts=tuple(verdicts)),
     )
+
+
+def on_its_host(topology: Topology, record: Record) -> Topology:
+    """With the launch cost that was taken just before the record's images: a host's speed is its own, and changes from
+    minute to minute where it is shared. The topology as it is for a record that has none."""
+    issued = record.telemetry.get("block_launch_s")
+    if not isinstance(issued, float) or not 0.0 < issued < 1.0:
+        return topology
+    cost = Number(issued / PROFILES["stock", "eager"].host_ops[1], "measured beside the point")
+    return replace(topology, host={**topology.host, "op_s": cost})
 
 
 def verdict(plan: MemoryPlan, ran_out: bool) -> str:

@@ -20,6 +20,7 @@ from xdit_bench.errors import ResultsError
 from xdit_bench.reporting import words
 from xdit_bench.reporting.answer import Head, answer, rechecks
 from xdit_bench.reporting.cells import Table, escape, markdown
+from xdit_bench.reporting.entry import number
 from xdit_bench.reporting.exports import export
 from xdit_bench.reporting.figures import Figure, group_figures
 from xdit_bench.reporting.frontier import families
@@ -273,6 +274,10 @@ def _study_facts(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
     slow = outliers(records)
     if slow:
         facts.append(("Outliers", slow))
+    issued = [s for r in records if (s := number(r.telemetry.get("block_launch_s")))]
+    if issued:
+        said = f"{1e3 * min(issued):.2f} to {1e3 * max(issued):.2f} ms, point by point"
+        facts.append(("Host, to issue one eager single-stream block", said))
     time = spent(records)
     if time:
         facts.append(("Wall time of the measured points", time.sentence()))

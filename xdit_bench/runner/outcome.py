@@ -127,6 +127,9 @@ def _fill(record: Record, members: list[Answer], point: Point) -> None:
         record.comm["seconds_per_step"] = record.attribution["communication_s"]
     record.telemetry["warmup_s"] = first["warmup"]
     record.telemetry["rank_total_s"] = [statistics.median(a.body["own_total"]) for a in members]
+    issued = [a.body["block_launch_s"] for a in members if a.body.get("block_launch_s")]
+    if issued:
+        record.telemetry["block_launch_s"] = max(issued)
 
 
 def _memory(ranks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from xdit_bench.backends.base import Backend
 from xdit_bench.config import MeasureConfig, ModelSpec, Point
 from xdit_bench.engine.mesh import Mesh, build_mesh
 from xdit_bench.measure.collectives import probe_collectives
+from xdit_bench.measure.launch import BlockLaunch
 from xdit_bench.measure.memory import MemoryWatch
 from xdit_bench.measure.parity import compare, finite, save_result
 from xdit_bench.measure.profile import profile_step
@@ -46,6 +47,7 @@ class Rank:
         self._iteration = -1
         self._meshes: dict[tuple[int, int], Mesh | None] = {}
         self._modules: tuple[tuple[str, ...], Any] | None = None
+        self._launch: BlockLaunch | None = None
 
     def note(self, stage: str, iteration: int = -1) -> None:
         """Says where this rank is, for itself and for whoever looks at the board."""
@@ -107,6 +109,7 @@ class Rank:
         try:
             with torch.no_grad():
                 parameters = self._prepare(backend, mesh, point, model)
+                issued_s = self._issue() if command["measure"] and parameters else None
                 watch.restart()
                 timer = ImageTimer(
                     backend, mesh.group, self.device, point.vae != "none", self.note,
@@ -134,6 +137,7 @@ class Rank:
             "member": True,
             "memory": memory,
             "own_total": timing.own_total,
+            "block_launch_s": issued_s,
             "parity": parity,
         }
         if mesh.rank == 0:
@@ -154,6 +158,13 @@ class Rank:
         self.note("prepare")
         backend.prepare(mesh, modules, point, model, make_inputs(point, model, self.device, DTYPES[point.dtype]))
         return parameter_bytes(modules)
+
+    def _issue(self) -> float | None:
+        """Seconds this rank's host takes to issue a block now, all ranks at it; a CPU computes what it issues."""
+        if self.device.type != "cuda":
+            return None
+        self._launch = self._launch or BlockLaunch(self.device, torch.bfloat16)
+        return self._launch()
 
     def _load(self, point: Point, model: ModelSpec) -> Any:
         """The modules at hand when they will do, else new ones."""

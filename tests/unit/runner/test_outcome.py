@@ -45,6 +45,12 @@ def test_record_of_a_success_holds_the_ranks_memory_and_step_times() -> None:
     assert record.memory["cap_bytes"] == 2_000_000_000
 
 
+def test_slowest_host_is_the_records() -> None:
+    issued = [result(0, block_launch_s=0.001), result(1, block_launch_s=0.002)]
+    assert to_record(judge(issued, 60), POINT, "id", "s").telemetry["block_launch_s"] == 0.002
+    assert "block_launch_s" not in to_record(judge([result(0, block_launch_s=None)], 60), POINT, "id", "s").telemetry
+
+
 def test_out_of_memory_is_the_cause_whatever_came_before_it() -> None:
     outcome = judge([error(0, 0.1), error(1, 0.9, kind="oom", bytes_asked=2**31, bytes_free=2**30)], 60)
     assert outcome.status == "oom"

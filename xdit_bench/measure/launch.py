@@ -1,0 +1,55 @@
+"""How long the host takes to issue work: that of a narrow eager block, which its device never delays.
+
+Eager execution of a small image is bound by it, and it differs from host to host and from minute to minute, so that
+each record carries its own.
+
+    launch = BlockLaunch(torch.device("cuda"), torch.bfloat16)
+    seconds = launch()
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+WARM_UP = 5
+CALLS = 30  # 30 to 60 ms
+
+
+class BlockLaunch:
+    """Mean seconds to issue diffusers' single-stream block, 32 tokens wide 256, without waiting for the device."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.block = single_block(256, 2, 32, device, dtype)
+
+    @torch.no_grad()
+    def __call__(self) -> float:
+        """Seconds a block."""
+        for _ in range(WARM_UP):
+            self.block()
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            self.block()
+        seconds = time.perf_counter() - start
+        self._wait()
+        return seconds / CALLS
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def single_block(h: int, heads: int, tokens: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """A call of diffusers' eager single-stream block of that width; an eighth of the tokens are text."""
+    from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
+
+    with device:
+        block = FluxSingleTransformerBlock(dim=h, num_attention_heads=heads, attention_head_dim=h // heads).to(dtype)
+        text, image = torch.randn(1, tokens // 8, h, dtype=dtype), torch.randn(1, tokens - tokens // 8, h, dtype=dtype)
+        vector, angles = torch.randn(1, h, dtype=dtype), torch.randn(tokens, h // heads)
+    rotary = (angles.cos(), angles.sin())
+    return lambda: block(image, text, vector, image_rotary_emb=rotary)
