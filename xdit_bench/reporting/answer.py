@@ -17,7 +17,7 @@ from typing import NamedTuple
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Size, number, seconds_or_inf
 from xdit_bench.reporting.frontier import families, limits
-from xdit_bench.reporting.peers import OURS, compared
+from xdit_bench.reporting.peers import OURS, compared, tried_compiled
 from xdit_bench.reporting.study import Group, spread
 from xdit_bench.results.schema import Record
 
@@ -162,11 +162,11 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
 
 def _peers(group: Group, sizes: Sequence[Size]) -> list[str]:
     """Our step over the fastest peer's, where peers were tried compiled: over eager ones alone it would flatter us."""
-    compiled = {(e.size, e.gpus) for e in group.entries if e.engine != OURS and e.execution == "compile"}
+    compiled = tried_compiled(group)
     by_gpus: dict[int, list[str]] = {}
-    for row in compared(group) if group.setting.source == "measured" else []:
-        tried = (row.size, row.gpus) in compiled and row.size in sizes
-        if row.key == "peers" and row.value is not None and row.theirs and tried:
+    for row in compared(group) if compiled else []:
+        shown = (row.size, row.gpus) in compiled and row.size in sizes
+        if row.key == "peers" and row.value is not None and row.theirs and shown:
             said = f"{row.value:.2f} ({row.theirs.runner}, {words.px(row.size)})"
             by_gpus.setdefault(row.gpus, []).append(said)
     parts = [f"{words.listing(said)} on {group.count(gpus)}" for gpus, said in sorted(by_gpus.items())]

@@ -17,6 +17,7 @@ from xdit_bench.reporting.marks import bar_style, legend, legend_patch, starts_r
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import CYCLE, INK, PAPER, Layout, panels
 
+LABEL = 32  # characters; a record from elsewhere may name anything as its engine
 APART = 0.05  # of the axis: a failure closer to the bar's end is in the caption alone
 
 
@@ -38,7 +39,7 @@ def frontier(family: Sequence[Group], layout: Layout) -> Figure:
         axis.set_xticks(_ticks(side, 4.5 if layout.columns == 1 or len(groups) == 1 else 2.5))
         first = starts_row(axis) or len({engine for engine, _, _ in rows}) == 1  # rows are the same in every panel
         barless = {limit.row for limit in found if not limit.fits}  # no colour tells their VAE mode
-        labels = [_label(row, group, rows) + (f", {row[1]}" if row in barless else "") for row in rows]
+        labels = [(_label(row, group, rows) + (f", {row[1]}" if row in barless else ""))[:LABEL] for row in rows]
         axis.set_yticks(range(len(rows)), labels if first else [""] * len(rows))
         axis.grid(axis="x")
         axis.grid(visible=False, axis="y")

@@ -18,6 +18,7 @@ from xdit_bench.reporting import alternatives as say
 from xdit_bench.reporting import draw_frontier, draw_headline, draw_ladder, draw_parts, draw_peers, draw_scaling, words
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.marks import mark_group, shown_sizes
+from xdit_bench.reporting.peers import tried_compiled
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import Layout
@@ -36,7 +37,8 @@ class Figure:
 
 
 def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] = ()) -> list[Figure]:
-    """Every figure of a group, the headline first. `kin` are the groups that differ in the memory cap alone."""
+    """Every figure of a group, the headline first; but the engines where steps alone were timed, beside peers at their
+    best. `kin` are the groups that differ in the memory cap alone."""
     some = "" if group.decode_alone else _some(group)
     cpu = group.on_cpu
     several = len(group.gpu_counts) > 1
@@ -81,7 +83,7 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
         "what the rung changed. A split has no bar where a rung changes nothing in it.",
         say.ladder(group), draw_ladder.climb, "",
     )  # fmt: skip
-    return [
+    figures = [
         figure("headline", "Latency of one image", _headline_caption(group), say.headline(group),
                draw_headline.headline, ""),
         *([ladder] if draw_ladder.drawn(group) else []),  # no other study lacks it
@@ -120,6 +122,8 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
         figure("published", "Published beside ours", "Outlined: published. The number is ours over published.",
                say.published(matches), partial(_published, matches), empty["published"]),
     ]  # fmt: skip
+    steps_alone = all(e.decode == "none" for e in group.entries)
+    return sorted(figures, key=lambda f: f.name != "engines") if steps_alone and tried_compiled(group) else figures
 
 
 def _marked(draw: Callable[[Group, Layout], Canvas], group: Group, layout: Layout) -> Canvas:

@@ -92,6 +92,13 @@ def compared(group: Group, bounds: Mapping[str, Any] | None = None) -> list[Comp
     return rows
 
 
+def tried_compiled(group: Group) -> set[tuple[Size, int]]:
+    """Sizes and GPU counts at which peers were measured compiled too: their best, where it ran."""
+    if group.setting.source != "measured":
+        return set()
+    return {(e.size, e.gpus) for e in group.entries if e.engine != OURS and e.execution == "compile"}
+
+
 def _beside_peers(ours: Entry, peers: list[Entry], add: Any) -> None:
     installed = [e for e in peers if not given_fa3(e)]
     best = fastest(installed)
