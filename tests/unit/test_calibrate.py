@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from xdit_bench.calibrate import main
 from xdit_bench.calibration.machine import write
 from xdit_bench.calibration.numbers import efficiencies, links
 from xdit_bench.config import ModelSpec
+from xdit_bench.predict.model import predict
 from xdit_bench.predict.network import Network
-from xdit_bench.predict.points import load_model
+from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import find
 from xdit_bench.predict.roofline import attention_s, gemm_s, rows_s, stream_s
 from xdit_bench.predict.workload import Attention, Gemm, decoder_convs, vae_decoder
@@ -70,6 +72,30 @@ def test_a_machines_own_seconds_give_back_its_numbers() -> None:
     assert set(found["efficiency"]) == set(H200.efficiency)
     assert set(found["attention"]) == {"cudnn", "flash"}
     assert set(found["host"]) == {"op_s", "kernel_gap_s"}
+
+
+def test_what_launches_cost_while_all_ranks_issue_is_a_number_of_its_own(tmp_path: Path) -> None:
+    ops = find("stock", "eager").host_ops[1]
+    measured = {"kind": "launch", "path": "p2p", "ranks": 2, "seconds": 20e-6 * ops}
+    exchanges = [
+        {"kind": "all_to_all", "path": path, "ulysses": 2, "ring": 1, "bytes": size,
+         "seconds": Network(H200, path, 2, 1).all_to_all_s(size).seconds}
+        for path in ("p2p", "symmetric") for size in (2**20, 2**24, 2**28)
+    ]  # fmt: skip
+    raw = {"compute": list(pretend(H200, load_model("flux_schnell"))), "p2p": [measured, *exchanges]}
+    made = load(str(write(tmp_path / "h200_nvlink.yaml", H200, raw)))
+    assert made.op_s(1) == pytest.approx(H200.op_s(1), rel=1e-3)
+    assert made.op_s(2) == made.op_s(8) == pytest.approx(20e-6)
+    assert "2 ranks at once" in made.host["op_beside_s"].source
+    assert H200.op_s(2) == H200.op_s(1), "a machine that does not say takes them for equal"
+    eager = make_point(load_model("flux_schnell"), topology="h200_nvlink", ulysses=2, height=512, width=512)
+    one, two = (
+        predict(point, load_model("flux_schnell"), made).total_s
+        / predict(point, load_model("flux_schnell"), H200).total_s
+        for point in (dataclasses.replace(eager, ulysses=1), eager)
+    )
+    assert one == pytest.approx(1.0, rel=2e-3)
+    assert two > 1.3
 
 
 @pytest.mark.parametrize(("name", "path"), [("l40_pcie", "p2p"), ("h200_nvlink", "p2p"), ("h200_nvlink", "symmetric")])

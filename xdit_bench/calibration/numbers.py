@@ -19,7 +19,7 @@ from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import find
 from xdit_bench.predict.roofline import attention_quality, attention_tiles_s, gemm_quality
 from xdit_bench.predict.workload import Conv, vae_decoder
-from xdit_bench.topology.specs import SYMMETRIC, TAIL, GpuSpec, LinkSpec, Number, Topology
+from xdit_bench.topology.specs import BESIDE, SYMMETRIC, TAIL, GpuSpec, LinkSpec, Number, Topology
 
 Measurement = Mapping[str, Any]
 EAGER = find("stock", "eager")  # the counts that the model reads a block with
@@ -45,8 +45,12 @@ def efficiencies(measurements: Sequence[Measurement], gpu: GpuSpec, model: Model
         what = "an eager single-stream block less its products and attention"
         found["efficiency"]["elementwise"] = _share([rows / streamed / gpu.memory_bytes_per_s], what)
     for m in _of(measurements, "launch"):
-        what = f"measured: issuing an eager single-stream block, over its {EAGER.host_ops[1]:g} operations"
-        found["host"]["op_s"] = Number(m["seconds"] / EAGER.host_ops[1], what)
+        ranks = m.get("ranks", 1)
+        what = f"issuing an eager single-stream block, over its {EAGER.host_ops[1]:g} operations"
+        beside = f", {ranks} ranks at once" if ranks > 1 else ""
+        later = ", in another sitting" if m.get("apart") else ""
+        cost = Number(m["seconds"] / EAGER.host_ops[1], f"measured: {what}{beside}{later}")
+        found["host"][BESIDE if ranks > 1 else "op_s"] = cost
     for m in _of(measurements, "kernel_gap"):
         found["host"]["kernel_gap_s"] = Number(m["seconds"], "measured: tiny kernels queued one behind the other")
     found["efficiency"] |= _vae(measurements, gpu, model, found["efficiency"]["memory"].value)

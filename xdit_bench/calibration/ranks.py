@@ -1,8 +1,9 @@
 """Exchanges between ranks by size and placement, all groups at once: what one rank does, and how ranks are started.
 
-Owns the communication benchmarks. Ranks are started by torch's elastic launcher; rank 0 writes what the slowest took,
-a way of exchanging after the other, so that one that fails costs its own numbers alone: NCCL (gloo) as torch calls it,
-the engine's symmetric memory, and NCCL inside a CUDA graph, where the host's launches are not part of its latency.
+Owns the communication benchmarks, and what launches cost while all ranks issue. Ranks are started by torch's elastic
+launcher; rank 0 writes what the slowest took, a way of exchanging after the other, so that one that fails costs its own
+numbers alone: NCCL (gloo) as torch calls it, the engine's symmetric memory, and NCCL inside a CUDA graph, where the
+host's launches are not part of its latency.
 
     measurements = measure_exchanges(2, torch.device("cuda"), "p2p", sizes=(1 << 20,))
 """
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 from xdit_bench.errors import RankCrashed
 
 if TYPE_CHECKING:
+    import torch
+
     from xdit_bench.engine.collectives import Pending
     from xdit_bench.engine.mesh import Mesh
 
@@ -113,7 +116,7 @@ def main(folder: str, device_kind: str, transport: str, sizes: list[int]) -> Non
         torch.cuda.set_device(device)
     connect(rank, world, str(Path(folder) / "store"), device)
     meshes = [build_mesh(ulysses, ring, device) for ulysses, ring in splits(world)]  # every rank takes part in groups
-    found: list[dict[str, Any]] = []
+    found = [_launch_beside(world, device)] if (device_kind, transport) == ("cuda", "p2p") else []
     for way in (_as_called, _symmetric, _captured) if (device_kind, transport) == ("cuda", "p2p") else (_as_called,):
         for mesh in meshes:
             torch.distributed.barrier()
@@ -124,6 +127,20 @@ def main(folder: str, device_kind: str, transport: str, sizes: list[int]) -> Non
             (Path(folder) / "measurements.json").write_text(json.dumps(found))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def _launch_beside(world: int, device: torch.device) -> dict[str, Any]:
+    """The slowest rank's seconds to issue an eager block while all do."""
+    import torch
+    import torch.distributed as dist
+
+    from xdit_bench.measure.launch import BlockLaunch
+
+    launch = BlockLaunch(device, torch.bfloat16)
+    dist.barrier()
+    slowest = torch.tensor([launch()], device=device, dtype=torch.float64)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+    return {"kind": "launch", "path": "p2p", "ranks": world, "seconds": float(slowest)}
 
 
 def _as_called(mesh: Mesh, sizes: list[int]) -> list[dict[str, Any]]:

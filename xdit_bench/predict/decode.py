@@ -31,14 +31,14 @@ def decode_s(point: Point, model: ModelSpec, topology: Topology, profile: Engine
     if point.vae == "tiled":
         tiles = tile_areas(point, model)
         work = sum(_layers_s(tile, 1, model, topology) + _mid_s(tile, model, topology) for tile in tiles)
-        work += _blend_ops(len(tiles), model) * topology.host["op_s"].value
+        work += _blend_ops(len(tiles), model) * topology.op_s(ranks)
     else:
         work = _layers_s(area, ranks, model, topology, banded)
         work += _mid_s(area, model, topology, banded) / (ranks if vae.mid_sharded else 1)
     if ranks > 1:
         work += _exchanges_s(area, ranks, model, topology, network, vae.exchanges)
     launches = vae.host_ops + (vae.exchanges * vae.ops_per_exchange if ranks > 1 else 0.0)
-    work = slower_of(work, launches * topology.host["op_s"].value)
+    work = slower_of(work, launches * topology.op_s(ranks))
     cold = topology.host["vae_cold_start_s"].value if vae.cold else 0.0
     return work + vae.to_host_s_per_pixel * point.height * point.width + cold
 

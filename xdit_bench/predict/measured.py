@@ -22,7 +22,7 @@ from xdit_bench.predict.points import load_model
 from xdit_bench.predict.profiles import PROFILES, find
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import latest, read_records
-from xdit_bench.topology.specs import Number, Topology, load
+from xdit_bench.topology.specs import BESIDE, Number, Topology, load
 
 CALIBRATED = "calibrated"  # folder of results/ that holds this machine's own topology files
 NEAR = 0.05  # of the capacity: closer than that, either verdict may come true
@@ -95,7 +95,7 @@ def on_its_host(topology: Topology, record: Record) -> Topology:
     if not isinstance(issued, float) or not 0.0 < issued < 1.0:
         return topology
     cost = Number(issued / PROFILES["stock", "eager"].host_ops[1], "measured beside the point")
-    return replace(topology, host={**topology.host, "op_s": cost})
+    return replace(topology, host={**topology.host, "op_s": cost, BESIDE: cost})
 
 
 def verdict(plan: MemoryPlan, ran_out: bool) -> str:

@@ -168,7 +168,7 @@ def _text_s(point: Point, model: ModelSpec, topology: Topology, graph: bool) -> 
         elementwise = rows_s(topology, text.rows, point.text_tokens, text.row_bytes, fused=False)
         gaps = text.kernels * topology.host["kernel_gap_s"].value
         return max(compute, stream_s(topology, text.bytes)) + elementwise + gaps + TEXT_FIXED_S
-    launches = TEXT_OPS * topology.host["op_s"].value
+    launches = TEXT_OPS * topology.op_s(point.gpus)
     return max(compute, stream_s(topology, text.bytes), launches) + TEXT_FIXED_S
 
 

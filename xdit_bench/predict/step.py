@@ -136,7 +136,7 @@ class _Work:
         if self.point.ring > 1:
             puts = profile.ops_per_put if self.copies else 0.0
             ops += blocks * (profile.ops_per_ring + (self.point.ring - 1) * (profile.ops_per_ring_step + puts))
-        return ops * self.topology.host["op_s"].value
+        return ops * self.topology.op_s(self.point.gpus)
 
     def _all_blocks(self, pair: tuple[float, float]) -> float:
         return pair[0] * self.blocks[0] + pair[1] * self.blocks[1]

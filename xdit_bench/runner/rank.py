@@ -109,7 +109,7 @@ class Rank:
         try:
             with torch.no_grad():
                 parameters = self._prepare(backend, mesh, point, model)
-                issued_s = self._issue() if command["measure"] and parameters else None
+                issued_s = self._issue(mesh.group) if command["measure"] and parameters else None
                 watch.restart()
                 timer = ImageTimer(
                     backend, mesh.group, self.device, point.vae != "none", self.note,
@@ -159,11 +159,13 @@ class Rank:
         backend.prepare(mesh, modules, point, model, make_inputs(point, model, self.device, DTYPES[point.dtype]))
         return parameter_bytes(modules)
 
-    def _issue(self) -> float | None:
+    def _issue(self, group: dist.ProcessGroup | None) -> float | None:
         """Seconds this rank's host takes to issue a block now, all ranks at it; a CPU computes what it issues."""
         if self.device.type != "cuda":
             return None
         self._launch = self._launch or BlockLaunch(self.device, torch.bfloat16)
+        if group is not None:
+            dist.barrier(group)
         return self._launch()
 
     def _load(self, point: Point, model: ModelSpec) -> Any:

@@ -28,6 +28,7 @@ EFFICIENCIES = ("gemm", "memory", "elementwise", "conv", "conv_nhwc", "vae_atten
 TAIL = "gemm_tail"  # waves of thread blocks that a matrix product loses to filling and emptying the GPU; optional
 KERNELS = ("flash", "cudnn", "fa3", "sdpa", "flash_attn")
 HOST = ("op_s", "kernel_gap_s", "vae_cold_start_s")
+BESIDE = "op_beside_s"  # op_s while other ranks of the host issue too; optional
 GPU = ("name", "memory_bytes", "peak_flops", "memory_bytes_per_s", "l2_bytes", "sms", "source")
 LEVEL = ("name", "gpus", "bytes_per_s", "all_to_all_bytes_per_s", "latency_s", "all_to_all_latency_s", "source")
 UNCERTAINTIES = ("compute", "network", "host", "vae")
@@ -106,6 +107,10 @@ class Topology:
     predictable: bool = True
     note: str = ""
 
+    def op_s(self, ranks: int) -> float:
+        """Seconds a rank's host takes to issue one operation, while so many ranks do."""
+        return self.host[BESIDE if ranks > 1 and BESIDE in self.host else "op_s"].value
+
     def levels(self, transport: str) -> tuple[LinkSpec, ...]:
         """Links of a transport (or `symmetric`), innermost first; empty where this machine has no numbers for it."""
         return self.links.get(transport, ())
@@ -163,8 +168,8 @@ def from_dict(data: Any, origin: str) -> Topology:
     kernels = [kernel for kernel in KERNELS if kernel in attention.data]
     if not kernels:
         raise attention.error("", f"must name the share of peak of at least one kernel of {', '.join(KERNELS)}")
-    for section, known in ((efficiency, (*EFFICIENCIES, TAIL)), (attention, KERNELS), (host, HOST), (links, LINKS),
-                           (uncertainty, UNCERTAINTIES), (gpu, GPU)):  # fmt: skip
+    for section, known in ((efficiency, (*EFFICIENCIES, TAIL)), (attention, KERNELS), (host, (*HOST, BESIDE)),
+                           (links, LINKS), (uncertainty, UNCERTAINTIES), (gpu, GPU)):  # fmt: skip
         section.only(known)
     return Topology(
         name=name,
@@ -177,7 +182,7 @@ def from_dict(data: Any, origin: str) -> Topology:
             if key != TAIL or TAIL in efficiency.data
         },
         attention={key: attention.sourced(key, high=1.0) for key in kernels},
-        host={key: host.sourced(key, high=10.0) for key in HOST},
+        host={key: host.sourced(key, high=10.0) for key in (*HOST, BESIDE) if key != BESIDE or BESIDE in host.data},
         uncertainty={key: uncertainty.sourced(key, high=1.0) for key in UNCERTAINTIES},
         calibrated_tokens=_range(root),
         free=_free(root),
