@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from xdit_bench.errors import ConfigError, TopologyError, UserError
-from xdit_bench.predict.arguments import parse, whole
+from xdit_bench.predict.arguments import helped, parse, whole
 from xdit_bench.predict.measured import CALIBRATED
 from xdit_bench.topology.match import differences
 from xdit_bench.topology.probe import probe
@@ -31,8 +31,11 @@ DEFAULTS = {"out": "", "base": "", "gpus": "", "transport": "", "device": "", "m
 def main(arguments: list[str] | None = None) -> int:
     """Writes the topology file. Returns 0, or 2 on bad input."""
     begun = time.monotonic()
+    typed = sys.argv[1:] if arguments is None else arguments
+    if helped(typed, __doc__, DEFAULTS):
+        return 0
     try:
-        options = parse(arguments if arguments is not None else sys.argv[1:], DEFAULTS, "calibrate")
+        options = parse(typed, DEFAULTS, "calibrate")
         machine = probe()
         kind = _device(options["device"], machine["device"])
         gpus = whole(options, "gpus") if options["gpus"] else max(1, machine["gpus"]) if kind == "cuda" else 2

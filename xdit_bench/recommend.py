@@ -16,7 +16,7 @@ from pathlib import Path
 from xdit_bench.config import TOKEN_PIXELS, ModelSpec, Point
 from xdit_bench.errors import ConfigError, PointFailure, UserError
 from xdit_bench.predict.advice import Advice, Option, advise, ties
-from xdit_bench.predict.arguments import parse, positive, whole
+from xdit_bench.predict.arguments import helped, parse, positive, whole
 from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import executions
@@ -33,8 +33,11 @@ DEFAULTS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the advice. Returns 0; 1 when no split can run; 2 on bad input."""
+    typed = sys.argv[1:] if arguments is None else arguments
+    if helped(typed, __doc__, DEFAULTS):
+        return 0
     try:
-        options = parse(arguments if arguments is not None else sys.argv[1:], DEFAULTS, "recommend")
+        options = parse(typed, DEFAULTS, "recommend")
         topology, model = load(options["topology"]), load_model(options["model"])
         gpus = whole(options, "gpus") if options["gpus"] else topology.gpus
         if gpus > topology.gpus:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from xdit_bench import data_dir
 from xdit_bench.errors import UserError
-from xdit_bench.predict.arguments import parse
+from xdit_bench.predict.arguments import helped, parse
 from xdit_bench.predict.compared import Set, mean, worst
 from xdit_bench.predict.validation import Report, validate
 
@@ -21,8 +21,11 @@ DEFAULTS = {"results_dir": "results"}
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the report. Returns 0, or 2 on bad input."""
+    typed = sys.argv[1:] if arguments is None else arguments
+    if helped(typed, __doc__, DEFAULTS):
+        return 0
     try:
-        options = parse(arguments if arguments is not None else sys.argv[1:], DEFAULTS, "validate")
+        options = parse(typed, DEFAULTS, "validate")
         report = validate(data_dir("published"), Path(options["results_dir"]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -140,6 +140,13 @@ def test_out_of_memory_is_foretold_right_wrong_or_near_the_capacity(tmp_path: Pa
     assert [said for _, said in peaks.verdicts] == ["right", "wrong", "near", "right"]
 
 
+def test_help_says_what_it_does_and_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "measured figures" in printed or "measurements" in printed
+    assert "  results_dir=results" in printed
+
+
 def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["result_dir=x"]) == 2
     assert capsys.readouterr().err.strip() == (

@@ -1,4 +1,4 @@
-"""`key=value` arguments of the verbs that only predict.
+"""`key=value` arguments of the verbs that calibrate, predict and validate, and their help.
 
 options = parse(["res=2048"], {"res": "1024", "gpus": ""}, "recommend")  # {"res": "2048", "gpus": ""}
 """
@@ -9,6 +9,15 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from xdit_bench.errors import ConfigError
+
+
+def helped(arguments: Sequence[str], about: str | None, defaults: Mapping[str, str]) -> bool:
+    """Whether help was asked for; then prints what the verb is about, and every key with its default."""
+    if not {"-h", "--help"} & set(arguments):
+        return False
+    keys = [f"  {key}={value or '<chosen for you>'}" for key, value in defaults.items()]
+    print((about or "").strip(), "", "Keys and their defaults:", *keys, sep="\n")
+    return True
 
 
 def parse(arguments: Sequence[str], defaults: Mapping[str, str], verb: str) -> dict[str, str]:

@@ -85,10 +85,10 @@ class EngineProfile:
 
 
 # Eager diffusers blocks: rows and kernels counted in a profile of each kind of block; host_ops adds views, dispatch
-# and Python to the launches, in units of the cheapest launch (topology host.op_s). Timed call by call on two H100s, both
-# ranks at once, where that unit is 16.9 us: a single block 1.94 ms (115 units by definition), a double block 3.15; of an
-# exchange of usp NCCL 86 to 124 us, symmetric memory 90, keys gathered 120; a functional collective (diffusers) 235 to
-# 250.
+# and Python to the launches, in units of the cheapest launch (topology host.op_s). Timed call by call on two H100s,
+# both ranks at once, where that unit is 16.9 us: a single block 1.94 ms (115 units by definition), a double block 3.15;
+# of an exchange of usp NCCL 86 to 124 us, symmetric memory 90, keys gathered 120; a functional collective (diffusers)
+# 235 to 250.
 _EAGER = EngineProfile("", "eager", text_sharded=True, rows=(110, 103), kernels=(92, 44), host_ops=(187, 115))
 # Compiled blocks: pointwise chains fused; a collective inside the graph costs its wrapper alone.
 _COMPILED = replace(
