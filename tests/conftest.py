@@ -1,12 +1,15 @@
-"""Markers for hardware: a test that needs GPUs is skipped, with its reason, where there are none."""
+"""Markers for hardware: a test that needs GPUs is skipped, with its reason, where there are none. Ctrl-C works."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a script's background jobs ignore Ctrl-C, and so would every command that a test starts and interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def gpus() -> int:
