@@ -15,7 +15,7 @@ from xdit_bench.predict.validation import Report, validate
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
 from xdit_bench.topology.specs import load
-from xdit_bench.validate import main
+from xdit_bench.validate import main, render
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,16 @@ def test_a_point_is_predicted_with_the_launch_cost_its_host_had(tmp_path: Path) 
     assert eager == graph == slow_graph == pytest.approx(0.0)
     assert slow_eager > 0.5
     assert "the host's launch cost taken beside 4 of 4 points" in mine.notes
+    assert not any(row.host_unknown for row in mine.rows)
+
+    with Store.open(tmp_path, "mine") as store:
+        for record in list(store.records):
+            del record.telemetry["block_launch_s"]
+            store.append(record)
+    (mine,) = (one for one in validate(data_dir("published"), tmp_path).latencies if one.kind == "measured")
+    assert [row.host_unknown for row in mine.rows] == [True, True, False, False]
+    lines = render(validate(data_dir("published"), tmp_path)).splitlines()
+    assert any("bound by a host whose launch cost was not taken then: mean error 0.0%" in line for line in lines)
 
 
 def test_out_of_memory_is_foretold_right_wrong_or_near_the_capacity(tmp_path: Path) -> None:

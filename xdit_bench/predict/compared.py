@@ -16,11 +16,13 @@ from xdit_bench.config import Point
 
 @dataclass(frozen=True)
 class Row:
-    """One sample: its point, what was seen, what the model says (seconds or bytes)."""
+    """One sample: its point, what was seen, what the model says (seconds or bytes). `host_unknown` where the model has
+    the host bound the step and nobody took what launches cost it then."""
 
     point: Point
     seen: float
     predicted: float
+    host_unknown: bool = False
 
     @property
     def error(self) -> float:

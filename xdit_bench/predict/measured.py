@@ -25,6 +25,7 @@ from xdit_bench.results.store import latest, read_records
 from xdit_bench.topology.specs import BESIDE, Number, Topology, load
 
 CALIBRATED = "calibrated"  # folder of results/ that holds this machine's own topology files
+HOST_BOUND = 0.05  # of a step waiting for launches: from there the host's speed shows in the image's time
 NEAR = 0.05  # of the capacity: closer than that, either verdict may come true
 
 
@@ -74,7 +75,10 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
                 else:
                     before += 1
             if record.status == "ok" and point.steps and record.total_s:
-                rows.append(Row(point, record.total_s, predict(point, model, on_its_host(topology, record)).total_s))
+                here = on_its_host(topology, record)
+                said = predict(point, model, here)
+                bound = said.terms["launch"] > HOST_BOUND * said.step.median
+                rows.append(Row(point, record.total_s, said.total_s, host_unknown=bound and here is topology))
         except PointFailure as failure:
             notes.append(f"{point.label}: {failure}")
     hosts = sum(on_its_host(topology, record) is not topology for record in records)
