@@ -7,7 +7,6 @@ Owns the wording around the command line; leaves values to `config`.
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from hydra.errors import MissingConfigException
 
 from xdit_bench import data_dir
+from xdit_bench.errors import did_you_mean
 from xdit_bench.topology.specs import load
 
 # what Hydra says of a value, and what it means
@@ -33,9 +33,8 @@ def nearest(error: MissingConfigException) -> str:
     """`unknown topology 'a100_nvlnk'; did you mean a100_nvlink? There are …`."""
     group, _, given = str(error.missing_cfg_file or "").rpartition("/")
     options = [option for option in (error.options or []) if option != "auto"]
-    close = difflib.get_close_matches(given, options, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"unknown {group or 'config'} {given!r}; {hint}There are {', '.join(options)}"
+    hint = did_you_mean(given, options) or "."
+    return f"unknown {group or 'config'} {given!r}{hint} There are {', '.join(options)}"
 
 
 def one_line(error: Exception) -> str:

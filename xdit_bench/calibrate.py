@@ -86,7 +86,7 @@ def _kept(path: str) -> dict[str, Any]:
 
 
 def _transports(typed: str, kind: str) -> tuple[str, ...]:
-    wanted = tuple(typed.split(",")) if typed else TRANSPORTS if kind == "cuda" else ("p2p",)
+    wanted = tuple(typed.split(",") if typed else TRANSPORTS if kind == "cuda" else ("p2p",))
     for transport in wanted:
         if transport not in TRANSPORTS:
             raise ConfigError(f"transport is a list of {', '.join(TRANSPORTS)}; got {transport!r}")

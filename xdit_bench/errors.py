@@ -21,6 +21,9 @@ The messages state the rule, the value and the remedy.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class XditBenchError(Exception):
     """Root of everything this package raises on purpose."""
@@ -103,3 +106,9 @@ class Skipped(PointFailure):
     """Not run, because a smaller point has already failed the way this one must."""
 
     status = "skipped"
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`; did you mean a100_nvlink?` for a message that ends in what was given; empty where nothing is near."""
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from xdit_bench.errors import RankCrashed
-from xdit_bench.runner.launcher import TRANSPORTS, environment_warnings
+from xdit_bench.runner.launcher import environment_warnings
 from xdit_bench.runner.pool import Pool
 from xdit_bench.topology.match import auto_topology
 from xdit_bench.topology.probe import fingerprint, probe, software
+from xdit_bench.topology.specs import TRANSPORTS
 
 PROBE_S = 120.0
 COMMUNICATION = ("NCCL_", "GLOO_", "TORCH_NCCL_", "OMP_")  # CUDA_VISIBLE_DEVICES may hold serial numbers

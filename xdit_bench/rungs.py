@@ -8,9 +8,7 @@ off; an engine that is the same under several names is one point.
 
 from __future__ import annotations
 
-import difflib
-
-from xdit_bench.errors import ConfigError
+from xdit_bench.errors import ConfigError, did_you_mean
 
 ENGINE = "usp"  # the only one that can be taken apart
 NONE = "none"
@@ -36,9 +34,8 @@ def checked(without: str) -> str:
     named = [] if without in ("", NONE) else without.split("+")
     for name in named:
         if name not in RUNGS:
-            close = difflib.get_close_matches(name, RUNGS, n=1, cutoff=0.4)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"without names {', '.join(RUNGS)}, joined by '+', or none; got {name!r}{hint}")
+            rule = f"without names {', '.join(RUNGS)}, joined by '+', or none"
+            raise ConfigError(f"{rule}; got {name!r}{did_you_mean(name, RUNGS)}")
     return "+".join(rung for rung in RUNGS if rung in named)
 
 

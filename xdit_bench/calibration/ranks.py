@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xdit_bench.errors import RankCrashed
+from xdit_bench.topology.specs import TRANSPORTS
 
 if TYPE_CHECKING:
     import torch
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
     from xdit_bench.engine.collectives import Pending
     from xdit_bench.engine.mesh import Mesh
 
-TRANSPORTS: dict[str, dict[str, str]] = {
-    "p2p": {},
-    "host": {"NCCL_P2P_DISABLE": "1"},
-    "socket": {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"},
-}
 LIMIT_S = 120.0  # ranks that have not ended by then hang
 GRACE_S = 45.0  # the launcher gives its ranks 30 s to end
 FOR_S = 0.08  # seconds of calls a size is given

@@ -5,10 +5,9 @@ options = parse(["res=2048"], {"res": "1024", "gpus": ""}, "recommend")  # {"res
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
-from xdit_bench.errors import ConfigError
+from xdit_bench.errors import ConfigError, did_you_mean
 
 
 def helped(arguments: Sequence[str], about: str | None, defaults: Mapping[str, str]) -> bool:
@@ -28,8 +27,8 @@ def parse(arguments: Sequence[str], defaults: Mapping[str, str], verb: str) -> d
         if not equals:
             raise ConfigError(f"{verb} takes key=value, such as {_example(defaults)}; got {argument!r}")
         if key not in defaults:
-            near = difflib.get_close_matches(key, list(defaults), n=1, cutoff=0.0)[0]
-            raise ConfigError(f"{verb} has no {key!r}; did you mean {near}? It takes {', '.join(defaults)}")
+            hint = did_you_mean(key, defaults) or "."
+            raise ConfigError(f"{verb} has no {key!r}{hint} It takes {', '.join(defaults)}")
         options[key] = value
     return options
 

@@ -7,7 +7,6 @@ point = make_point(model, topology="a100_nvlink", height=1024, width=1024, ulyss
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from typing import Any
 
@@ -15,7 +14,7 @@ import yaml
 
 from xdit_bench import data_dir
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.errors import ConfigError
+from xdit_bench.errors import ConfigError, did_you_mean
 
 
 def model_names() -> list[str]:
@@ -27,8 +26,7 @@ def model_names() -> list[str]:
 def load_model(name: str) -> ModelSpec:
     """A model by its name. Raises ConfigError with the nearest name."""
     if name not in model_names():
-        near = difflib.get_close_matches(name, model_names(), n=1, cutoff=0.0)[0]
-        raise ConfigError(f"model={name!r} is none of {', '.join(model_names())}; did you mean {near}?")
+        raise ConfigError(f"model={name!r} is none of {', '.join(model_names())}{did_you_mean(name, model_names())}")
     return ModelSpec.from_dict(yaml.safe_load((data_dir("conf") / "model" / f"{name}.yaml").read_text()))
 
 

@@ -23,15 +23,11 @@ import psutil
 
 from xdit_bench.config import LaunchConfig
 from xdit_bench.runner.agent import GO, NOW, SPARE
+from xdit_bench.topology.specs import TRANSPORTS
 
 COLLECTIVE_S = 7200.0  # collectives never time out before the point's deadline does
 LOG_TAIL = 2000  # characters of a dead rank's log in its record
 
-TRANSPORTS: dict[str, dict[str, str]] = {
-    "p2p": {},
-    "host": {"NCCL_P2P_DISABLE": "1"},
-    "socket": {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"},
-}
 CRIPPLING = ("CUDA_LAUNCH_BLOCKING", "NCCL_ALGO", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_PROTO",
              "NCCL_SHM_DISABLE")  # fmt: skip
 

@@ -9,7 +9,6 @@ nor of how a time is predicted (`xdit_bench.predict`).
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,9 +18,13 @@ from typing import Any
 import yaml
 
 from xdit_bench import data_dir
-from xdit_bench.errors import TopologyError
+from xdit_bench.errors import TopologyError, did_you_mean
 
-TRANSPORTS = ("p2p", "host", "socket")
+TRANSPORTS: dict[str, dict[str, str]] = {  # how ranks of one machine reach each other, by the variables that make it so
+    "p2p": {},
+    "host": {"NCCL_P2P_DISABLE": "1"},
+    "socket": {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"},
+}
 SYMMETRIC = "symmetric"  # peers' copies through symmetric memory: what the engine usp does under transport=p2p
 LINKS = (*TRANSPORTS, SYMMETRIC)
 EFFICIENCIES = ("gemm", "memory", "elementwise", "conv", "conv_nhwc", "vae_attention", "vae_attention_blocked")
@@ -130,9 +133,9 @@ def load(name_or_path: str) -> Topology:
     path = Path(name_or_path).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         if name_or_path not in names():
-            near = difflib.get_close_matches(name_or_path, names(), n=1, cutoff=0.0)
+            hint = did_you_mean(name_or_path, names()) or "."
             raise TopologyError(
-                f"topology={name_or_path!r} is none of {', '.join(names())}; did you mean {near[0]}? "
+                f"topology={name_or_path!r} is none of {', '.join(names())}{hint} "
                 f"Your own machine is a path to a .yaml file"
             )
         path = data_dir("conf") / "topology" / f"{name_or_path}.yaml"
@@ -257,8 +260,7 @@ class _Reader:
         """Refuses keys that nothing reads: a misspelt number would silently not count."""
         for key in self.data:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-                raise self.error(str(key), f"is none of {', '.join(known)}; did you mean {near}?")
+                raise self.error(str(key), f"is none of {', '.join(known)}{did_you_mean(str(key), known)}")
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string that is not empty, unless there is a default."""
