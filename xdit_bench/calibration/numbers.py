@@ -16,7 +16,7 @@ from typing import Any
 
 from xdit_bench.config import ModelSpec
 from xdit_bench.predict.network import Network
-from xdit_bench.predict.profiles import find
+from xdit_bench.predict.profiles import find, op_s
 from xdit_bench.predict.roofline import attention_quality, attention_tiles_s, gemm_quality
 from xdit_bench.predict.workload import Conv, vae_decoder
 from xdit_bench.topology.specs import BESIDE, SYMMETRIC, TAIL, GpuSpec, LinkSpec, Number, Topology
@@ -49,7 +49,7 @@ def efficiencies(measurements: Sequence[Measurement], gpu: GpuSpec, model: Model
         what = f"issuing an eager single-stream block, over its {EAGER.host_ops[1]:g} operations"
         beside = f", {ranks} ranks at once" if ranks > 1 else ""
         later = ", in another sitting" if m.get("apart") else ""
-        cost = Number(m["seconds"] / EAGER.host_ops[1], f"measured: {what}{beside}{later}")
+        cost = Number(op_s(m["seconds"]), f"measured: {what}{beside}{later}")
         found["host"][BESIDE if ranks > 1 else "op_s"] = cost
     for m in _of(measurements, "kernel_gap"):
         found["host"]["kernel_gap_s"] = Number(m["seconds"], "measured: tiny kernels queued one behind the other")

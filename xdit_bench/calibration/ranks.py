@@ -112,8 +112,9 @@ def main(folder: str, device_kind: str, transport: str, sizes: list[int]) -> Non
         torch.cuda.set_device(device)
     connect(rank, world, str(Path(folder) / "store"), device)
     meshes = [build_mesh(ulysses, ring, device) for ulysses, ring in splits(world)]  # every rank takes part in groups
-    found = [_launch_beside(world, device)] if (device_kind, transport) == ("cuda", "p2p") else []
-    for way in (_as_called, _symmetric, _captured) if (device_kind, transport) == ("cuda", "p2p") else (_as_called,):
+    direct = (device_kind, transport) == ("cuda", "p2p")
+    found = [_launch_beside(world, device)] if direct else []
+    for way in (_as_called, _symmetric, _captured) if direct else (_as_called,):
         for mesh in meshes:
             torch.distributed.barrier()
             if mesh is not None:  # else this rank waits at the barrier while others measure

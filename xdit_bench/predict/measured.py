@@ -19,7 +19,7 @@ from xdit_bench.predict.compared import Row, Set, picture
 from xdit_bench.predict.memory import MemoryPlan, plan_memory
 from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import load_model
-from xdit_bench.predict.profiles import PROFILES, find
+from xdit_bench.predict.profiles import find, op_s
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import latest, read_records
 from xdit_bench.topology.specs import BESIDE, Number, Topology, load
@@ -98,7 +98,7 @@ def on_its_host(topology: Topology, record: Record) -> Topology:
     issued = record.telemetry.get("block_launch_s")
     if not isinstance(issued, float) or not 0.0 < issued < 1.0:
         return topology
-    cost = Number(issued / PROFILES["stock", "eager"].host_ops[1], "measured beside the point")
+    cost = Number(op_s(issued), "measured beside the point")
     return replace(topology, host={**topology.host, "op_s": cost, BESIDE: cost})
 
 

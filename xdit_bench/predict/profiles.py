@@ -165,6 +165,11 @@ def find(engine: str, execution: str) -> EngineProfile:
     return profile
 
 
+def op_s(block_launch_s: float) -> float:
+    """Seconds an operation (topology host.op_s), from those of issuing an eager single-stream block: over its count."""
+    return block_launch_s / _EAGER.host_ops[1]
+
+
 def executions(engine: str) -> list[str]:
     """The executions that an engine has a profile of; `eager` where it has none, for `find` to say so."""
     return [execution for name, execution in PROFILES if name == engine] or ["eager"]

@@ -18,8 +18,9 @@ import yaml
 from xdit_bench import data_dir
 from xdit_bench.reporting.entry import Entry, Size, number
 from xdit_bench.reporting.study import Group
+from xdit_bench.rungs import ENGINE
 
-OURS = "usp"
+OURS = ENGINE
 AT_LEAST = ("scaling", "memory_gb")  # bounds from below; the others are from above
 WHAT = {
     "peers": "step, peers as installed",

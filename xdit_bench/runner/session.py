@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xdit_bench.config import LaunchConfig, Point
+from xdit_bench.config import Point
 from xdit_bench.errors import RankCrashed, ResultsError
 from xdit_bench.measure.nvml import Telemetry
 from xdit_bench.results.store import Store
@@ -125,13 +125,13 @@ class Session:
             if self.machine["device"] == "cuda":
                 self._wait_for_memory()
             self.failed_starts += 1
-            self.pool = self._start(size, cell, launch)
+            self.pool = self._start(size, cell)
             self.failed_starts = 0
             if failed and launch.nnodes == 1:  # it may happen again: then the next launcher is at hand
                 self.spare = self.pool.again(spare=True)
         return self.pool
 
-    def _start(self, size: int, cell: Cell, launch: LaunchConfig) -> Pool:
+    def _start(self, size: int, cell: Cell) -> Pool:
         """The spare pool when it will do, else a new one. Raises RankCrashed."""
         spare, self.spare = self.spare, None
         transport = cell.point.transport
@@ -142,7 +142,7 @@ class Session:
         elif spare is not None:
             spare.kill()
         reads = () if cell.point.engine == FAKE else (MODULES,)
-        return Pool(size, self.machine["device"], transport=transport, launch=launch, reads=reads)
+        return Pool(size, self.machine["device"], transport=transport, launch=cell.job.launch, reads=reads)
 
     def _drop_spare(self) -> None:
         if self.spare is not None:
