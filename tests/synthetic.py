@@ -132,7 +132,8 @@ def study(
 
 SAVED = {
     "graph": 0.20, "fused": 0.22, "gelu_epilogue": 0.03, "modulation_once": 0.02, "shard_modulation": 0.002,
-    "overlap": 0.05, "keys_first": 0.01, "symmetric": 0.04, "gathered": 0.03, "in_place": 0.02, "kernel": -0.01,
+    "shard_text": 0.0, "overlap": 0.05, "keys_first": 0.01, "symmetric": 0.04, "gathered": 0.03, "in_place": 0.02,
+    "kernel": -0.01,
 }  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def ladder(
                 if not point["without"]:
                     del point["without"]
                 work -= 0.8 * (res / 1024) ** 2.2 / (u * r) ** 0.9 * (SAVED[tuple(RUNGS)[k - 1]] if k else 0.0)
-                peak = 40e9 - (3.2e9 if k > 4 else 0.0)
+                peak = 40e9 - (3.2e9 if k > 4 else 0.0) - (4.6e9 if k > 5 else 0.0)
                 extra = {"memory": {"verdict": "fits", "peak_bytes": peak, "alloc_retries": 0}}
                 one = record(work, res=res, vae="none", extra=extra, **place, **point, **more)
                 step = one.step_s["median"]

@@ -18,6 +18,7 @@ RUNGS = {
     "gelu_epilogue": "GELU in the epilogue of its product",
     "modulation_once": "modulation of all steps in one pass",
     "shard_modulation": "modulation weights shared out over the ranks",
+    "shard_text": "T5's layers shared out over the ranks",
     "overlap": "exchanges run beside half of a block's MLP",
     "keys_first": "keys and values leave before queries are projected",
     "symmetric": "symmetric memory and copy engines in NCCL's place",
@@ -25,7 +26,7 @@ RUNGS = {
     "in_place": "gathered keys written where they are gathered",
     "kernel": "attention kernel by shape; below it cuDNN's",
 }
-SEVERAL = ("shard_modulation", "overlap", "keys_first", "symmetric", "gathered", "in_place")
+SEVERAL = ("shard_modulation", "shard_text", "overlap", "keys_first", "symmetric", "gathered", "in_place")
 GPU = ("fused", "gelu_epilogue", "symmetric", "gathered", "in_place", "kernel")
 
 

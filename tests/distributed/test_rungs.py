@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from xdit_bench.config import settle
 from xdit_bench.rungs import RUNGS
 
-CHANGES = ("modulation_once", "shard_modulation", "overlap", "keys_first")  # the others are a GPU's
+CHANGES = ("modulation_once", "shard_modulation", "shard_text", "overlap", "keys_first")  # the others are a GPU's
 
 
 @pytest.mark.usefixtures("no_process_left")

@@ -78,6 +78,7 @@ FAULTY = [
     Case(1, 2, 112, 176, 33, fault="no_merge"),
     Case(2, 2, 144, 80, 77, fault="no_merge"),
 ]
+TEXT = [(1, 1), (2, 1), (1, 3), (2, 2)]  # of three layers: whole, 2 + 1, one each, and a rank without any
 
 
 def worker(rank: int, folder: str) -> None:
@@ -95,6 +96,10 @@ def worker(rank: int, folder: str) -> None:
         if mesh is not None:
             distance = run_case(case, mesh, spec)
             results[case.name] = distance
+    for ulysses, ring in TEXT:
+        mesh = build_mesh(ulysses, ring, cpu)
+        if mesh is not None:
+            results[f"text-u{ulysses}r{ring}"] = run_text(mesh)
     if rank == 0:
         torch.save(results, f"{folder}/results")
     torch.distributed.barrier()
@@ -147,6 +152,35 @@ def run_case(case: Case, mesh: Any, spec: dict[str, Any]) -> dict[str, float]:
     other = stock(transformer, noise.flip(1), prompt, pooled, torch.tensor([1.0, 0.9, 0.5, 0.0]), case)
     assert (latents[:, slice(*flux.image_range)] == own).all()
     return {"first": relative(latents, reference), "second": relative(again, other), "spread": reference.std().item()}
+
+
+def run_text(mesh: Any) -> dict[str, float]:
+    """How far any rank's embeddings are from the whole encoder's, and how far another position bias moves these."""
+    from transformers import T5Config, T5EncoderModel
+
+    from xdit_bench.backends.modules import fill_random
+    from xdit_bench.engine.collectives import DistributedCarrier
+    from xdit_bench.engine.text import ShardedT5
+
+    config = T5Config(
+        vocab_size=99, d_model=32, d_kv=8, num_heads=4, d_ff=48, num_layers=3, feed_forward_proj="gated-gelu"
+    )
+    encoder = T5EncoderModel(config)
+    fill_random(encoder, torch.Generator().manual_seed(3))
+    encoder.eval().requires_grad_(False)
+    draw = torch.Generator().manual_seed(4)
+    sharded, found = ShardedT5(encoder, mesh, DistributedCarrier(mesh)), {}
+    for name, tokens in (("first", 20), ("second", 7)):
+        ids = torch.randint(0, 99, (2, tokens), generator=draw)
+        distance = torch.tensor(relative(sharded(ids), encoder(ids)[0]))
+        if mesh.group is not None:
+            torch.distributed.all_reduce(distance, torch.distributed.ReduceOp.MAX, group=mesh.group)
+        found[name] = distance.item()
+    before = encoder(ids)[0]
+    encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.neg_()  # as other weights would be
+    found["other_bias"] = relative(sharded(ids), encoder(ids)[0])
+    found["moved"] = relative(encoder(ids)[0], before)
+    return found
 
 
 def bytes_a_step(case: Case, mesh: Any, flux: Any, config: Any) -> int:
@@ -222,3 +256,12 @@ def test_another_image_with_more_steps_needs_no_new_engine(case: Case, results: 
 @pytest.mark.parametrize("case", FAULTY, ids=lambda case: case.name)
 def test_planted_fault_moves_the_result(case: Case, results: dict[str, dict[str, float]]) -> None:
     assert results[case.name]["first"] >= FAULT
+
+
+@pytest.mark.parametrize("split", TEXT, ids=lambda split: "u{}r{}".format(*split))
+def test_text_over_ranks_equals_one_encoder_to_the_bit(
+    split: tuple[int, int], results: dict[str, dict[str, float]]
+) -> None:
+    result = results["text-u{}r{}".format(*split)]
+    assert result["first"] == result["second"] == result["other_bias"] == 0.0
+    assert result["moved"] > FAULT  # every layer's bias counts

@@ -15,9 +15,18 @@ from xdit_bench.config import VAE_SCALE, Point
 
 def encode_text(modules: Modules, inputs: Inputs) -> Embeddings:
     """T5 token embeddings B T C and CLIP's pooled vector B C', as FLUX.1's pipeline computes them."""
-    prompt = modules.text_encoder_2(inputs.t5_ids, output_hidden_states=False)[0]
-    pooled = modules.text_encoder(inputs.clip_ids, output_hidden_states=False).pooler_output
-    return Embeddings(prompt=prompt, pooled=pooled.to(prompt.dtype))
+    prompt = encode_t5(modules, inputs.t5_ids)
+    return Embeddings(prompt=prompt, pooled=encode_clip(modules, inputs.clip_ids).to(prompt.dtype))
+
+
+def encode_t5(modules: Modules, ids: torch.Tensor) -> torch.Tensor:
+    """T5 embeddings B T C of token ids B T."""
+    return modules.text_encoder_2(ids, output_hidden_states=False)[0]
+
+
+def encode_clip(modules: Modules, ids: torch.Tensor) -> torch.Tensor:
+    """CLIP's pooled vector B C' of token ids B 77."""
+    return modules.text_encoder(ids, output_hidden_states=False).pooler_output
 
 
 def unpack(latents: torch.Tensor, height: int, width: int, vae: torch.nn.Module) -> torch.Tensor:

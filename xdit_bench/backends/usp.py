@@ -5,18 +5,21 @@ backend = UspBackend(); backend.prepare(mesh, modules, point, model, inputs)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 
 from xdit_bench.backends.base import Embeddings, Inputs, Modules
 from xdit_bench.backends.distvae import DistVae
-from xdit_bench.backends.pipeline import decode_whole, encode_text, unpack
+from xdit_bench.backends.pipeline import decode_whole, encode_clip, encode_t5, unpack
 from xdit_bench.config import ModelSpec, Point
 from xdit_bench.engine.flux import Options, UspFlux
 from xdit_bench.engine.graphs import LoopGraphs
 from xdit_bench.engine.mesh import Mesh
+from xdit_bench.engine.text import ShardedT5
 from xdit_bench.engine.vae import BandVae
 
 LEFT_OUT = {"symmetric": {"exchange": "distributed"}, "gathered": {"keys": "ring"}}  # the other rungs are switches
@@ -42,10 +45,8 @@ class UspBackend:
             options=options(point),
         )
         self.opened.callback(self.flux.close)
-        self.text = self.bands = self.twin = None
-        if point.execution == "graph":
-            self.text = TextGraphs(modules)
-            self.opened.callback(self.text.clear)
+        self._bind_text()
+        self.bands = self.twin = None
         if point.vae == "parallel":
             graph = point.execution == "graph"
             self.bands = BandVae(modules.vae, mesh, height=point.height, width=point.width, graph=graph)
@@ -53,9 +54,23 @@ class UspBackend:
         elif point.vae == "distvae":
             self.twin = DistVae(modules.vae, mesh)
 
+    def _bind_text(self) -> None:
+        """T5 shared out over the ranks; both encoders as CUDA graphs, where launching their operations takes longer
+        than running them."""
+        self.t5: Callable[[torch.Tensor], torch.Tensor] = partial(encode_t5, self.modules)
+        self.clip: Callable[[torch.Tensor], torch.Tensor] = partial(encode_clip, self.modules)
+        if self.mesh.size > 1 and "shard_text" not in left_out(self.point):
+            self.t5 = ShardedT5(self.modules.text_encoder_2, self.mesh, self.flux.carrier)
+            self.opened.callback(self.t5.close)
+        if self.point.execution == "graph":
+            self.t5, self.clip = LoopGraphs(self.t5), LoopGraphs(self.clip)
+            self.opened.callback(self.t5.clear)
+            self.opened.callback(self.clip.clear)
+
     def encode(self) -> Embeddings:
         """See Backend.encode."""
-        return self.text(self.inputs) if self.text else encode_text(self.modules, self.inputs)
+        prompt = self.t5(self.inputs.t5_ids)
+        return Embeddings(prompt=prompt, pooled=self.clip(self.inputs.clip_ids).to(prompt.dtype))
 
     def denoise(self, embeddings: Embeddings) -> torch.Tensor:
         """This rank's share of the final packed latents, B i 64."""
@@ -66,6 +81,11 @@ class UspBackend:
     def comm_bytes_per_step(self) -> int:
         """Bytes that this rank sends to others in a denoising step."""
         return self.flux.sent_bytes
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """See UspFlux.choices; nothing for a decode alone."""
+        return self.flux.choices if self.point.steps else {}
 
     @property
     def symmetric_bytes(self) -> int:
@@ -102,26 +122,13 @@ class UspBackend:
 def options(point: Point) -> Options:
     """The engine with what the point leaves out switched off."""
     chosen: dict[str, Any] = {}
-    for rung in filter(None, point.without.split("+")):
+    for rung in left_out(point) - {"shard_text"}:
         chosen |= LEFT_OUT.get(rung, {rung: False})
     if point.transport != "p2p":  # chosen by NCCL's variables, which symmetric memory does not heed
         chosen |= LEFT_OUT["symmetric"]
     return Options(**chosen)
 
 
-class TextGraphs:
-    """The text stage as two CUDA graphs, one an encoder: launching its operations takes longer than running them."""
-
-    def __init__(self, modules: Modules) -> None:
-        self.t5 = LoopGraphs(lambda ids: modules.text_encoder_2(ids, output_hidden_states=False)[0])
-        self.clip = LoopGraphs(lambda ids: modules.text_encoder(ids, output_hidden_states=False).pooler_output)
-
-    def __call__(self, inputs: Inputs) -> Embeddings:
-        """As `encode_text`."""
-        prompt = self.t5(inputs.t5_ids)
-        return Embeddings(prompt=prompt, pooled=self.clip(inputs.clip_ids).to(prompt.dtype))
-
-    def clear(self) -> None:
-        """Frees both."""
-        self.t5.clear()
-        self.clip.clear()
+def left_out(point: Point) -> set[str]:
+    """The rungs that the point goes without."""
+    return set(filter(None, point.without.split("+")))

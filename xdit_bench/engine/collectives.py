@@ -65,6 +65,9 @@ class Carrier(Protocol):
     def join(self, own: Tensor, rows: Sequence[int]) -> Tensor:
         """Every mesh rank's block on all of them, in rank order, `sum(rows) ...`; not overlapped with anything."""
 
+    def spread(self, block: Tensor, source: int) -> Tensor:
+        """Mesh rank `source`'s block on all of them; the others give one of its shape."""
+
     def close(self) -> None:
         """Frees what the carrier holds."""
 
@@ -130,6 +133,14 @@ class DistributedCarrier:
         blocks = [torch.empty_like(padded) for _ in rows]
         dist.all_gather(blocks, padded, group=self.mesh.group)
         return torch.cat([block[:count] for block, count in zip(blocks, rows, strict=True)])
+
+    def spread(self, block: Tensor, source: int) -> Tensor:
+        """See Carrier."""
+        if self.mesh.group is None:
+            return block
+        received = block.contiguous() if self.mesh.rank == source else torch.empty_like(block).contiguous()
+        dist.broadcast(received, source, group=self.mesh.group)
+        return received
 
     def close(self) -> None:
         """See Carrier; there is nothing to free."""

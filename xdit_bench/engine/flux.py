@@ -13,17 +13,18 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xdit_bench.engine.attention import choose, exact
+from xdit_bench.engine.attention import choose, exact, name_of
 from xdit_bench.engine.blocks import Rope, double_block, make_parts, single_block
 from xdit_bench.engine.collectives import Carrier, DistributedCarrier
 from xdit_bench.engine.graphs import LoopGraphs
-from xdit_bench.engine.mesh import Mesh
+from xdit_bench.engine.mesh import Mesh, slowest
 from xdit_bench.engine.modulation import Modulation, Table
 from xdit_bench.engine.ops import TORCH, Ops
 from xdit_bench.engine.shares import rope_angles, share_tokens
@@ -93,7 +94,8 @@ class UspFlux:
         self.compiled = execution == "compile"
         self.parts = make_parts(self.ops, _compiled) if self.compiled else make_parts(self.ops)
         shape, weight = self._attended(), transformer.x_embedder.weight
-        kernel = choose(attention, shape, shape, weight.dtype, weight.device) if attention else exact
+        agree = partial(slowest, mesh=mesh)
+        kernel = choose(attention, shape, shape, weight.dtype, weight.device, agree) if attention else exact
         self.carrier = carrier or _carrier(mesh, options.exchange)
         self.attention = UspAttention(
             mesh,
@@ -144,6 +146,18 @@ class UspFlux:
             self.graphs.clear()
         self.carrier.close()
         self.modulation.close()
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """What `auto` came to: the attention kernel, how exchanges travel, and a ring's keys in single and double
+        blocks."""
+        chosen = {"attention": name_of(self.attention.kernel)}
+        if self.mesh.size > 1:
+            chosen["exchange"] = "distributed" if type(self.carrier) is DistributedCarrier else "symmetric"
+        if self.mesh.ring > 1:
+            words = ["gathered" if way else "ring" for way in self.attention.gathered]
+            chosen |= {"single_keys": words[0], "double_keys": words[1]}
+        return chosen
 
     def _loop(self, latents: Tensor, prompt: Tensor, pooled: Tensor, sigmas: Tensor, guidance: Tensor | None) -> Tensor:
         """Euler steps of FlowMatchEulerDiscrete on latents `i B 64`, with its roundings."""

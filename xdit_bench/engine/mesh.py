@@ -8,6 +8,7 @@ Leaves what is sent through them to `collectives`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -98,6 +99,15 @@ def build_mesh(ulysses: int, ring: int, device: torch.device, *, ulysses_inner: 
         return None
     return Mesh(ulysses, ring, rank, device, whole, ulysses_group if ulysses > 1 else None,
                 ring_group if ring > 1 else None, ulysses_inner)  # fmt: skip
+
+
+def slowest(seconds: Sequence[float], mesh: Mesh) -> list[float]:
+    """Of each measurement the seconds of the mesh's slowest rank. Collective, so that all ranks choose alike."""
+    if mesh.group is None:
+        return list(seconds)
+    of_all = torch.tensor(seconds, dtype=torch.float64, device=mesh.device)
+    dist.all_reduce(of_all, dist.ReduceOp.MAX, group=mesh.group)
+    return [float(value) for value in of_all]
 
 
 def split_sizes(total: int, parts: int) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xdit_bench.engine.collectives import Carrier
 from xdit_bench.engine.mesh import Mesh
-from xdit_bench.engine.weights import Pair
+from xdit_bench.engine.weights import Pair, bring_back, put_away
 
 
 class Affine(NamedTuple):
@@ -76,13 +76,12 @@ class Modulation:
         if shard and mesh.device.type == "cuda":
             for i in range(len(self.layers)):
                 if i not in self.own:
-                    _to_host(self.layers[i])
+                    put_away(self.layers[i])
 
     def close(self) -> None:
         """Brings every layer back to the device."""
         for layer in self.layers:
-            for parameter in layer.parameters():
-                parameter.data = parameter.data.to(self.mesh.device, non_blocking=True)
+            bring_back(layer, self.mesh.device)
 
     def table(self, sigmas: Tensor, pooled: Tensor, guidance: Tensor | None) -> Table:
         """Modulation of K steps. sigmas `K` (timesteps over 1000), pooled `B C`, guidance one scale or None.
@@ -111,14 +110,3 @@ class Modulation:
         parts = torch.split(whole, [width for mine in widths for width in mine], dim=1)
         place = {i: at for at, i in enumerate(i for mine in dealt for i in mine)}
         return [parts[place[i]] for i in range(len(self.layers))]
-
-
-def _to_host(layer: torch.nn.Linear) -> None:
-    """Leaves the layer's weights in host memory alone. Its copy there is made once: copying takes far longer than an
-    image, and the weights never change."""
-    copies = getattr(layer, "host_copies", None)
-    if copies is None:
-        copies = [torch.empty_like(p.data, device="cpu", pin_memory=True).copy_(p.data) for p in layer.parameters()]
-        object.__setattr__(layer, "host_copies", copies)  # past nn.Module, which would look for parameters in it
-    for parameter, copy in zip(layer.parameters(), copies, strict=True):
-        parameter.data = copy

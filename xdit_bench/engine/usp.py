@@ -14,18 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from xdit_bench.engine.attention import Kernel
 from xdit_bench.engine.collectives import Carrier, DistributedCarrier, Pending
-from xdit_bench.engine.mesh import Mesh
+from xdit_bench.engine.mesh import Mesh, slowest
 from xdit_bench.engine.ring import Merge, gathered_attention, merge, ring_attention, start_keys
 from xdit_bench.engine.shares import Shares
 from xdit_bench.engine.ulysses import gather_heads, join_heads, scatter_heads
 
-GATHERED_BYTES = 512 << 20  # keys and values of all ring positions that may lie on one rank
+GATHERED_BYTES = 1 << 30  # keys and values of all ring positions that may lie on one rank: of 4096px, twice
 
 
 @dataclass
@@ -127,16 +125,15 @@ class UspAttention:
                 self.gathering_is_faster(slabs, half_mlp, beside=True),
                 self.gathering_is_faster(slabs, queries, beside=False),
             )
+            self.carrier.close()  # the buffers of what was not chosen
         else:
             self.gathered = Gathered(way == "gathered", way == "gathered")
 
     def gathering_is_faster(self, slabs: tuple[Tensor, ...], work: Callable[[], object], *, beside: bool) -> bool:
         """Times an exchange and attention both ways, with a single block's work beside it or a double block's; all
         ranks answer for the slowest."""
-        seconds = torch.tensor([self._time(gathered, slabs, work, beside) for gathered in (False, True)])
-        seconds = seconds.to(slabs[0].device)
-        dist.all_reduce(seconds, dist.ReduceOp.MAX, group=self.mesh.group)
-        return bool(seconds[1] < seconds[0])
+        hops, gathers = slowest([self._time(gathered, slabs, work, beside) for gathered in (False, True)], self.mesh)
+        return gathers < hops
 
     def _time(
         self, gathered: bool, slabs: tuple[Tensor, ...], work: Callable[[], object], beside: bool, runs: int = 7

@@ -1,7 +1,8 @@
 """The weights of diffusers' FLUX.1 blocks, as the engine's own forward wants them: q, k and v fused.
 
 Fusing copies nothing twice: the module's parameters become views of the fused tensor, so that diffusers' forward
-on the same module goes on working. Leaves the adaLN projections to `modulation`.
+on the same module goes on working. Weights that other ranks hold wait in host memory. Leaves the adaLN projections to
+`modulation`, T5's layers to `text`.
 
     double, single = [double_weights(b) for b in transformer.transformer_blocks], ...
 """
@@ -110,3 +111,20 @@ def _stack(parameters: Sequence[Tensor]) -> Tensor:
     for parameter, part in zip(parameters, torch.split(stacked, [p.shape[0] for p in parameters]), strict=True):
         parameter.data = part
     return stacked
+
+
+def put_away(module: torch.nn.Module) -> None:
+    """Leaves the module's weights in host memory alone. Their copy there is made once, pinned: copying takes far longer
+    than an image, and weights never change."""
+    copies = getattr(module, "host_copies", None)
+    if copies is None:
+        copies = [torch.empty_like(p.data, device="cpu", pin_memory=True).copy_(p.data) for p in module.parameters()]
+        object.__setattr__(module, "host_copies", copies)  # past nn.Module, which would look for parameters in it
+    for parameter, held in zip(module.parameters(), copies, strict=True):
+        parameter.data = held
+
+
+def bring_back(module: torch.nn.Module, device: torch.device) -> None:
+    """The weights that `put_away` left in host memory, on the device again."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(device, non_blocking=True)

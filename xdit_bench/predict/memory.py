@@ -54,12 +54,13 @@ class MemoryPlan:
 def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> MemoryPlan:
     """Peaks of the denoising loop and of the decode on top of the weights (both text encoders stay resident).
 
-    Every rank has loaded all weights before an engine puts others' modulation away, so that these have to fit too.
+    Every rank has loaded all weights before an engine puts others' shares away, so that these have to fit too.
     Symmetric memory counts towards the peak; outside torch's allocator, it takes from what the card leaves to that.
     """
     loaded = transformer_bytes(model) + text_encoders(model).all_bytes + vae_decoder(model).weights_bytes
-    away = modulation_bytes(model) * (1 - 1 / point.gpus) if profile.shards_modulation else 0.0
-    weights = loaded - away
+    shared = modulation_bytes(model) if profile.shards_modulation else 0.0
+    shared += text_encoders(model).layers_bytes if profile.shards_text else 0.0
+    weights = loaded - shared * (1 - 1 / point.gpus)
     buffers = symmetric_bytes(point, model, topology, profile)
     cap = topology.gpu.memory_bytes - CONTEXT_BYTES
     if point.memory_cap_gb is not None:
@@ -80,14 +81,14 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
 
 def symmetric_bytes(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> float:
     """Buffers that peers write into (engine.symmetric), whole rows of the rank's tokens: keys with values, queries and
-    the heads that come back; on a ring every hop's and the gathered keys and values, in two turns each."""
+    the heads that come back; on a ring the gathered keys and values, or every hop's, in two turns each."""
     if path(topology, point, profile.symmetric) != SYMMETRIC or point.gpus == 1:
         return 0.0
     ring, row_bytes = point.ring, float(BF16 * model.hidden * Shard.of(point, profile).tokens)
     rows = 4 if point.ulysses > 1 else 0
     if ring > 1:
         gathers = 2 * ring * row_bytes <= profile.gathered_bytes
-        rows += 2 * 2 * (ring - 1 + (ring if gathers else 0))
+        rows += 2 * 2 * (ring if gathers else ring - 1)
     return rows * row_bytes
 
 

@@ -161,7 +161,8 @@ def _pressure(memory: MemoryPlan) -> str:
 
 
 def _text_s(point: Point, model: ModelSpec, topology: Topology, graph: bool) -> float:
-    """Seconds of the text encoders, which run whole on every rank; inside a CUDA graph the device alone sets them."""
+    """Seconds of the text encoders, each token through every layer, on whichever rank it is; inside a CUDA graph the
+    device alone sets them. What a shared-out encoder exchanges, 4 MB a rank, is left out."""
     text = text_encoders(model)
     compute = text.flops_per_token * point.text_tokens / (topology.gpu.peak_flops * topology.efficiency["gemm"].value)
     if graph:

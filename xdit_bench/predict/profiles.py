@@ -74,6 +74,7 @@ class EngineProfile:
     even_shares: bool = False  # computes another image where the GPUs do not divide image and text tokens
     modulation_once: bool = False  # for all steps at once, before the loop
     shards_modulation: bool = False  # a rank holds its share of the modulation's weights alone
+    shards_text: bool = False  # and its share of T5's layers, which run one rank after the other
     fused_projections: bool = False  # one product for q, k and v
     keys_first: bool = False  # on several ranks a double block's keys and values are projected, and leave, before q
     split_out: bool = False  # a single block's output projection of MLP and attention apart
@@ -106,9 +107,9 @@ _VAE_2024 = VaeProfile(
 _USP = EngineProfile(
     "usp", "eager", text_sharded=True, rows=(12, 8), kernels=(16, 9), host_ops=(110, 70), exchanges=(2, 1, 1),
     ops_per_collective=6.0, ops_per_ring=2.0, ops_per_ring_step=8.0, pack_rows=0.0, send_rows=2.0,
-    join_rows=2.0, merge_rows=6.0, spared=16, hides_exchanges=True, symmetric=True, gathered_bytes=512 * 2**20,
-    modulation_once=True, shards_modulation=True, fused_projections=True, keys_first=True, split_out=True,
-    fused_elementwise=True,
+    join_rows=2.0, merge_rows=6.0, spared=16, hides_exchanges=True, symmetric=True, gathered_bytes=2**30,
+    modulation_once=True, shards_modulation=True, shards_text=True, fused_projections=True, keys_first=True,
+    split_out=True, fused_elementwise=True,
     attention=("fa3", "cudnn", "flash"),
     vae=VaeProfile(
         band_bytes_per_pixel=643.0, band_bytes=0.55e9, band_reserved=1.1, banded_alone=True, channels_last=True,

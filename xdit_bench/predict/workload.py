@@ -148,11 +148,12 @@ def attentions(model: ModelSpec, shard: Shard, ulysses: int) -> list[Attention]:
 
 
 class Text(NamedTuple):
-    """The T5 encoder: FLOPs a token in linear layers, bytes of its weights, and of both encoders'; elementwise passes
-    over a row of its width; kernels of both encoders."""
+    """The T5 encoder: FLOPs a token in linear layers, bytes of its weights, of its layers alone, and of both encoders;
+    elementwise passes over a row of its width; kernels of both encoders."""
 
     flops_per_token: float
     bytes: float
+    layers_bytes: float
     all_bytes: float
     rows: float
     row_bytes: float
@@ -173,7 +174,9 @@ def text_encoders(model: ModelSpec) -> Text:
     # and the tanh GELU with its gate, 21 passes over the wide rows; 36 kernels, CLIP 14
     rows = int(t5["num_layers"]) * (2 * 17 + 2 * 3 + 2 + 21 * wide / width)
     kernels = 36.0 * int(t5["num_layers"]) + 14.0 * int(clip["num_hidden_layers"]) + 43
-    return Text(2.0 * linears, weights, weights + BF16 * clip_weights, rows, float(BF16 * width), kernels)
+    return Text(
+        2.0 * linears, weights, float(BF16 * linears), weights + BF16 * clip_weights, rows, float(BF16 * width), kernels
+    )
 
 
 class Vae(NamedTuple):

@@ -125,6 +125,8 @@ def _fill(record: Record, members: list[Answer], point: Point) -> None:
         record.comm["bytes_per_step"] = first["comm_bytes_per_step"]
     if "communication_s" in record.attribution:
         record.comm["seconds_per_step"] = record.attribution["communication_s"]
+    if first.get("choices"):
+        record.telemetry["choices"] = first["choices"]
     record.telemetry["warmup_s"] = first["warmup"]
     record.telemetry["rank_total_s"] = [statistics.median(a.body["own_total"]) for a in members]
     issued = [a.body["block_launch_s"] for a in members if a.body.get("block_launch_s")]

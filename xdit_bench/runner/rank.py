@@ -122,6 +122,7 @@ class Rank:
                     timing = timer.measure(MeasureConfig(**command["measure"]))
                 memory = _with_symmetric(watch.report(), backend) | {"parameters_bytes": parameters}
                 self.note("parity")
+                choices = getattr(backend, "choices", {})
                 parity = self._judge(command, backend, mesh, point, timing)
                 attribution = self._profile(command, backend, mesh, point)
         except BaseException as error:
@@ -144,6 +145,7 @@ class Rank:
             report |= {"samples": timing.samples, "warmup": timing.warmup, "spans": timing.spans}
             report["attribution"] = attribution
             report["comm_bytes_per_step"] = getattr(backend, "comm_bytes_per_step", None)
+            report["choices"] = choices
         return report
 
     def _prepare(self, backend: Backend, mesh: Mesh, point: Point, model: ModelSpec) -> int:

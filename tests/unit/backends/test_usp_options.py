@@ -18,7 +18,10 @@ POINT = Point(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("rung", [rung for rung in RUNGS if rung not in ("graph", "kernel")])
+ELSEWHERE = ("graph", "kernel", "shard_text")  # in the point's execution and attention, in the text stage
+
+
+@pytest.mark.parametrize("rung", [rung for rung in RUNGS if rung not in ELSEWHERE])
 def test_one_rung_is_one_option(rung: str) -> None:
     whole = dataclasses.asdict(Options())
     less = dataclasses.asdict(options(dataclasses.replace(POINT, without=rung)))
@@ -27,9 +30,7 @@ def test_one_rung_is_one_option(rung: str) -> None:
 
 def test_every_option_is_a_rung_and_the_whole_engine_leaves_nothing_out() -> None:
     assert options(POINT) == Options()
-    plain = options(
-        dataclasses.replace(POINT, without="+".join(rung for rung in RUNGS if rung not in ("graph", "kernel")))
-    )
+    plain = options(dataclasses.replace(POINT, without="+".join(r for r in RUNGS if r not in ELSEWHERE)))
     assert all(getattr(plain, f.name) != f.default for f in dataclasses.fields(Options))
 
 

@@ -73,9 +73,7 @@ def test_auto_leaves_out_a_kernel_that_fails(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(attention, "KERNELS", {"cudnn": broken, "flash": exact, "sdpa": exact})
     monkeypatch.setattr(attention, "_obstacle", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    monkeypatch.setattr(
-        attention, "_fastest", cache(attention._fastest.__wrapped__)
-    )  # its choices are not other tests'
+    monkeypatch.setattr(attention, "_seconds", cache(attention._seconds.__wrapped__))  # none of other tests'
     assert choose("auto", *shapes()) is exact
     assert "cudnn does not run here (no engine)" in caplog.text
 
@@ -92,10 +90,21 @@ def test_auto_times_a_shape_once_and_remembers_no_want_of_memory(monkeypatch: py
     monkeypatch.setattr(attention, "KERNELS", {"cudnn": full, "flash": full, "sdpa": exact})
     monkeypatch.setattr(attention, "_obstacle", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    monkeypatch.setattr(attention, "_fastest", cache(attention._fastest.__wrapped__))
+    monkeypatch.setattr(attention, "_seconds", cache(attention._seconds.__wrapped__))
+    monkeypatch.setattr(attention, "SUSTAINED_S", 1e-9)
     with pytest.raises(torch.OutOfMemoryError):
         choose("auto", *shapes())
     assert choose("auto", *shapes()) is full
     timed = len(calls)
     assert choose("auto", *shapes()) is full
     assert len(calls) == timed
+
+
+def test_near_kernels_are_told_apart_by_long_runs_and_ranks_take_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"cudnn": (1.0, 1.2), "flash": (3.0, 0.1), "fa3": (1.1, 1.1)}  # a run of a burst, and of many
+    monkeypatch.setattr(attention, "available", lambda *_: [*taken, "sdpa"])
+    monkeypatch.setattr(attention, "SUSTAINED_S", 7.0)
+    monkeypatch.setattr(attention, "_run", lambda name, q, k, v, runs=1: runs * taken[name][runs > 1])
+    monkeypatch.setattr(attention, "_seconds", cache(attention._seconds.__wrapped__))
+    assert attention.name_of(choose("auto", *shapes())) == "fa3"  # flash was too far off to be run for longer
+    assert attention.name_of(choose("auto", *shapes(), lambda own: [own[0], own[1], 1.3])) == "cudnn"

@@ -83,7 +83,7 @@ def test_a_ring_begins_its_tiles_anew_at_every_hop(schnell: ModelSpec) -> None:
 
 
 def test_beside_nccl_a_rings_attention_leaves_it_multiprocessors(schnell: ModelSpec) -> None:
-    point = graph_point(schnell, 4096, ring=2)
+    point = graph_point(schnell, 5120, ring=2)
     nccl, copies = (predict(point, schnell, topology).terms for topology in (NCCL, H100))
     assert nccl["ring"] == copies["ring"] == 0.0
     assert nccl["attention"] / copies["attention"] == pytest.approx(1 + 0.5 * 16 / 116, rel=0.01)

@@ -49,6 +49,7 @@ def test_a_rung_is_two_neighbours_that_differ_in_one_gain() -> None:
     assert (graph.below.execution, graph.entry.execution) == ("eager", "graph")
     assert graph.saved_s / (graph.below.step_s or 0) == pytest.approx(SAVED["graph"])
     assert named(rungs, "shard_modulation", "u2r1").saved_bytes == pytest.approx(3.2e9)
+    assert named(rungs, "shard_text", "u2r1").saved_bytes == pytest.approx(4.6e9)
 
 
 def test_a_split_has_no_rung_that_changes_nothing_in_it() -> None:
