@@ -34,3 +34,18 @@ def test_an_image_is_the_same_whatever_the_engine_leaves_out(tmp_path: Path) -> 
 
     for name in ours:
         torch.testing.assert_close(latents(name), latents(""), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("no_process_left")
+def test_a_record_says_what_auto_came_to_and_how_fast_links_through_the_host_were(tmp_path: Path) -> None:
+    direct = replace(fake_point(2, 2, engine="usp", res=64), prompt="", vae="none")
+    alone = replace(direct, ulysses=1, ring=2, transport="host")
+    records, _ = run_points([direct, replace(direct, transport="host"), alone], tmp_path)
+    found = {(r.point["transport"], r.point["ulysses"]): r.telemetry for r in records if r.point["engine"] == "usp"}
+    ring = {"single_keys": "ring", "double_keys": "ring"}
+    assert found["p2p", 2]["choices"] == {"attention": "sdpa", "exchange": "distributed", **ring}
+    assert "link" not in found["p2p", 2]
+    assert list(found["host", 2]["link"]) == ["all_to_all", "ring"]
+    assert found["host", 2]["link"]["ring"]["bytes"] == 2 * found["host", 2]["link"]["all_to_all"]["bytes"] == 2**24
+    assert all(row["seconds"] > 0 for row in found["host", 2]["link"].values())
+    assert list(found["host", 1]["link"]) == ["ring"]

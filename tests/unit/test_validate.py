@@ -114,8 +114,9 @@ def test_a_point_is_predicted_with_the_launch_cost_its_host_had(tmp_path: Path) 
     usual_s = topology.host["op_s"].value * 115  # the operations of an eager single-stream block
     with Store.open(tmp_path, "mine") as store:
         for execution in ("eager", "graph"):
-            point = make_point(model, topology=topology.name, height=512, width=512, execution=execution, vae="none")
-            for launch_s in (usual_s, 3 * usual_s):
+            small = {"topology": topology.name, "height": 512, "width": 512, "vae": "none"}
+            for seed, launch_s in enumerate((usual_s, 3 * usual_s)):
+                point = make_point(model, execution=execution, seed=seed, **small)
                 record = predicted_record(point, model, topology, "s")
                 record.source, record.run_id = "measured", f"{execution}{launch_s}"
                 record.telemetry["block_launch_s"] = launch_s
@@ -137,11 +138,66 @@ def test_a_point_is_predicted_with_the_launch_cost_its_host_had(tmp_path: Path) 
     assert any("bound by a host whose launch cost was not taken then: mean error 0.0%" in line for line in lines)
 
 
+def test_a_point_is_predicted_with_the_speed_its_links_had(tmp_path: Path) -> None:
+    topology, model = load(str(Path("results/calibrated/h100_nvlink.yaml"))), load_model("flux_schnell")
+    (link,) = topology.levels("socket")
+    sent = 2.0**23
+    with Store.open(tmp_path, "mine") as store:
+        for split, kind, rate, latency in (
+            ((2, 1), "all_to_all", link.all_to_all_bytes_per_s, link.all_to_all_latency_s),
+            ((1, 2), "ring", link.bytes_per_s, link.latency_s),
+        ):
+            for seed, faster in enumerate((1.0, 1.3)):
+                point = make_point(
+                    model, topology="h100_nvlink", ulysses=split[0], ring=split[1], transport="socket", vae="none",
+                    seed=seed, execution="graph",
+                )  # fmt: skip
+                record = predicted_record(point, model, topology, "s")
+                record.source, record.run_id = "measured", f"{kind}{faster}"
+                record.telemetry["link"] = {kind: {"bytes": sent, "seconds": latency + sent / rate / faster}}
+                store.append(record)
+    (tmp_path / "calibrated").mkdir()
+    (tmp_path / "calibrated" / "h100_nvlink.yaml").write_text(
+        Path("results/calibrated/h100_nvlink.yaml").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    (mine,) = (one for one in validate(data_dir("published"), tmp_path).latencies if one.kind == "measured")
+    usual, fast, usual_ring, fast_ring = (row.error for row in mine.rows)
+    assert usual == pytest.approx(0.0, abs=1e-6)
+    assert usual_ring == pytest.approx(0.0, abs=1e-6)
+    assert -0.25 < fast < -0.15  # most of such a step is exchange, and was made 1.3 times as fast
+    assert -0.25 < fast_ring < -0.15
+    assert "the speed of links taken beside 4 of 4 points" in mine.notes
+
+
+def test_peaks_of_an_engine_that_held_other_weights_are_left_out(tmp_path: Path) -> None:
+    older = measured((2, 1), 1.0)
+    older.memory["parameters_bytes"] *= 1.2
+    older.memory["peak_bytes"] += 5e9
+    with Store.open(tmp_path, "mine") as store:
+        for record in (measured((1, 2), 1.0), older):
+            store.append(record)
+    report = validate(data_dir("published"), tmp_path)
+    (peaks,) = (one for one in report.peaks if one.kind == "measured")
+    assert [row.error for row in peaks.rows] == [pytest.approx(0.0)]
+    (times,) = (one for one in report.latencies if one.kind == "measured")
+    assert any("peaks of 1 points left out" in note for note in times.notes)
+
+
+def test_a_point_measured_again_stands_for_itself_as_last_measured(tmp_path: Path) -> None:
+    first, again = measured((1, 1), 2.0), measured((1, 1), 1.0)
+    again.run_id = "other code"
+    with Store.open(tmp_path, "mine") as store:
+        for record in (first, again):
+            store.append(record)
+    (mine,) = (one for one in validate(data_dir("published"), tmp_path).latencies if one.kind == "measured")
+    assert [row.error for row in mine.rows] == [pytest.approx(0.0)]
+
+
 def test_out_of_memory_is_foretold_right_wrong_or_near_the_capacity(tmp_path: Path) -> None:
     fits = measured((1, 1), 1.0)
     peak = fits.memory["peak_bytes"]
     with Store.open(tmp_path, "mine") as store:
-        for cap, status, name in ((0.5, "oom", "a"), (2.0, "oom", "b"), (1.02, "oom", "c"), (2.0, "ok", "d")):
+        for cap, status, name in ((0.5, "oom", "a"), (2.0, "oom", "b"), (1.02, "oom", "c"), (2.5, "ok", "d")):
             record = measured((1, 1), 1.0)
             record.run_id, record.status, record.reason = name, status, "" if status == "ok" else "no memory left"
             record.point["memory_cap_gb"] = cap * peak / 1e9

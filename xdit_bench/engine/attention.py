@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -25,8 +26,9 @@ Kernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 SCORE_BYTES = 64 << 20  # float32 scores the exact kernel holds at a time
 
-NEAR = 1.25  # kernels whose bursts are so close to the fastest run on for longer: under its power limit a card slows
-SUSTAINED_S = 0.25  # one down more than another, by 14 % at 4096px on an H100, and a burst does not show it
+NEAR = 1.25  # kernels whose bursts are so close to the fastest run on: under its power limit a card slows one down more
+SUSTAINED_S = 0.05  # than another, by 14 % at 4096px on an H100, and a burst does not show it
+TURNS = 5  # each, so that neither a card that warms up nor a host that stalls decides
 EXCHANGE_PROCESSORS = 16  # left to an exchange that runs beside an attention kernel
 
 log = logging.getLogger(__name__)
@@ -149,10 +151,8 @@ def _seconds(queries: torch.Size, keys: torch.Size, dtype: torch.dtype, device: 
     q, k, v = (torch.randn(shape, dtype=dtype, device=device) for shape in (queries, keys, keys))
     seconds = {kernel: _time(kernel, q, k, v) for kernel in fast}
     near = [kernel for kernel in fast if seconds[kernel] <= NEAR * min(seconds.values()) < math.inf]
-    for kernel in near if len(near) > 1 else ():
-        runs = max(1, math.ceil(SUSTAINED_S / seconds[kernel]))
-        _run(kernel, q, k, v, runs)  # the card settles
-        seconds[kernel] = _run(kernel, q, k, v, runs) / runs
+    if len(near) > 1:
+        seconds |= _sustained({kernel: seconds[kernel] for kernel in near}, q, k, v)
     return seconds
 
 
@@ -185,7 +185,19 @@ def _time(name: str, q: Tensor, k: Tensor, v: Tensor, repeats: int = 5) -> float
     except (RuntimeError, ImportError) as error:
         log.warning("attention=%s does not run here (%s); taking the next best", name, str(error).splitlines()[0])
         return math.inf
-    return sorted(taken[2:])[repeats // 2]
+    return statistics.median(taken[2:])
+
+
+def _sustained(bursts: dict[str, float], q: Tensor, k: Tensor, v: Tensor) -> dict[str, float]:
+    """Median seconds of a run among many, the kernels taking turns. The first half of a turn is not timed: by then the
+    card's clock has settled."""
+    taken: dict[str, list[float]] = {kernel: [] for kernel in bursts}
+    for _ in range(TURNS):
+        for kernel, burst in bursts.items():
+            runs = max(1, math.ceil(SUSTAINED_S / burst))
+            _run(kernel, q, k, v, runs)
+            taken[kernel].append(_run(kernel, q, k, v, runs) / runs)
+    return {kernel: statistics.median(turns) for kernel, turns in taken.items()}
 
 
 def _run(name: str, q: Tensor, k: Tensor, v: Tensor, runs: int = 1) -> float:

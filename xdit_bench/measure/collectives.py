@@ -7,7 +7,7 @@ rows[0]  # {"collective": "all_to_all", "bytes": 65536, "seconds": 4.1e-05, "byt
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from xdit_bench.measure.stats import quantile
 from xdit_bench.measure.timers import agree
 
 SIZES = {"cuda": (2**16, 2**20, 2**24, 2**28), "cpu": (2**16, 2**20, 2**22)}
+LINK_BYTES = 2**24  # about what keys and values of 1024px weigh on one of two GPUs
 WARMUPS = 3
 TRIES = 12
 Exchange = Callable[[], None]
@@ -32,6 +33,20 @@ def probe_collectives(group: ProcessGroup | None, device: torch.device) -> list[
             seconds = _time(exchange, group, device)
             rows.append({"collective": name, "bytes": sent, "seconds": seconds, "bytes_per_s": sent / seconds})
     return rows
+
+
+def probe_link(groups: Mapping[str, ProcessGroup | None], device: torch.device) -> dict[str, dict[str, float]]:
+    """What one exchange of `LINK_BYTES` takes now: the bytes one rank sends, and median seconds of the slowest rank.
+
+    `groups` are those of the axes by what travels on them, `all_to_all` or `ring`, None for an axis of one rank.
+    Collective over all of them.
+    """
+    found = {}
+    for name, group in groups.items():
+        if group is not None:
+            exchange, sent = _exchanges(group, device, LINK_BYTES)[name]
+            found[name] = {"bytes": float(sent), "seconds": _time(exchange, group, device)}
+    return found
 
 
 def _exchanges(group: ProcessGroup | None, device: torch.device, size: int) -> dict[str, tuple[Exchange, int]]:

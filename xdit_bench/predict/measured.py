@@ -2,7 +2,8 @@
 
 Owns one comparison a study, machine and transport. A machine's numbers are its micro-benchmarks' where those are kept
 (`results/calibrated/<topology>.yaml`, where `python -m xdit_bench.calibrate` writes them), else the shipped topology's.
-No time of a study's images ever moves a number of either; the host's launch cost is the one taken beside each point.
+No time of a study's images ever moves a number of either; the host's launch cost and the speed of links through it are
+those taken beside each point.
 
     for latencies, peaks in compare_study(Path("results/h200x1")): ...
 """
@@ -21,17 +22,19 @@ from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import load_model
 from xdit_bench.predict.profiles import find, op_s
 from xdit_bench.results.schema import Record
-from xdit_bench.results.store import latest, read_records
+from xdit_bench.results.store import newest, read_records
 from xdit_bench.topology.specs import BESIDE, Number, Topology, load
 
 CALIBRATED = "calibrated"  # folder of results/ that holds this machine's own topology files
-HOST_BOUND = 0.05  # of a step waiting for launches: from there the host's speed shows in the image's time
+SLOW_HOST = 2.65  # times as long for a launch, between two sittings on hosts of one kind (docs/numbers.md)
+HOST_BOUND = 0.05  # of an image's time that such a host would add: where it could show
+OTHER_WEIGHTS = 0.03  # of a rank's weights: farther from the plan's, another engine held them
 NEAR = 0.05  # of the capacity: closer than that, either verdict may come true
 
 
 def compare_study(folder: Path) -> Iterator[tuple[Set, Set]]:
     """Latencies and peaks of a study's measured records, by machine and transport."""
-    whole = [r for r in latest(read_records(folder)) if r.source == "measured" and not r.point.get("without")]
+    whole = [r for r in newest(read_records(folder)) if r.source == "measured" and not r.point.get("without")]
     records = [r for r in whole if r.status in ("ok", "oom")]
     for name, transport in dict.fromkeys((str(r.point["topology"]), str(r.point["transport"])) for r in records):
         mine = [r for r in records if (r.point["topology"], r.point["transport"]) == (name, transport)]
@@ -62,44 +65,76 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
     rows: list[Row] = []
     peaks: list[Row] = []
     verdicts: list[tuple[str, str]] = []
-    before = 0
+    others = hosts = links = 0
     for record in records:
         point = Point.from_dict(record.point)
         model = load_model(point.model)
         try:
             plan = plan_memory(point, model, topology, find(point.engine, point.execution))
             verdicts.append((point.label, verdict(plan, record.status == "oom")))
+            held = float(record.memory.get("parameters_bytes") or plan.parameters_bytes)
             if record.status == "ok" and record.memory.get("peak_bytes"):
-                if point.gpus == 1 or "symmetric_bytes_per_rank" in record.memory:
+                if abs(held / plan.parameters_bytes - 1) <= OTHER_WEIGHTS:
                     peaks.append(Row(point, float(record.memory["peak_bytes"]), plan.peak_bytes))
                 else:
-                    before += 1
+                    others += 1
             if record.status == "ok" and point.steps and record.total_s:
-                here = on_its_host(topology, record)
-                said = predict(point, model, here)
-                bound = said.terms["launch"] > HOST_BOUND * said.step.median
-                rows.append(Row(point, record.total_s, said.total_s, host_unknown=bound and here is topology))
+                op = launch_cost(record)
+                link = link_taken(record)
+                here = with_link(with_host(topology, op), point.transport, link)
+                said = predict(point, model, here).total_s
+                slow = topology if op else with_host(topology, SLOW_HOST * topology.op_s(point.gpus))
+                unknown = not op and predict(point, model, slow).total_s > (1 + HOST_BOUND) * said
+                rows.append(Row(point, record.total_s, said, host_unknown=unknown))
+                hosts, links = hosts + bool(op), links + bool(link)
         except PointFailure as failure:
             notes.append(f"{point.label}: {failure}")
-    hosts = sum(on_its_host(topology, record) is not topology for record in records)
     if hosts:
-        notes.append(f"the host's launch cost taken beside {hosts} of {len(records)} points")
-    if before:
-        notes.append(f"peaks of {before} points on several GPUs were taken while weights were still being put away")
+        notes.append(f"the host's launch cost taken beside {hosts} of {len(rows)} points")
+    if links:
+        notes.append(f"the speed of links taken beside {links} of {len(rows)} points")
+    if others:
+        notes.append(f"peaks of {others} points left out: the engine of then held other weights on a rank")
     return (
         Set(title, "measured", tuple(rows), (), tuple(regrets(rows)), tuple(notes)),
         Set(title, "measured", tuple(peaks), verdicts=tuple(verdicts)),
     )
 
 
-def on_its_host(topology: Topology, record: Record) -> Topology:
-    """With the launch cost that was taken just before the record's images: a host's speed is its own, and changes from
-    minute to minute where it is shared. The topology as it is for a record that has none."""
+def launch_cost(record: Record) -> float | None:
+    """Seconds an operation that were taken just before the record's images: a host's speed is its own, and changes from
+    minute to minute where it is shared."""
     issued = record.telemetry.get("block_launch_s")
-    if not isinstance(issued, float) or not 0.0 < issued < 1.0:
+    return op_s(issued) if isinstance(issued, float) and 0.0 < issued < 1.0 else None
+
+
+def with_host(topology: Topology, cost_s: float | None) -> Topology:
+    """With another launch cost, seconds an operation; as it is without one."""
+    if cost_s is None:
         return topology
-    cost = Number(op_s(issued), "measured beside the point")
+    cost = Number(cost_s, "measured beside the point")
     return replace(topology, host={**topology.host, "op_s": cost, BESIDE: cost})
+
+
+def link_taken(record: Record) -> dict[str, dict[str, float]]:
+    """Exchanges that were timed just before the record's images: bytes and seconds by kind (`measure.collectives`)."""
+    taken = record.telemetry.get("link") or {}
+    return {kind: row for kind, row in taken.items() if row["seconds"] > 0 and row["bytes"] > 0}
+
+
+def with_link(topology: Topology, transport: str, taken: dict[str, dict[str, float]]) -> Topology:
+    """With the speed that exchanges had just then, on a machine whose transport is one level of links: a link through
+    the host's memory or sockets is as fast as its cores are free. As it is where nothing was taken."""
+    levels = topology.levels(transport)
+    if not taken or len(levels) != 1:
+        return topology
+    level = levels[0]
+    if row := taken.get("ring"):
+        level = replace(level, bytes_per_s=row["bytes"] / max(row["seconds"] - level.latency_s, row["seconds"] / 2))
+    if row := taken.get("all_to_all"):
+        seconds = max(row["seconds"] - level.all_to_all_latency_s, row["seconds"] / 2)
+        level = replace(level, all_to_all_bytes_per_s=row["bytes"] / seconds)
+    return replace(topology, links={**topology.links, transport: (level,)})
 
 
 def verdict(plan: MemoryPlan, ran_out: bool) -> str:

@@ -26,7 +26,6 @@ from xdit_bench.predict.workload import (
 from xdit_bench.topology.specs import SYMMETRIC, Topology
 
 CONTEXT_BYTES = 0.7e9  # CUDA context and library handles, outside the allocator
-DIT_ROWS = 16.3  # hidden states a token alive at once; within 0.06 GB of four published A100 peaks
 KERNEL_ROWS = 4  # hidden states a token that choosing an attention kernel holds: q, k, v and the output
 SHARED = ("parallel", "distvae")  # decodes that all ranks take part in
 RESERVED = 1.75  # reserved over allocated activations of a decode: 69 GiB reserved at 3072px on one H100 80 GB
@@ -66,7 +65,7 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     if point.memory_cap_gb is not None:
         cap = min(cap, point.memory_cap_gb * 1e9 + buffers)  # it binds torch's allocator alone
     row_bytes, tokens = BF16 * model.hidden, Shard.of(point, profile).tokens
-    denoise = DIT_ROWS * row_bytes * tokens if point.steps else 0.0  # or a decode beside an engine at rest
+    denoise = profile.live_rows * row_bytes * tokens if point.steps else 0.0  # or a decode beside an engine at rest
     start = loaded + KERNEL_ROWS * row_bytes * tokens if point.steps else loaded
     first = decode_bytes(point, model, profile)
     others = first if point.vae in SHARED else 0.0
@@ -81,14 +80,15 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
 
 def symmetric_bytes(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> float:
     """Buffers that peers write into (engine.symmetric), whole rows of the rank's tokens: keys with values, queries and
-    the heads that come back; on a ring the gathered keys and values, or every hop's, in two turns each."""
+    the heads that come back; on a ring every hop's and, where it may gather (single blocks mostly do, double blocks do
+    where they are small), all keys and values, in two turns each."""
     if path(topology, point, profile.symmetric) != SYMMETRIC or point.gpus == 1:
         return 0.0
     ring, row_bytes = point.ring, float(BF16 * model.hidden * Shard.of(point, profile).tokens)
     rows = 4 if point.ulysses > 1 else 0
     if ring > 1:
         gathers = 2 * ring * row_bytes <= profile.gathered_bytes
-        rows += 2 * 2 * (ring if gathers else ring - 1)
+        rows += 2 * 2 * (ring - 1 + (ring if gathers else 0))
     return rows * row_bytes
 
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xdit_bench.reporting.entry import Entry
-from xdit_bench.reporting.study import newest
 from xdit_bench.results.frame import to_frame
 from xdit_bench.results.schema import Record
+from xdit_bench.results.store import newest
 
 NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

@@ -29,10 +29,11 @@ from xdit_bench.reporting.inline import inline, name_parts, palette
 from xdit_bench.reporting.outliers import outliers
 from xdit_bench.reporting.published import PublishedPoint, load_published, match
 from xdit_bench.reporting.spent import spent
-from xdit_bench.reporting.study import Group, group_records, newest
+from xdit_bench.reporting.study import Group, group_records
 from xdit_bench.reporting.style import COLUMN, FORMATS, PAGE, drawing, save, settle, svg_text
 from xdit_bench.reporting.tables import report_tables
 from xdit_bench.results.schema import Record
+from xdit_bench.results.store import newest
 
 DRAWN_GROUPS = 4  # groups with figures of their own; the tables hold all
 BRIEF = ("headline", "ladder", "memory", "vae", "published")  # figures of a group after the first

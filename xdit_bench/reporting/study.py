@@ -9,7 +9,6 @@ writes nothing.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from xdit_bench.reporting.entry import Entry, Size, number, pick, seconds_or_inf
 from xdit_bench.results.schema import Record
+from xdit_bench.results.store import newest
 
 
 class Setting(NamedTuple):
@@ -225,17 +225,6 @@ def whole_card(groups: Iterable[Group], group: Group, entry: Entry) -> Entry | N
     setting, point = group.setting._replace(memory_cap_gb=None), {**entry.record.point, "memory_cap_gb": None}
     others = (e for other in groups if other.setting == setting for e in other.entries)
     return next((e for e in others if e.ok and e is not entry and e.record.point == point), None)
-
-
-def newest(records: Iterable[Record]) -> list[Record]:
-    """The newest record of each point, source and machine, in the order the points first came.
-
-    A point measured again by other code replaces its older record; within one file the later line is the newer.
-    """
-    found: dict[str, Record] = {}
-    for record in records:
-        found[json.dumps([record.point, record.source, record.fingerprint], sort_keys=True, default=str)] = record
-    return list(found.values())
 
 
 def group_records(records: Iterable[Record]) -> list[Group]:

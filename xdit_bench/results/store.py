@@ -75,6 +75,17 @@ def latest(records: Iterable[Record]) -> list[Record]:
     return list(newest.values())
 
 
+def newest(records: Iterable[Record]) -> list[Record]:
+    """The newest record of each point, source and machine, in the order the points first came.
+
+    A point measured again by other code replaces its older record; within one file the later line is the newer.
+    """
+    found: dict[str, Record] = {}
+    for record in records:
+        found[json.dumps([record.point, record.source, record.fingerprint], sort_keys=True, default=str)] = record
+    return list(found.values())
+
+
 class Store:
     """A study's records open for appending, locked against a second sweep. Use as a context manager."""
 

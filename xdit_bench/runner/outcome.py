@@ -125,8 +125,9 @@ def _fill(record: Record, members: list[Answer], point: Point) -> None:
         record.comm["bytes_per_step"] = first["comm_bytes_per_step"]
     if "communication_s" in record.attribution:
         record.comm["seconds_per_step"] = record.attribution["communication_s"]
-    if first.get("choices"):
-        record.telemetry["choices"] = first["choices"]
+    for name in ("choices", "link"):
+        if first.get(name):
+            record.telemetry[name] = first[name]
     record.telemetry["warmup_s"] = first["warmup"]
     record.telemetry["rank_total_s"] = [statistics.median(a.body["own_total"]) for a in members]
     issued = [a.body["block_launch_s"] for a in members if a.body.get("block_launch_s")]

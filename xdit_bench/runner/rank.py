@@ -22,7 +22,7 @@ from xdit_bench.backends import make_backend
 from xdit_bench.backends.base import Backend
 from xdit_bench.config import MeasureConfig, ModelSpec, Point
 from xdit_bench.engine.mesh import Mesh, build_mesh
-from xdit_bench.measure.collectives import probe_collectives
+from xdit_bench.measure.collectives import probe_collectives, probe_link
 from xdit_bench.measure.launch import BlockLaunch
 from xdit_bench.measure.memory import MemoryWatch
 from xdit_bench.measure.parity import compare, finite, save_result
@@ -110,6 +110,7 @@ class Rank:
             with torch.no_grad():
                 parameters = self._prepare(backend, mesh, point, model)
                 issued_s = self._issue(mesh.group) if command["measure"] and parameters else None
+                link = self._time_link(mesh, point) if command["measure"] and parameters else {}
                 watch.restart()
                 timer = ImageTimer(
                     backend, mesh.group, self.device, point.vae != "none", self.note,
@@ -146,6 +147,7 @@ class Rank:
             report["attribution"] = attribution
             report["comm_bytes_per_step"] = getattr(backend, "comm_bytes_per_step", None)
             report["choices"] = choices
+            report["link"] = link
         return report
 
     def _prepare(self, backend: Backend, mesh: Mesh, point: Point, model: ModelSpec) -> int:
@@ -169,6 +171,12 @@ class Rank:
         if group is not None:
             dist.barrier(group)
         return self._launch()
+
+    def _time_link(self, mesh: Mesh, point: Point) -> dict[str, dict[str, float]]:
+        """How fast the mesh's links are now, where they lead through the host: as fast as its cores are free."""
+        if point.transport == "p2p":
+            return {}
+        return probe_link({"all_to_all": mesh.ulysses_group, "ring": mesh.ring_group}, self.device)
 
     def _load(self, point: Point, model: ModelSpec) -> Any:
         """The modules at hand when they will do, else new ones."""

@@ -102,9 +102,18 @@ def test_auto_times_a_shape_once_and_remembers_no_want_of_memory(monkeypatch: py
 
 def test_near_kernels_are_told_apart_by_long_runs_and_ranks_take_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = {"cudnn": (1.0, 1.2), "flash": (3.0, 0.1), "fa3": (1.1, 1.1)}  # a run of a burst, and of many
+    turns: list[str] = []
+
+    def run(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: int = 1) -> float:
+        if runs > 1:
+            turns.append(name)
+        stall = 5.0 if turns.count(name) == 4 else 1.0  # of the host, in one turn
+        return stall * runs * taken[name][runs > 1]
+
     monkeypatch.setattr(attention, "available", lambda *_: [*taken, "sdpa"])
     monkeypatch.setattr(attention, "SUSTAINED_S", 7.0)
-    monkeypatch.setattr(attention, "_run", lambda name, q, k, v, runs=1: runs * taken[name][runs > 1])
+    monkeypatch.setattr(attention, "_run", run)
     monkeypatch.setattr(attention, "_seconds", cache(attention._seconds.__wrapped__))
-    assert attention.name_of(choose("auto", *shapes())) == "fa3"  # flash was too far off to be run for longer
+    assert attention.name_of(choose("auto", *shapes())) == "fa3"
+    assert turns[:6] == ["cudnn", "cudnn", "fa3", "fa3", "cudnn", "cudnn"]  # flash was too far off
     assert attention.name_of(choose("auto", *shapes(), lambda own: [own[0], own[1], 1.3])) == "cudnn"

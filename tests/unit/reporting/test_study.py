@@ -10,8 +10,9 @@ from synthetic import CPU, H200, oom, record, study
 from xdit_bench.errors import ResultsError
 from xdit_bench.reporting.entry import Entry, number
 from xdit_bench.reporting.frontier import limits
-from xdit_bench.reporting.study import group_records, newest
+from xdit_bench.reporting.study import group_records
 from xdit_bench.reporting.words import panel
+from xdit_bench.results.store import newest
 
 BIG = (4096, 4096)
 
