@@ -49,7 +49,9 @@ def answer(groups: Sequence[Group], records: Iterable[Record]) -> Head:
     main = groups[0]
     images = [group for group in groups if not group.decode_alone]
     capped = [g for g in images[1:] if g.setting._replace(memory_cap_gb=None) == images[0].setting]
-    sentences = _sentences(images[0], capped) if images else ()
+    # a step takes as long whatever their number, and large images are timed with one
+    alike = [g for g in images if g.setting._replace(steps=images[0].setting.steps) == images[0].setting]
+    sentences = _sentences(alike, capped) if images else ()
     sentences += tuple(said for family in families(groups) if family[0].decode_alone for said in _largest(family))
     return Head(_banners(groups), sentences, _others(images), words.title(main), _warnings(records))
 
@@ -108,7 +110,9 @@ def _banners(groups: Sequence[Group]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _sentences(group: Group, capped: Sequence[Group] = ()) -> tuple[Sentence, ...]:
+def _sentences(alike: Sequence[Group], capped: Sequence[Group] = ()) -> tuple[Sentence, ...]:
+    """Of the first group; its peers' sentence also of those that differ in the number of steps alone."""
+    group = alike[0]
     if not any(entry.ok for entry in group.entries):
         counts = Counter(entry.status for entry in group.entries)
         said = words.listing(f"{count} {status}" for status, count in sorted(counts.items()))
@@ -118,7 +122,7 @@ def _sentences(group: Group, capped: Sequence[Group] = ()) -> tuple[Sentence, ..
         Sentence("Best configuration", _best(group, sizes)),
         Sentence("Speedup", _speedup(group, sizes)),
         Sentence("Memory", " ".join([_memory(group), *map(_capped, capped)]).strip()),
-        *(Sentence("Beside the peers", said) for said in _peers(group, sizes)),
+        *(Sentence("Beside the peers", said) for said in _peers(alike)),
     )
 
 
@@ -160,16 +164,20 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
     return f"{'; '.join(parts)}."
 
 
-def _peers(group: Group, sizes: Sequence[Size]) -> list[str]:
+def _peers(alike: Sequence[Group]) -> list[str]:
     """Our step over the fastest peer's, where peers were tried compiled: over eager ones alone it would flatter us."""
-    compiled = tried_compiled(group)
-    by_gpus: dict[int, list[str]] = {}
-    for row in compared(group) if compiled else []:
-        shown = (row.size, row.gpus) in compiled and row.size in sizes
-        if row.key == "peers" and row.value is not None and row.theirs and shown:
-            said = f"{row.value:.2f} ({row.theirs.runner}, {words.px(row.size)})"
-            by_gpus.setdefault(row.gpus, []).append(said)
-    parts = [f"{words.listing(said)} on {group.count(gpus)}" for gpus, said in sorted(by_gpus.items())]
+    by_gpus: dict[int, list[tuple[Size, str]]] = {}
+    for group in alike:
+        compiled = tried_compiled(group)
+        for row in compared(group) if compiled else []:
+            if row.key == "peers" and row.value is not None and row.theirs and (row.size, row.gpus) in compiled:
+                said = f"{row.value:.2f} ({row.theirs.runner}, {words.px(row.size)})"
+                by_gpus.setdefault(row.gpus, []).append((row.size, said))
+    parts = []
+    for gpus, clauses in sorted(by_gpus.items()):
+        shown = spread([size for size, _ in sorted(clauses)], SHOWN)
+        listed = words.listing(clause for size, clause in sorted(clauses) if size in shown)
+        parts.append(f"{listed} on {alike[0].count(gpus)}")
     return [f"One step of {OURS} over the fastest peer's: {'; '.join(parts)}."] if parts else []
 
 

@@ -105,6 +105,12 @@ class Entry:
         return f"u{self.ulysses}r{self.ring}"
 
     @property
+    def kernel(self) -> str:
+        """The attention kernel: `fa3`, or `auto: fa3` where the engine chose it."""
+        chosen = (self.record.telemetry.get("choices") or {}).get("attention")
+        return f"auto: {chosen}" if self.attention == "auto" and chosen else self.attention
+
+    @property
     def runner(self) -> str:
         """Engine and execution: `usp/graph`, and the gains that were left out."""
         less = f" without {self.without.replace('+', ', ')}" if self.without else ""

@@ -140,7 +140,8 @@ def _write(
             # all caps beside each other in the section of the whole card, and where a search is all there is
             whole = group.setting.memory_cap_gb is None or group.decode_alone
             figures = group_figures(group, matches[groups.index(group)], kins[id(group)] if whole else [group])
-            figures = [f for f in figures if index == 0 or group.decode_alone or f.name in BRIEF]
+            brief = index > 0 and not group.decode_alone
+            figures = [f for f in figures if not brief or f.name in BRIEF or f is figures[0]]
             # embedding fonts takes a PDF as long as the rest of its figure: papers get those of the first group
             chosen = [name for name in formats if index == 0 or name != "pdf"] or formats
             pictures = tuple(_draw(figures, folder, prefix, chosen, files, columns))

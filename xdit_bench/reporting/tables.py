@@ -197,7 +197,7 @@ def _point_row(groups: Sequence[Group], group: Group, entry: Entry) -> tuple[Cel
     stages = [seconds(entry.stages.get(stage)) for stage in ("text", "denoise", "vae")]
     stands = entry.ok and not entry.without  # a ratio of part of an engine would pass for one of the engine
     return (
-        *_where(group, entry), text(entry.runner), text(entry.vae), text(entry.factors), text(entry.attention),
+        *_where(group, entry), text(entry.runner), text(entry.vae), text(entry.factors), text(entry.kernel),
         text(entry.outcome), seconds(entry.total_s), _interval(entry), *stages, seconds(entry.step_s),
         _ratio(group.scaling(entry) if stands else None), _ratio(group.gain(entry) if stands else None),
         _bytes(groups, group, entry), energy, parity,

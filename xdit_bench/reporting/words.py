@@ -87,7 +87,7 @@ def title(group: Group) -> str:
     link = "for" if setting.source == "predicted" else "on"
     parts = [setting.model, f"{setting.source} {link} {machine(group)}"]
     parts += [
-        f"{setting.steps} steps" if setting.steps else "decode alone",
+        plural(setting.steps, "step") if setting.steps else "decode alone",
         f"{setting.text_tokens} text tokens",
         setting.dtype,
     ]

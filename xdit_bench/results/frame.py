@@ -46,6 +46,7 @@ TEXTS: Final = {
     "device": "machine.device",
     "driver": "machine.driver",
     "without": "point.without",
+    "attention_chosen": "telemetry.choices.attention",
 }
 
 
@@ -62,7 +63,8 @@ def load(study_dir: str | Path, *, all_records: bool = False) -> DataFrame:
     - `total_p10_s total_p90_s total_low_s total_high_s` (seconds; low and high are the 95 % interval, or the span of a
       prediction), `parameters_bytes cap_bytes alloc_retries watts sm_mhz throttled_images image_max_abs
       comm_s_per_step comm_bytes_per_step capacity_bytes` (`watts` of all GPUs together, `sm_mhz` of the slowest);
-    - `memory_verdict gpu device driver without`: text; `without` names what our engine left out: keep such rows apart;
+    - `memory_verdict gpu device driver without attention_chosen`: text; `without` names what our engine left out: keep
+      such rows apart; `attention_chosen` is the kernel that `attention=auto` came to;
     - `samples`: a list of raw seconds of the total, empty for a prediction or a failure.
 
     A failure is a row with NaN metrics, never a missing one. The newest record of each `run_id` is kept;

@@ -184,3 +184,10 @@ def test_where_every_exact_decode_failed_the_time_without_one_is_shown_and_named
     assert best.vae == "none"
     assert panel(group, (1024, 1024)) == "1024px, no VAE"
     assert panel(group, (2048, 2048)) == "2048px"
+
+
+def test_the_kernel_says_what_auto_came_to() -> None:
+    assert Entry.of(record(1.0)).kernel == "auto"
+    chosen = {"telemetry": {"choices": {"attention": "fa3"}}}
+    assert Entry.of(record(1.0, extra=chosen)).kernel == "auto: fa3"
+    assert Entry.of(record(1.0, extra=chosen, attention="cudnn")).kernel == "cudnn"
