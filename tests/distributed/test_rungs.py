@@ -49,3 +49,21 @@ def test_a_record_says_what_auto_came_to_and_how_fast_links_through_the_host_wer
     assert found["host", 2]["link"]["ring"]["bytes"] == 2 * found["host", 2]["link"]["all_to_all"]["bytes"] == 2**24
     assert all(row["seconds"] > 0 for row in found["host", 2]["link"].values())
     assert list(found["host", 1]["link"]) == ["ring"]
+
+
+@pytest.mark.usefixtures("no_process_left")
+def test_points_in_bf16_say_how_far_they_are_from_fp32_where_that_was_run(tmp_path: Path) -> None:
+    exact = replace(fake_point(engine="stock", res=64), prompt="", vae="none")
+    coarse = [replace(exact, dtype="bf16", engine=engine, ulysses=u) for engine, u in (("stock", 1), ("usp", 2))]
+    records, _ = run_points([*coarse, exact, replace(coarse[1], seed=1)], tmp_path)  # of seed 1 there is no fp32
+    assert {record.status for record in records} == {"ok"}
+    from_fp32 = {
+        (r.point["engine"], r.point["ulysses"]): r.parity.get("fp32_rel_l2")
+        for r in records
+        if r.point["dtype"] == "bf16" and r.point["seed"] == 0
+    }
+    assert all(1e-4 < distance < 5e-2 for distance in from_fp32.values())
+    assert from_fp32["usp", 2] < 1.2 * from_fp32["stock", 1]
+    others = [r for r in records if (r.point["dtype"], r.point["seed"]) != ("bf16", 0)]
+    assert len(others) == 4
+    assert not any("fp32_rel_l2" in record.parity for record in others)

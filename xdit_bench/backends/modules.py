@@ -45,8 +45,11 @@ def load_modules(point: Point, model: ModelSpec, device: torch.device, dtype: to
 
 
 def random_modules(model: ModelSpec, device: torch.device, dtype: torch.dtype, seed: int) -> Modules:
-    """Full-size modules built on `device` from their configs; equal on every rank of one kind of device."""
-    with _building_on(device, dtype):
+    """Full-size modules built on `device` from their configs; equal on every rank of one kind of device.
+
+    Drawn in bf16 whatever `dtype` is, so that an fp32 point is the truth of the bf16 points of its seed.
+    """
+    with _building_on(device, torch.bfloat16):
         transformer = FluxTransformer2DModel(**model.transformer)
         text_encoder = CLIPTextModel(CLIPTextConfig(**model.text_encoder))
         text_encoder_2 = T5EncoderModel(T5Config(**model.text_encoder_2))
@@ -55,7 +58,7 @@ def random_modules(model: ModelSpec, device: torch.device, dtype: torch.dtype, s
     for i, name in enumerate(PIPELINE_PARTS):
         module = getattr(modules, name)
         fill_random(module, torch.Generator(device).manual_seed(seed * len(PIPELINE_PARTS) + i))
-        module.eval().requires_grad_(False)
+        module.to(dtype).eval().requires_grad_(False)
     return modules
 
 

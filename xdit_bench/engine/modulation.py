@@ -74,9 +74,7 @@ class Modulation:
         self.own = range(mesh.rank, len(self.layers), mesh.size)  # dealt out: equal layers neighbour each other
         self.close()  # a sharing that was never closed
         if shard and mesh.device.type == "cuda":
-            for i in range(len(self.layers)):
-                if i not in self.own:
-                    put_away(self.layers[i])
+            put_away([self.layers[i] for i in range(len(self.layers)) if i not in self.own], mesh.size)
 
     def close(self) -> None:
         """Brings every layer back to the device."""

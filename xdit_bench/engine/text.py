@@ -38,8 +38,7 @@ class ShardedT5:
         self.close()  # a sharing that was never closed
         self.stage = encoder if len(own) == len(layers) else _stage(encoder, own, last=own.stop == len(layers))
         if mesh.device.type == "cuda":
-            for layer in self.others:
-                put_away(layer)
+            put_away(self.others, mesh.size)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Embeddings `B T C` of ids `B T`, on every rank. All ranks call in step."""

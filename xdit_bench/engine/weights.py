@@ -9,11 +9,20 @@ on the same module goes on working. Weights that other ranks hold wait in host m
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+HOST_SHARE = 0.8  # of the host's free memory that copies of weights may take
+
+log = logging.getLogger(__name__)
 
 
 class Linear(NamedTuple):
@@ -113,15 +122,35 @@ def _stack(parameters: Sequence[Tensor]) -> Tensor:
     return stacked
 
 
-def put_away(module: torch.nn.Module) -> None:
-    """Leaves the module's weights in host memory alone. Their copy there is made once, pinned: copying takes far longer
-    than an image, and weights never change."""
-    copies = getattr(module, "host_copies", None)
-    if copies is None:
+def put_away(modules: Sequence[torch.nn.Module], ranks: int) -> None:
+    """Leaves the modules' weights in host memory alone. Their copy there is made once, pinned: copying takes far longer
+    than an image, and weights never change.
+
+    Where `ranks` of one host that all put as much away would fill its memory, they stay on the device, with a log line.
+    """
+    new = [module for module in modules if not hasattr(module, "host_copies")]
+    needed = ranks * sum(p.numel() * p.element_size() for module in new for p in module.parameters())
+    if needed > HOST_SHARE * (room := host_room()):
+        log.warning("weights of other ranks stay on the GPU: %.0f GB of host memory are free of the %.0f GB that their "
+                    "copies take", room / 1e9, needed / 1e9)  # fmt: skip
+        return
+    for module in new:
         copies = [torch.empty_like(p.data, device="cpu", pin_memory=True).copy_(p.data) for p in module.parameters()]
         object.__setattr__(module, "host_copies", copies)  # past nn.Module, which would look for parameters in it
-    for parameter, held in zip(module.parameters(), copies, strict=True):
-        parameter.data = held
+    for module in modules:
+        held_there: Any = module.host_copies
+        for parameter, held in zip(module.parameters(), held_there, strict=True):
+            parameter.data = held
+
+
+def host_room(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes of host memory that this process may still take: what is available, or what a container's limit leaves."""
+    available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+    room = 1024.0 * int(available[1]) if available else math.inf
+    with contextlib.suppress(OSError, ValueError):  # no limit, or not cgroup v2
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        room = min(room, limit - used)
+    return room
 
 
 def bring_back(module: torch.nn.Module, device: torch.device) -> None:

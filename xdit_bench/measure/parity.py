@@ -64,6 +64,17 @@ def compare(
     return {**verdict, "ok": not verdict["reason"]}
 
 
+def from_truth(latents: torch.Tensor, truth: Path) -> dict[str, float]:
+    """`fp32_rel_l2`: how far latents of a coarser format are from those of the same point in fp32, where they are kept.
+
+    It says what a number format and an engine's order of operations cost; nothing is judged by it.
+    """
+    if not truth.exists():
+        return {}
+    with safe_open(str(truth), "pt") as file:
+        return {"fp32_rel_l2": relative_l2(latents, file.get_tensor("latents"))}
+
+
 def relative_l2(got: torch.Tensor, wanted: torch.Tensor) -> float:
     """||got - wanted|| / ||wanted||, in fp64; infinite when shapes differ, NaN when anything is not finite."""
     if got.shape != wanted.shape:

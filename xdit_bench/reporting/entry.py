@@ -51,6 +51,7 @@ class Entry:
     parameters_bytes: float | None
     energy_j: float | None
     parity_l2: float | None
+    fp32_l2: float | None
 
     @classmethod
     def of(cls, record: Record) -> Entry:
@@ -87,6 +88,7 @@ class Entry:
             parameters_bytes=number(record.memory.get("parameters_bytes")),
             energy_j=number(record.telemetry.get("energy_j_per_image")),
             parity_l2=_distance(record.parity.get("latents_rel_l2")),
+            fp32_l2=_distance(record.parity.get("fp32_rel_l2")),
         )
 
     @property

@@ -28,12 +28,14 @@ WHAT = {
     "ring": "step, ring over Ulysses",
     "scaling": "speed of a step over one GPU",
     "memory_gb": "peak memory below the peers' lowest",
+    "accuracy": "distance from the fp32 latents",
 }
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One comparison: `value` is a ratio, or GB (1e9 bytes) for memory; None where every peer failed."""
+    """One comparison: `value` is a ratio, or GB (1e9 bytes) for memory; None where every peer failed. Of the distance
+    from fp32, ours is the farthest point and theirs plain diffusers on one GPU."""
 
     key: str
     size: Size
@@ -90,6 +92,11 @@ def compared(group: Group, bounds: Mapping[str, Any] | None = None) -> list[Comp
                 add("ring", ring, ulysses, _ratio(ring, ulysses))
             if gpus > 1 and alone:
                 add("scaling", ours, alone, _ratio(alone, ours))
+            farther = [e for e in here if e.engine == OURS and e.gpus == gpus and e.ok and e.fp32_l2]
+            farthest = max(farther, key=lambda e: e.fp32_l2 or 0.0, default=None)
+            plain = group.stock(size)
+            if farthest and farthest.fp32_l2 and plain and plain.fp32_l2:
+                add("accuracy", farthest, plain, farthest.fp32_l2 / plain.fp32_l2)
     return rows
 
 

@@ -111,17 +111,23 @@ def peers_table(groups: Sequence[Group]) -> Table:
                "Met")  # fmt: skip
     note = (
         "Step: ours over the best of the peers' executions and splits, below 1 is faster. Peers as installed: xfuser "
-        "finds no FlashAttention-3. Bounds are goals from the study's sweep file; what is met is as measured."
+        "finds no FlashAttention-3. Distances are relative L2; ours is that of the farthest point. Bounds are goals "
+        "from the study's sweep file; what is met is as measured."
     )
     return Table("peers", "Beside the peers", columns, rows, note)
 
 
 def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple[Cell, ...]:
     memory = row.key == "memory_gb"
-    sides = [
-        _bytes(groups, group, entry) if memory and entry else milliseconds(entry.step_s if entry else None)
-        for entry in (row.ours, row.theirs)
-    ]
+
+    def side(entry: Entry | None) -> Cell:
+        if entry and memory:
+            return _bytes(groups, group, entry)
+        if entry and row.key == "accuracy":
+            return _distance(entry.fp32_l2)
+        return milliseconds(entry.step_s if entry else None)
+
+    sides = [side(entry) for entry in (row.ours, row.theirs)]
     met = {True: "yes", False: "no", None: ""}[row.met]
     bound = "" if row.bound is None else f"{'at least' if row.at_least else 'at most'} {_measure(row.bound, memory)}"
     return (
@@ -130,6 +136,10 @@ def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple
         Cell(words.MISSING if row.value is None else _measure(row.value, memory), row.value),
         Cell(bound, row.bound), text(met),
     )  # fmt: skip
+
+
+def _distance(value: float | None) -> Cell:
+    return Cell(words.MISSING) if value is None else Cell(f"{value:.1e}" if value else "0", value)
 
 
 def _measure(value: float, memory: bool) -> str:
@@ -188,11 +198,7 @@ def points_table(groups: Sequence[Group]) -> Table:
 
 
 def _point_row(groups: Sequence[Group], group: Group, entry: Entry) -> tuple[Cell, ...]:
-    parity = (
-        Cell(f"{entry.parity_l2:.1e}" if entry.parity_l2 else "0", entry.parity_l2)
-        if entry.parity_l2 is not None
-        else Cell(words.MISSING)
-    )
+    parity = _distance(entry.parity_l2)
     energy = Cell(f"{words.digits(entry.energy_j)} J", entry.energy_j) if entry.energy_j else Cell(words.MISSING)
     stages = [seconds(entry.stages.get(stage)) for stage in ("text", "denoise", "vae")]
     stands = entry.ok and not entry.without  # a ratio of part of an engine would pass for one of the engine

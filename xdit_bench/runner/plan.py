@@ -35,11 +35,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """A job with its identity. Cells of one `reference` must yield equal latents; `why_not`: it can not run here."""
+    """A job with its identity. Cells of one `reference` must yield equal latents; `truth` is the reference of the same
+    point in fp32; `why_not`: it can not run here."""
 
     job: Job
     run_id: str
     reference: str
+    truth: str
     why_not: str | None = None
 
     @property
@@ -62,7 +64,8 @@ def make_cell(job: Job, *, gpus: int, fingerprint: str, code: str) -> Cell:
     """One job with its identity, and what keeps it from running here."""
     point = job.point
     why_not = job.why_not or infeasible(point, job.model, gpus=gpus)
-    return Cell(job, run_id(point, fingerprint, code), reference_key(point, fingerprint, code), why_not)
+    reference, truth = (reference_key(p, fingerprint, code) for p in (point, replace(point, dtype="fp32")))
+    return Cell(job, run_id(point, fingerprint, code), reference, truth, why_not)
 
 
 def reference_key(point: Point, fingerprint: str, code: str) -> str:
@@ -135,7 +138,7 @@ def _order(cell: Cell, seed: str) -> tuple[object, ...]:
         point.transport,
         point.model,
         point.weights,
-        point.dtype,
+        point.dtype != "fp32",  # the others' distance from it is taken
         point.seed,
         point.height * point.width,
         baseline,

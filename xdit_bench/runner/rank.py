@@ -25,7 +25,7 @@ from xdit_bench.engine.mesh import Mesh, build_mesh
 from xdit_bench.measure.collectives import probe_collectives, probe_link
 from xdit_bench.measure.launch import BlockLaunch
 from xdit_bench.measure.memory import MemoryWatch
-from xdit_bench.measure.parity import compare, finite, save_result
+from xdit_bench.measure.parity import compare, finite, from_truth, save_result
 from xdit_bench.measure.profile import profile_step
 from xdit_bench.measure.timers import ImageTimer, Timing
 from xdit_bench.runner.failure import brief, describe, drop_locals, forget_frames
@@ -202,14 +202,16 @@ class Rank:
         if not finite(latents):
             return {"ok": False, "reason": "the latents hold NaN or infinite values"}
         made_by = f"{point.engine} u{point.ulysses}r{point.ring} {point.execution}"
+        truth = from_truth(latents, Path(command["truth"])) if command.get("truth") else {}
         if command.get("save_reference"):
             kept = image if point.vae in EXACT_VAES else None  # nobody is held to an approximation
             save_result(Path(command["save_reference"]), latents, kept, made_by)
-            return {"ok": True, "reference": "itself"}
+            return {"ok": True, "reference": "itself", **truth}
         if not command.get("reference"):
-            return {}
+            return truth
         exact = point.vae in EXACT_VAES
-        return compare(latents, image, Path(command["reference"]), dtype=point.dtype, exact_image=exact)
+        found = compare(latents, image, Path(command["reference"]), dtype=point.dtype, exact_image=exact)
+        return found | truth
 
     def _profile(self, command: Message, backend: Backend, mesh: Mesh, point: Point) -> dict[str, Any]:
         """Seconds a step by kind of work, from one more image; measured on mesh rank 0.

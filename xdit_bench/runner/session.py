@@ -187,6 +187,7 @@ class Session:
             "model": dataclasses.asdict(cell.job.model),
             "measure": dataclasses.asdict(cell.job.measure),
             "reference": str(reference) if judged and reference.exists() else None,
+            "truth": str(self._kept(cell.truth)) if judged and cell.truth != cell.reference else None,
             "save_reference": str(reference) if judged and not reference.exists() else None,
             "outputs": str(self.store.study_dir.resolve() / "outputs" / cell.run_id) if cell.job.save_outputs else None,
         }
@@ -220,4 +221,7 @@ class Session:
         return str(self.machine["fingerprint"])
 
     def reference(self, cell: Cell) -> Path:
-        return self.store.study_dir.resolve() / "references" / f"{cell.reference}.safetensors"
+        return self._kept(cell.reference)
+
+    def _kept(self, key: str) -> Path:
+        return self.store.study_dir.resolve() / "references" / f"{key}.safetensors"

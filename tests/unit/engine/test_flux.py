@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from xdit_bench.engine import weights
 from xdit_bench.engine.flux import UspFlux, check_heads
 from xdit_bench.engine.mesh import Mesh
-from xdit_bench.engine.weights import fuse
+from xdit_bench.engine.weights import fuse, host_room, put_away
 from xdit_bench.errors import Infeasible
 
 
@@ -39,6 +41,28 @@ def test_fusing_again_finds_the_same_memory() -> None:
     assert first.weight.data_ptr() == second.weight.data_ptr()
     assert first.bias.data_ptr() == second.bias.data_ptr()
     assert torch.equal(first.weight, second.weight)
+
+
+def test_weights_stay_where_their_copies_would_fill_the_hosts_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = nn.Linear(100, 100, bias=False)  # 40 kB
+    monkeypatch.setattr(weights, "host_room", lambda: 99e3)
+    with caplog.at_level("WARNING"):
+        put_away([layer], ranks=2)
+    assert not hasattr(layer, "host_copies")
+    assert "weights of other ranks stay on the GPU" in caplog.text
+
+
+def test_room_on_the_host_is_what_is_available_or_what_the_container_leaves(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       2000 kB\nMemAvailable:   1000 kB\n")
+    assert host_room(meminfo, tmp_path) == 1024e3
+    (tmp_path / "memory.current").write_text("300000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host_room(meminfo, tmp_path) == 1024e3
+    (tmp_path / "memory.max").write_text("500000\n")
+    assert host_room(meminfo, tmp_path) == 200e3
 
 
 MESH = Mesh(1, 1, 0, torch.device("cpu"))

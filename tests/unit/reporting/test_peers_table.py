@@ -81,6 +81,20 @@ def test_bounds_are_those_of_the_sweep_file_and_both_verdicts_are_shown() -> Non
     assert "xfuser/compile u2r1, fa3" in texts[WHAT["peers_fa3"], "2"]
 
 
+def test_the_farthest_of_our_points_from_fp32_is_held_to_plain_diffusers_distance() -> None:
+    from_fp32 = {("stock", 1): 0.010, ("usp", 1): 0.011, ("usp", 2): 0.013}
+    records = [step(182, engine="stock"), step(104), step(104, execution="graph"), step(60, ulysses=2)]
+    for item in records:
+        item.parity["fp32_rel_l2"] = from_fp32[item.point["engine"], item.point["ulysses"]]
+    records[1].parity["fp32_rel_l2"] = 0.009  # op by op it is nearer
+    found = rows(records)
+    assert found["accuracy", 1].value == pytest.approx(1.1)
+    assert found["accuracy", 2].value == pytest.approx(1.3)
+    table = peers_table(group_records(records))
+    (two,) = [[c.text for c in row] for row in table.rows if row[3].text == WHAT["accuracy"] and row[2].text == "2"]
+    assert two[-5:] == ["1.3e-02", "1.0e-02", "1.300", "at most 1.200", "no"]
+
+
 def test_the_shipped_bounds_name_known_comparisons_alone() -> None:
     bounds = shipped_bounds("peers")
     assert set(bounds) == set(WHAT)
