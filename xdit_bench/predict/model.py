@@ -165,12 +165,10 @@ def _text_s(point: Point, model: ModelSpec, topology: Topology, graph: bool) -> 
     device alone sets them. What a shared-out encoder exchanges, 4 MB a rank, is left out."""
     text = text_encoders(model)
     compute = text.flops_per_token * point.text_tokens / (topology.gpu.peak_flops * topology.efficiency["gemm"].value)
-    if graph:
-        elementwise = rows_s(topology, text.rows, point.text_tokens, text.row_bytes, fused=False)
-        gaps = text.kernels * topology.host["kernel_gap_s"].value
-        return max(compute, stream_s(topology, text.bytes)) + elementwise + gaps + TEXT_FIXED_S
-    launches = TEXT_OPS * topology.op_s(point.gpus)
-    return max(compute, stream_s(topology, text.bytes), launches) + TEXT_FIXED_S
+    elementwise = rows_s(topology, text.rows, point.text_tokens, text.row_bytes, fused=False)
+    gaps = text.kernels * topology.host["kernel_gap_s"].value
+    on_gpu = max(compute, stream_s(topology, text.bytes)) + elementwise + gaps
+    return (on_gpu if graph else max(on_gpu, TEXT_OPS * topology.op_s(point.gpus))) + TEXT_FIXED_S
 
 
 def _extrapolation(point: Point, model: ModelSpec, topology: Topology) -> tuple[float, list[str]]:
