@@ -83,7 +83,7 @@ class UspBackend:
         return self.flux.sent_bytes
 
     @property
-    def choices(self) -> dict[str, str]:
+    def choices(self) -> dict[str, Any]:
         """See UspFlux.choices; nothing for a decode alone."""
         return self.flux.choices if self.point.steps else {}
 

@@ -3,7 +3,7 @@
 Every kernel takes q `B S H D`, k and v `B K H D` (any strides, the last dim dense) and returns the output `B S H D`
 and the log-sum-exp of the scaled scores, `B H S` float32, which merges partial results. Nothing here knows of ranks.
 
-    kernel = choose("auto", q.shape, k.shape, q.dtype, q.device)  # times what this device has, once a shape
+    kernel, seconds = choose("auto", q.shape, k.shape, q.dtype, q.device)  # times what there is, once a shape
     out, lse = kernel(q, k, v)
 """
 
@@ -116,8 +116,9 @@ def choose(
     dtype: torch.dtype,
     device: torch.device,
     slowest: Callable[[Sequence[float]], list[float]] = list,
-) -> Kernel:
-    """The named kernel, or for `auto` the fastest for q `B S H D` and k and v `B K H D` of these shapes.
+) -> tuple[Kernel, dict[str, float]]:
+    """The named kernel, or for `auto` the fastest for q `B S H D` and k and v `B K H D` of these shapes, and seconds
+    of those it was timed beside.
 
     `slowest` makes of a rank's seconds those of the slowest rank, so that all take the same kernel; with it every rank
     calls in step. Raises MissingExtraError when a named kernel's package is not installed, Infeasible when the device
@@ -129,12 +130,12 @@ def choose(
         obstacle = _obstacle(name, device, dtype)
         if obstacle is not None:
             raise obstacle
-        return KERNELS[name]
+        return KERNELS[name], {}
     own = _seconds(queries, keys, dtype, device)
     seconds = dict(zip(own, slowest(list(own.values())), strict=True))
     best = min(seconds, key=lambda kernel: seconds[kernel])
     log.info("attention=auto took %s of %s", best, {kernel: f"{s * 1e3:.2f} ms" for kernel, s in seconds.items()})
-    return KERNELS[best]
+    return KERNELS[best], seconds if len(seconds) > 1 else {}
 
 
 def name_of(kernel: Kernel) -> str:

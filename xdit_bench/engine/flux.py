@@ -10,6 +10,7 @@ sigmas and the VAE to others.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -95,7 +96,10 @@ class UspFlux:
         self.parts = make_parts(self.ops, _compiled) if self.compiled else make_parts(self.ops)
         shape, weight = self._attended(), transformer.x_embedder.weight
         agree = partial(slowest, mesh=mesh)
-        kernel = choose(attention, shape, shape, weight.dtype, weight.device, agree) if attention else exact
+        kernel, seconds = (
+            choose(attention, shape, shape, weight.dtype, weight.device, agree) if attention else (exact, {})
+        )
+        self.kernel_s = {name: s for name, s in seconds.items() if s < math.inf}
         self.carrier = carrier or _carrier(mesh, options.exchange)
         self.attention = UspAttention(
             mesh,
@@ -148,10 +152,12 @@ class UspFlux:
         self.modulation.close()
 
     @property
-    def choices(self) -> dict[str, str]:
-        """What `auto` came to: the attention kernel, how exchanges travel, and a ring's keys in single and double
-        blocks."""
-        chosen = {"attention": name_of(self.attention.kernel)}
+    def choices(self) -> dict[str, Any]:
+        """What `auto` came to: the attention kernel, and the seconds of those that ran where several did, how exchanges
+        travel, and a ring's keys in single and double blocks."""
+        chosen: dict[str, Any] = {"attention": name_of(self.attention.kernel)}
+        if self.kernel_s:
+            chosen["attention_s"] = self.kernel_s
         if self.mesh.size > 1:
             chosen["exchange"] = "distributed" if type(self.carrier) is DistributedCarrier else "symmetric"
         if self.mesh.ring > 1:

@@ -53,7 +53,7 @@ def test_merging_two_blocks_of_keys_is_attention_to_both() -> None:
 
 def test_cpu_has_the_exact_kernel_alone() -> None:
     assert available(CPU, torch.float32) == ["sdpa"]
-    assert choose("auto", *shapes()) is KERNELS["sdpa"]
+    assert choose("auto", *shapes()) == (KERNELS["sdpa"], {})
 
 
 def test_named_gpu_kernel_on_a_cpu_is_infeasible_and_names_one_that_runs() -> None:
@@ -74,7 +74,7 @@ def test_auto_leaves_out_a_kernel_that_fails(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(attention, "_obstacle", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(attention, "_seconds", cache(attention._seconds.__wrapped__))  # none of other tests'
-    assert choose("auto", *shapes()) is exact
+    assert choose("auto", *shapes())[0] is exact
     assert "cudnn does not run here (no engine)" in caplog.text
 
 
@@ -94,9 +94,9 @@ def test_auto_times_a_shape_once_and_remembers_no_want_of_memory(monkeypatch: py
     monkeypatch.setattr(attention, "SUSTAINED_S", 1e-9)
     with pytest.raises(torch.OutOfMemoryError):
         choose("auto", *shapes())
-    assert choose("auto", *shapes()) is full
+    assert choose("auto", *shapes())[0] is full
     timed = len(calls)
-    assert choose("auto", *shapes()) is full
+    assert choose("auto", *shapes())[0] is full
     assert len(calls) == timed
 
 
@@ -114,6 +114,8 @@ def test_near_kernels_are_told_apart_by_long_runs_and_ranks_take_the_same(monkey
     monkeypatch.setattr(attention, "SUSTAINED_S", 7.0)
     monkeypatch.setattr(attention, "_run", run)
     monkeypatch.setattr(attention, "_seconds", cache(attention._seconds.__wrapped__))
-    assert attention.name_of(choose("auto", *shapes())) == "fa3"
+    kernel, seconds = choose("auto", *shapes())
+    assert attention.name_of(kernel) == "fa3"
+    assert seconds == pytest.approx({"cudnn": 1.2, "flash": 3.0, "fa3": 1.1})
     assert turns[:6] == ["cudnn", "cudnn", "fa3", "fa3", "cudnn", "cudnn"]  # flash was too far off
-    assert attention.name_of(choose("auto", *shapes(), lambda own: [own[0], own[1], 1.3])) == "cudnn"
+    assert attention.name_of(choose("auto", *shapes(), lambda own: [own[0], own[1], 1.3])[0]) == "cudnn"
