@@ -180,6 +180,9 @@ def run_text(mesh: Any) -> dict[str, float]:
     encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.neg_()  # as other weights would be
     found["other_bias"] = relative(sharded(ids), encoder(ids)[0])
     found["moved"] = relative(encoder(ids)[0], before)
+    if sharded.counts[mesh.rank]:
+        bias = sharded.stage.encoder.block[0].layer[0].SelfAttention.compute_bias(5, 5)
+        found["stride"] = bias.stride(-1)
     return found
 
 
@@ -265,3 +268,4 @@ def test_text_over_ranks_equals_one_encoder_to_the_bit(
     result = results["text-u{}r{}".format(*split)]
     assert result["first"] == result["second"] == result["other_bias"] == 0.0
     assert result["moved"] > FAULT  # every layer's bias counts
+    assert result["stride"] == 1  # else GPUs have no fused attention for it

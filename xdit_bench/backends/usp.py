@@ -59,7 +59,7 @@ class UspBackend:
         than running them."""
         self.t5: Callable[[torch.Tensor], torch.Tensor] = partial(encode_t5, self.modules)
         self.clip: Callable[[torch.Tensor], torch.Tensor] = partial(encode_clip, self.modules)
-        if self.mesh.size > 1 and "shard_text" not in left_out(self.point):
+        if "shard_text" not in left_out(self.point):
             self.t5 = ShardedT5(self.modules.text_encoder_2, self.mesh, self.flux.carrier)
             self.opened.callback(self.t5.close)
         if self.point.execution == "graph":

@@ -1,7 +1,10 @@
 """T5's encoder over the ranks of a mesh: each runs some of its layers and passes what comes out on to the others.
 
 The layers follow one another, so that this takes as long as on one rank and an exchange a rank (4 MB for 512 tokens).
-What it saves is memory: two ranks hold 4.6 GB less each, eight 8.1 GB. Leaves what a layer computes to transformers.
+What it saves is memory: two ranks hold 4.6 GB less each, eight 8.1 GB.
+
+Leaves what a layer computes to transformers, but hands it the position bias in order: as transformers permutes it, its
+last dimension has no stride of one, for which torch has no fused attention on GPUs (`sdp_utils_cpp.h`).
 
     t5 = ShardedT5(text_encoder_2, mesh, carrier)
     prompt = t5(ids); t5.close()
@@ -11,6 +14,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +41,7 @@ class ShardedT5:
         own = range(start, start + self.counts[mesh.rank])
         self.others = [layer for i, layer in enumerate(layers) if i not in own]
         self.close()  # a sharing that was never closed
-        self.stage = encoder if len(own) == len(layers) else _stage(encoder, own, last=own.stop == len(layers))
+        self.stage = _stage(encoder, own, last=own.stop == len(layers))
         if mesh.device.type == "cuda":
             put_away(self.others, mesh.size)
 
@@ -75,7 +80,14 @@ def _stage(encoder: Any, own: range, *, last: bool) -> nn.Module:
         elif "relative_attention_bias" in name and own:
             tensors[name] = tensor
     stage.load_state_dict(tensors, assign=True)
+    if own:
+        attention = stage.encoder.block[0].layer[0].SelfAttention
+        attention.compute_bias = partial(_in_order, attention.compute_bias)
     if not last:
         stage.encoder.final_layer_norm = nn.Identity()
     made: nn.Module = stage.eval().requires_grad_(False)
     return made
+
+
+def _in_order(bias: Callable[..., Tensor], *arguments: Any, **named: Any) -> Tensor:
+    return bias(*arguments, **named).contiguous()
