@@ -26,7 +26,8 @@ def ratios(rows: Sequence[Row], *, threshold: float) -> Figure:
     for y, row in enumerate(shown):
         colour = BASELINE if row.regression else BLUE if row.verdict in BETTER else INK
         if row.ratio is None:
-            axis.text(1, y, f" {row.verdict}", color=colour, va="center", fontsize=6.5, weight="bold")
+            axis.annotate(row.verdict, (1, y), (2.5, 0), textcoords="offset points", va="center", color=colour,
+                          fontsize=6.5, weight="bold")  # fmt: skip
             continue
         if row.low is not None and row.high is not None:
             axis.plot([row.low, row.high], [y, y], color=colour, linewidth=1.3)

@@ -20,7 +20,7 @@ from xdit_bench.reporting.marks import bar_style, label_rows, legend, legend_pat
 from xdit_bench.reporting.peers import runner
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
-from xdit_bench.reporting.style import BASELINE, BLUE, CYCLE, MUTED, ORANGE, PAPER, Layout, empty, panels
+from xdit_bench.reporting.style import BASELINE, BLUE, CYCLE, INK, MUTED, ORANGE, PAPER, Layout, empty, panels
 
 PARITY_BOUNDS = {"fp32": 1e-4, "bf16": 5e-2}  # design.md, section 5
 OURS = (BLUE, CYCLE[2], CYCLE[3], CYCLE[4])
@@ -81,10 +81,11 @@ def _engine_panel(
         if steps:
             peak = max(peak, min(steps))
             axis.barh(y, min(steps), 0.74, **bar_style(group, colour))
-            axis.text(min(steps), y, f" {words.digits(min(steps))}", va="center", fontsize=6)
+            said, at, ink = words.digits(min(steps)), min(steps), INK
         else:
             failed = pick(alike)
-            axis.text(0, y, f" {failed.outcome if failed else 'not run'}", va="center", fontsize=6, color=MUTED)
+            said, at, ink = failed.outcome if failed else "not run", 0.0, MUTED
+        axis.annotate(said, (at, y), (2.5, 0), textcoords="offset points", va="center", fontsize=6, color=ink)
     axis.set_yticks(
         range(len(rows)), [f"{count}× {name}" for count, name in rows] if starts_row(axis) else [""] * len(rows)
     )
