@@ -10,12 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch._inductor.config
 import yaml
 
 from xdit_bench import data_dir
 from xdit_bench.backends.modules import random_modules
-from xdit_bench.backends.xfuser import ROUNDING, XFUSER_ATTENTION, XfuserBackend, check_point
+from xdit_bench.backends.xfuser import XFUSER_ATTENTION, XfuserBackend, check_point, rounded_timestep
 from xdit_bench.backends.xfuser_state import import_xfuser, setting
 from xdit_bench.config import Attention, ModelSpec, Point
 from xdit_bench.engine.mesh import Mesh
@@ -69,11 +68,16 @@ def test_a_whole_compiled_transformer_takes_the_timestep_that_eager_takes() -> N
     inputs["pooled_projections"] = torch.randn(1, config.pooled_projection_dim).bfloat16()
     ids = {"img_ids": torch.ones(16, 3), "txt_ids": torch.zeros(8, 3)}
     step = {"timestep": torch.tensor([0.75]).bfloat16(), "return_dict": False}
-    with torch.no_grad(), torch._inductor.config.patch(ROUNDING):
+    with torch.no_grad():
         plain = transformer(**inputs, **ids, **step)[0].float()
-        compiled = torch.compile(transformer)(**inputs, **ids, **step)[0].float()
+        with rounded_timestep(transformer):
+            compiled = torch.compile(transformer)(**inputs, **ids, **step)[0].float()
+        torch.compiler.reset()
+        careless = torch.compile(transformer)(**inputs, **ids, **step)[0].float()
     torch.compiler.reset()
-    assert (compiled - plain).norm() < 0.02 * plain.norm(), "a quarter of it where the product is not rounded"
+    assert "forward" not in vars(transformer.time_text_embed)
+    assert (compiled - plain).norm() < 0.02 * plain.norm()
+    assert (careless - plain).norm() > 0.05 * plain.norm()  # where the product is not rounded
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
