@@ -9,13 +9,17 @@ from typing import Any
 import engine_cases as cases
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import T5Config, T5EncoderModel
 
+from xdit_bench.backends.modules import fill_random
 from xdit_bench.engine import flux as flux_module
 from xdit_bench.engine.attention import KERNELS, available
 from xdit_bench.engine.collectives import DistributedCarrier
 from xdit_bench.engine.flux import Options, UspFlux
 from xdit_bench.engine.mesh import Mesh, build_mesh, connect
 from xdit_bench.engine.modulation import Modulation
+from xdit_bench.engine.text import ShardedT5
 
 pytestmark = pytest.mark.gpu
 
@@ -55,6 +59,26 @@ def test_bf16_is_as_near_to_float32_as_diffusers_is(
     error = cases.relative(flux.denoise(*inputs, cases.SIGMAS, None), exact)
     flux.close()
     assert error <= 1.2 * cases.relative(cases.stock(model, *inputs), exact)
+
+
+def test_t5_attends_with_a_fused_kernel_and_yields_what_transformers_yields(device: torch.device) -> None:
+    config = T5Config(
+        vocab_size=99, d_model=256, d_kv=64, num_heads=4, d_ff=512, num_layers=2, feed_forward_proj="gated-gelu"
+    )
+    encoder = T5EncoderModel(config)
+    fill_random(encoder, torch.Generator().manual_seed(3))
+    encoder = encoder.to(device, torch.bfloat16).eval().requires_grad_(False)
+    mesh = build_mesh(1, 1, device)
+    assert mesh is not None
+    ids = torch.arange(96, device=device)[None]
+    fused = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+    with torch.no_grad():
+        plain = encoder(ids)[0]
+        exact = encoder.float()(ids)[0]
+        encoder.to(torch.bfloat16)
+        with sdpa_kernel(fused):
+            embedded = ShardedT5(encoder, mesh, DistributedCarrier(mesh))(ids)
+    assert cases.relative(embedded, exact) <= 1.2 * cases.relative(plain, exact)
 
 
 def test_fp32_equals_diffusers(device: torch.device) -> None:

@@ -79,7 +79,10 @@ def test_ranks_of_every_transport_agree_with_the_baseline(tmp_path: Path) -> Non
     ]
     records = run(points, tmp_path)
     assert {r.status for r in records} == {"ok"}, [r.reason for r in records]
+    alone = next(r for r in records if r.point["gpus"] == 1)
     for record in [r for r in records if r.point["gpus"] == 2]:
+        assert record.memory["parameters_bytes"] < alone.memory["parameters_bytes"]  # T5's layers and adaLN shared out
+        assert ("link" in record.telemetry) is (record.point["transport"] == "host")
         assert len(record.memory["peak_bytes_per_rank"]) == 2
         direct = record.point["transport"] == "p2p"
         assert all((held > 0) is direct for held in record.memory["symmetric_bytes_per_rank"])
