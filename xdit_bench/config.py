@@ -32,8 +32,9 @@ ATTENTION_MODULES = {"flash_attn": "flash_attn", "fa3": "fa3_fwd_interface"}  # 
 
 
 class Execution(Enum):
-    """How the denoising loop runs: op by op, compiled blocks, or one CUDA graph."""
+    """How the denoising loop runs: op by op, compiled blocks, or one CUDA graph; see `execution_of` for `auto`."""
 
+    auto = "auto"
     eager = "eager"
     compile = "compile"
     graph = "graph"
@@ -124,7 +125,7 @@ class Config:
     width: int | None = None
     model: Any = None
     engine: Any = None
-    execution: Execution = Execution.eager
+    execution: Execution = Execution.auto
     attention: Attention = Attention.auto
     without: str = rungs.NONE
     vae: Any = None
@@ -291,7 +292,7 @@ def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]
         ulysses=cfg.ulysses,
         ring=cfg.ring,
         engine=cfg.engine["name"],
-        execution=cfg.execution.value,
+        execution=execution_of(cfg),
         attention=cfg.attention.value,
         vae=cfg.vae["name"],
         dtype=cfg.dtype.value,
@@ -304,6 +305,16 @@ def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]
         without=rungs.checked(cfg.without),
     )
     return settle(point) if point.engine == rungs.ENGINE else point, model
+
+
+def execution_of(cfg: Config) -> str:
+    """The execution asked for; `auto` is a CUDA graph, for which no host is too slow, where the engine has it and the
+    GPUs of one host reach each other, else eager."""
+    if cfg.execution is not Execution.auto:
+        return str(cfg.execution.value)
+    gpus = cfg.topology["name"] != "cpu" and cfg.dtype is not Dtype.fp32
+    direct = cfg.transport is Transport.p2p and cfg.launch.nnodes == 1
+    return "graph" if gpus and direct and "graph" in cfg.engine["executions"] else "eager"
 
 
 def settle(point: Point) -> Point:
@@ -341,7 +352,7 @@ def lacking(cfg: Config) -> str | None:
     A cell of a grid may ask for it: it becomes an infeasible record.
     """
     engine = cfg.engine
-    for knob, asked in (("execution", cfg.execution.value), ("vae", cfg.vae["name"])):
+    for knob, asked in (("execution", execution_of(cfg)), ("vae", cfg.vae["name"])):
         offered = [str(option) for option in engine[f"{knob}s"]]
         if asked not in offered:
             return f"engine={engine['name']} has no {knob}={asked}; use {', '.join(offered)}, or engine=usp"

@@ -11,7 +11,9 @@ from xdit_bench import data_dir
 from xdit_bench.config import (
     Attention,
     Config,
+    Dtype,
     Execution,
+    LaunchConfig,
     ModelSpec,
     Point,
     Transport,
@@ -122,6 +124,23 @@ def test_an_engine_has_one_name_whatever_is_left_out_of_it(knobs: dict, left: tu
     gpu = {"topology": {"name": "h200_nvlink"}, "execution": Execution.graph, "ulysses": 2, **knobs}
     found, _ = resolve(config(**gpu))
     assert (found.execution, found.attention, found.without) == left
+
+
+@pytest.mark.parametrize(
+    ("knobs", "execution"),
+    [
+        ({}, "graph"),
+        ({"topology": {"name": "cpu"}}, "eager"),
+        ({"transport": Transport.host}, "eager"),
+        ({"dtype": Dtype.fp32}, "eager"),
+        ({"launch": LaunchConfig(nnodes=2, rdzv_endpoint="a:1")}, "eager"),
+        ({"engine": {"name": "stock", "executions": ["eager", "compile"]}}, "eager"),
+        ({"execution": Execution.eager}, "eager"),
+        ({"without": "graph"}, "eager"),
+    ],
+)
+def test_auto_is_a_graph_where_the_engine_has_it_and_gpus_reach_each_other(knobs: dict, execution: str) -> None:
+    assert resolve(config(**{"topology": {"name": "auto"}, **knobs}))[0].execution == execution
 
 
 def test_a_record_from_before_rungs_is_the_whole_engine() -> None:

@@ -17,7 +17,7 @@ from xdit_bench.__main__ import main
 from xdit_bench.results.store import Store, read_records
 from xdit_bench.runner.process import running
 
-KNOBS = ("ulysses: 1", "res: 1024", "execution: eager", "run.resume: true", "measure.precision: 0.01", "prompt")
+KNOBS = ("ulysses: 1", "res: 1024", "execution: auto", "run.resume: true", "measure.precision: 0.01", "prompt")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["topology=a100_nvlnk"], ("unknown topology 'a100_nvlnk'", "did you mean a100_nvlink?")),
         (["engine=upsp"], ("unknown engine 'upsp'", "did you mean usp?")),
         (["model=flux_schnel"], ("unknown model", "did you mean flux_schnell?")),
-        (["execution=egaer"], ("execution must be one of eager, compile, graph", "execution=egaer")),
+        (["execution=egaer"], ("execution must be one of auto, eager, compile, graph", "execution=egaer")),
         (["no_such_knob=1"], ("no_such_knob", "--help")),
         (["height=720"], ("height and width go together",)),
         (["res=512", "height=720", "width=1280"], ("not both",)),
