@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import torch
 
+from xdit_bench.measure.timers import synchronize
+
 CALLS_AT_MOST = 2000
 
 
@@ -24,12 +26,6 @@ def seconds_of(call: Callable[[], object], device: torch.device, for_s: float = 
     calls = max(2, min(CALLS_AT_MOST, round(for_s / max(once, 1e-7))))
     _timed(call, max(1, calls // 2), device)
     return _timed(call, calls, device)
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until a GPU is done; a CPU always is."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _timed(call: Callable[[], object], calls: int, device: torch.device) -> float:

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xdit_bench.calibration.clock import seconds_of, synchronize
+from xdit_bench.calibration.clock import seconds_of
 from xdit_bench.calibration.shapes import Shapes
 from xdit_bench.config import ModelSpec
 from xdit_bench.engine.attention import KERNELS, available
 from xdit_bench.measure.launch import BlockLaunch, single_block
+from xdit_bench.measure.timers import synchronize
 from xdit_bench.predict.workload import Conv, decoder_convs
 
 Measurement = dict[str, Any]

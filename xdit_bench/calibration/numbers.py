@@ -48,8 +48,7 @@ def efficiencies(measurements: Sequence[Measurement], gpu: GpuSpec, model: Model
         ranks = m.get("ranks", 1)
         what = f"issuing an eager single-stream block, over its {EAGER.host_ops[1]:g} operations"
         beside = f", {ranks} ranks at once" if ranks > 1 else ""
-        later = ", in another sitting" if m.get("apart") else ""
-        cost = Number(op_s(m["seconds"]), f"measured: {what}{beside}{later}")
+        cost = Number(op_s(m["seconds"]), f"measured: {what}{beside}")
         found["host"][BESIDE if ranks > 1 else "op_s"] = cost
     for m in _of(measurements, "kernel_gap"):
         found["host"]["kernel_gap_s"] = Number(m["seconds"], "measured: tiny kernels queued one behind the other")

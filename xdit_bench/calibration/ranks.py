@@ -132,12 +132,12 @@ def _launch_beside(world: int, device: torch.device) -> dict[str, Any]:
     import torch.distributed as dist
 
     from xdit_bench.measure.launch import BlockLaunch
+    from xdit_bench.measure.timers import agree
 
     launch = BlockLaunch(device, torch.bfloat16)
     dist.barrier()
-    slowest = torch.tensor([launch()], device=device, dtype=torch.float64)
-    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-    return {"kind": "launch", "path": "p2p", "ranks": world, "seconds": float(slowest)}
+    (slowest,) = agree(dist.group.WORLD, [launch()])
+    return {"kind": "launch", "path": "p2p", "ranks": world, "seconds": slowest}
 
 
 def _as_called(mesh: Mesh, sizes: list[int]) -> list[dict[str, Any]]:
@@ -241,15 +241,15 @@ def _slowest(call: Callable[[], object], mesh: Mesh) -> float:
     import torch
     import torch.distributed as dist
 
+    from xdit_bench.measure.timers import synchronize
+
     def timed(calls: int) -> float:
         dist.barrier(group=mesh.group)
-        if mesh.device.type == "cuda":
-            torch.cuda.synchronize(mesh.device)
+        synchronize(mesh.device)
         start = time.perf_counter()
         for _ in range(calls):
             call()
-        if mesh.device.type == "cuda":
-            torch.cuda.synchronize(mesh.device)
+        synchronize(mesh.device)
         taken = torch.tensor([(time.perf_counter() - start) / calls], device=mesh.device)
         dist.all_reduce(taken, op=dist.ReduceOp.MAX, group=mesh.group)  # also agrees on how often to repeat
         return float(taken)

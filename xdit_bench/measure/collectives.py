@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from xdit_bench.measure.stats import quantile
-from xdit_bench.measure.timers import agree
+from xdit_bench.measure.timers import agree, synchronize
 
 SIZES = {"cuda": (2**16, 2**20, 2**24, 2**28), "cpu": (2**16, 2**20, 2**22)}
 LINK_BYTES = 2**24  # about what keys and values of 1024px weigh on one of two GPUs
@@ -91,8 +91,7 @@ def _time(exchange: Exchange, group: ProcessGroup | None, device: torch.device) 
         agree(world, [0.0])
         begun = time.perf_counter()
         exchange()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         (slowest,) = agree(world, [time.perf_counter() - begun])
         if attempt >= WARMUPS:
             samples.append(slowest)

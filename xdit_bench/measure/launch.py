@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import torch
 
+from xdit_bench.measure.timers import synchronize
+
 BLOCKS = 38  # of FLUX.1's: one block over and over stays in the core's caches, and issues 8 to 10 % faster
 PASSES = 2  # timed, of 30 to 70 ms each, after one that is not
 
@@ -30,21 +32,17 @@ class BlockLaunch:
     def __call__(self) -> float:
         """Seconds a block."""
         self._pass()
-        self._wait()
+        synchronize(self.device)
         start = time.perf_counter()
         for _ in range(PASSES):
             self._pass()
         seconds = time.perf_counter() - start
-        self._wait()
+        synchronize(self.device)
         return seconds / (PASSES * len(self.blocks))
 
     def _pass(self) -> None:
         for block in self.blocks:
             block()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def single_block(h: int, heads: int, tokens: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:

@@ -139,8 +139,7 @@ class ImageTimer:
         """One image; keeps its latents and pixels in `timing`. The slowest rank's seconds by column."""
         timing.latents = timing.image = None  # the last image's; two at once would count as peak memory
         number = len(timing.warmup) + len(timing.spans)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         agree(self.group, [0.0])  # barrier: otherwise a late rank's lateness counts as communication
         start = time.monotonic()
         marks = Marks(self.device)
@@ -181,6 +180,12 @@ class ImageTimer:
             if not self.together:  # the other ranks wait in `agree`: let them go, so that they live for the next point
                 agree(self.group, [math.inf] * len(COLUMNS))
             raise
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU is done; a CPU always is."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def agree(group: ProcessGroup | None, values: list[float]) -> list[float]:

@@ -16,8 +16,8 @@ from xdit_bench.config import Point
 
 @dataclass(frozen=True)
 class Row:
-    """One sample: its point, what was seen, what the model says (seconds or bytes). `host_unknown` where the model has
-    the host bound the step and nobody took what launches cost it then."""
+    """One sample: its point, what was seen, what the model says (seconds or bytes). `host_unknown` where a
+    slower host of the kind could have bound it and nobody took what launches cost then."""
 
     point: Point
     seen: float

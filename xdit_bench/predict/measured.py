@@ -79,11 +79,10 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
                 else:
                     others += 1
             if record.status == "ok" and point.steps and record.total_s:
-                op = launch_cost(record)
-                link = link_taken(record)
-                here = with_link(with_host(topology, op), point.transport, link)
+                op, link = launch_cost(record), link_taken(record)
+                here = with_link(with_host(topology, op) if op else topology, point.transport, link)
                 said = predict(point, model, here).total_s
-                slow = topology if op else with_host(topology, SLOW_HOST * topology.op_s(point.gpus))
+                slow = with_host(here, SLOW_HOST * here.op_s(point.gpus))
                 unknown = not op and predict(point, model, slow).total_s > (1 + HOST_BOUND) * said
                 rows.append(Row(point, record.total_s, said, host_unknown=unknown))
                 hosts, links = hosts + bool(op), links + bool(link)
@@ -108,10 +107,8 @@ def launch_cost(record: Record) -> float | None:
     return op_s(issued) if isinstance(issued, float) and 0.0 < issued < 1.0 else None
 
 
-def with_host(topology: Topology, cost_s: float | None) -> Topology:
-    """With another launch cost, seconds an operation; as it is without one."""
-    if cost_s is None:
-        return topology
+def with_host(topology: Topology, cost_s: float) -> Topology:
+    """With another launch cost, seconds an operation."""
     cost = Number(cost_s, "measured beside the point")
     return replace(topology, host={**topology.host, "op_s": cost, BESIDE: cost})
 
@@ -128,12 +125,17 @@ def with_link(topology: Topology, transport: str, taken: dict[str, dict[str, flo
     levels = topology.levels(transport)
     if not taken or len(levels) != 1:
         return topology
-    level = levels[0]
-    if row := taken.get("ring"):
-        level = replace(level, bytes_per_s=row["bytes"] / max(row["seconds"] - level.latency_s, row["seconds"] / 2))
-    if row := taken.get("all_to_all"):
-        seconds = max(row["seconds"] - level.all_to_all_latency_s, row["seconds"] / 2)
-        level = replace(level, all_to_all_bytes_per_s=row["bytes"] / seconds)
+
+    def rate(kind: str, latency_s: float, usual: float) -> float:
+        row = taken.get(kind)
+        return row["bytes"] / max(row["seconds"] - latency_s, row["seconds"] / 2) if row else usual
+
+    (level,) = levels
+    level = replace(
+        level,
+        bytes_per_s=rate("ring", level.latency_s, level.bytes_per_s),
+        all_to_all_bytes_per_s=rate("all_to_all", level.all_to_all_latency_s, level.all_to_all_bytes_per_s),
+    )
     return replace(topology, links={**topology.links, transport: (level,)})
 
 

@@ -175,8 +175,9 @@ def _peers(alike: Sequence[Group]) -> list[str]:
                 by_gpus.setdefault(row.gpus, []).append((row.size, said))
     parts = []
     for gpus, clauses in sorted(by_gpus.items()):
-        shown = spread([size for size, _ in sorted(clauses)], SHOWN)
-        listed = words.listing(clause for size, clause in sorted(clauses) if size in shown)
+        clauses.sort()
+        shown = spread([size for size, _ in clauses], SHOWN)
+        listed = words.listing(clause for size, clause in clauses if size in shown)
         parts.append(f"{listed} on {alike[0].count(gpus)}")
     return [f"One step of {OURS} over the fastest peer's: {'; '.join(parts)}."] if parts else []
 

@@ -17,6 +17,7 @@ from typing import Any
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import number
 from xdit_bench.results.schema import METRICS, Metric, Record
+from xdit_bench.results.store import newest
 
 ALPHA = 0.01  # of the two-sided Mann-Whitney test; the threshold stands beside it, both must be passed
 Z95 = 1.959964
@@ -85,11 +86,10 @@ def compare(
 
 def _by_point(records: Iterable[Record]) -> dict[str, list[Record]]:
     """The newest record of each point on each machine."""
-    newest: dict[str, dict[tuple[str, str], Record]] = {}
-    for record in records:
-        key = json.dumps(record.point, sort_keys=True, default=str)
-        newest.setdefault(key, {})[record.source, record.fingerprint] = record
-    return {key: list(found.values()) for key, found in newest.items()}
+    found: dict[str, list[Record]] = {}
+    for record in newest(records):
+        found.setdefault(json.dumps(record.point, sort_keys=True, default=str), []).append(record)
+    return found
 
 
 def _join(base: list[Record], new: list[Record], metric: Metric, threshold: float, allow: frozenset[str]) -> list[Row]:

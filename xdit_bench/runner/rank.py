@@ -27,7 +27,7 @@ from xdit_bench.measure.launch import BlockLaunch
 from xdit_bench.measure.memory import MemoryWatch
 from xdit_bench.measure.parity import compare, finite, from_truth, save_result
 from xdit_bench.measure.profile import profile_step
-from xdit_bench.measure.timers import ImageTimer, Timing
+from xdit_bench.measure.timers import ImageTimer, Timing, synchronize
 from xdit_bench.runner.failure import brief, describe, drop_locals, forget_frames
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -109,8 +109,9 @@ class Rank:
         try:
             with torch.no_grad():
                 parameters = self._prepare(backend, mesh, point, model)
-                issued_s = self._issue(mesh.group) if command["measure"] and parameters else None
-                link = self._time_link(mesh, point) if command["measure"] and parameters else {}
+                timed = command["measure"] and parameters  # the fake engine computes nothing
+                issued_s = self._issue(mesh.group) if timed else None
+                link = self._time_link(mesh, point) if timed else {}
                 watch.restart()
                 timer = ImageTimer(
                     backend, mesh.group, self.device, point.vae != "none", self.note,
@@ -250,8 +251,7 @@ class Rank:
         self.note("recover")
         try:
             self._free()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            synchronize(self.device)
         except RuntimeError as error:
             report["message"] += f"; the device does not answer any more ({brief(error)})"
             return False
