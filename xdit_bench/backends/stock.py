@@ -42,8 +42,8 @@ class StockBackend:
         self.modules, self.point, self.inputs = modules, point, inputs
         self.pipe = make_pipe(modules, model)
         kernel = point.attention
-        if kernel == "auto":  # cuDNN is the fastest that torch ships on GPUs that have it
-            kernel = "cudnn" if device.type == "cuda" else "sdpa"
+        if kernel == "auto":  # cuDNN is the fastest that torch ships on GPUs that have it; it takes no fp32
+            kernel = "cudnn" if device.type == "cuda" and modules.transformer.dtype != torch.float32 else "sdpa"
         modules.transformer.set_attention_backend(DIFFUSERS_ATTENTION[kernel])
         if point.execution == "compile":
             modules.transformer.compile_repeated_blocks(fullgraph=True)
