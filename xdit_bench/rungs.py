@@ -24,12 +24,10 @@ RUNGS = {
     "symmetric": "symmetric memory and copy engines in NCCL's place",
     "gathered": "a ring's keys gathered, where that is faster",
     "in_place": "gathered keys written where they are gathered",
-    "text_beside": "the text's products beside the image's",
-    "balance": "tokens by the cards' speed",
     "kernel": "attention kernel by shape; below it cuDNN's",
 }
-SEVERAL = ("shard_modulation", "shard_text", "overlap", "keys_first", "symmetric", "gathered", "in_place", "balance")
-GPU = ("fused", "gelu_epilogue", "symmetric", "gathered", "in_place", "text_beside", "balance", "kernel")
+SEVERAL = ("shard_modulation", "shard_text", "overlap", "keys_first", "symmetric", "gathered", "in_place")
+GPU = ("fused", "gelu_epilogue", "symmetric", "gathered", "in_place", "kernel")
 
 
 def checked(without: str) -> str:
@@ -66,11 +64,9 @@ def settled(
         idle.add("symmetric")
     if ring == 1:
         idle |= {"gathered", "in_place"}
-    if execution != "graph":
-        idle.add("text_beside")
     # without the first there is none of the second; with heads exchanged too, keys arrive where they were not written
     if "fused" in out:
-        idle |= {"gelu_epilogue", "text_beside"}
+        idle.add("gelu_epilogue")
     if "gathered" in out or ulysses > 1:
         idle.add("in_place")
     left = "+".join(rung for rung in RUNGS if rung in out - idle)

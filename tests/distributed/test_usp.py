@@ -9,7 +9,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -36,7 +35,6 @@ class Case:
     ulysses_inner: bool = True
     batch: int = 1
     execution: str = "eager"
-    speeds: tuple[float, ...] = ()  # of the ranks' cards
 
     @property
     def name(self) -> str:
@@ -47,7 +45,6 @@ class Case:
             "copied" * self.copied,
             "guided" * bool(self.guidance),
             "outer" * (not self.ulysses_inner),
-            "unequal" * bool(self.speeds),
         ]
         extras += [f"batch{self.batch}" * (self.batch > 1), self.execution * (self.execution != "eager")]
         return "-".join(
@@ -72,10 +69,6 @@ EXACT = [
     Case(2, 1, 96, 112, 33, guidance=3.5),
     Case(1, 2, 80, 96, 77, guidance=3.5),
     Case(2, 2, 96, 112, 9, batch=2),
-    Case(2, 1, 320, 256, 33, speeds=(0.6, 1.4)),
-    Case(1, 2, 320, 256, 33, speeds=(0.6, 1.4), gather_keys=True),
-    Case(1, 3, 320, 384, 33, speeds=(1.3, 1.3, 0.4)),
-    Case(2, 2, 320, 384, 33, speeds=(0.6, 1.4, 1.4, 0.6)),
 ]
 FAULTY = [
     Case(2, 1, 128, 96, 77, fault="rope_offset"),
@@ -128,14 +121,9 @@ def run_case(case: Case, mesh: Any, spec: dict[str, Any]) -> dict[str, float]:
     noise = torch.randn(case.batch, image, 64, generator=draw)
     prompt = torch.randn(case.batch, case.text, spec["joint_attention_dim"], generator=draw)
     pooled = torch.randn(case.batch, spec["pooled_projection_dim"], generator=draw)
-    with patch("xdit_bench.engine.flux.relative_speeds", lambda mesh: case.speeds or None):
-        flux = UspFlux(
-            transformer, mesh, height=case.height, width=case.width, text_tokens=case.text, execution=case.execution
-        )
-    if case.speeds:
-        loads = [flux.shares.tokens(rank) for rank in range(mesh.size)]
-        assert max(loads) - min(loads) >= 128
-        assert flux.choices["tokens"] == loads
+    flux = UspFlux(
+        transformer, mesh, height=case.height, width=case.width, text_tokens=case.text, execution=case.execution
+    )
     if case.ring > 1:  # both ways are timed together on every rank; they must agree whatever the clock says
         heads = transformer.config.num_attention_heads // case.ulysses
         slabs = tuple(torch.randn(case.ulysses, flux.shares.tokens(mesh.rank), 1, n, heads, 16) for n in (2, 1))

@@ -28,7 +28,6 @@ from xdit_bench.engine.graphs import LoopGraphs
 from xdit_bench.engine.mesh import Mesh, slowest
 from xdit_bench.engine.modulation import Modulation, Table
 from xdit_bench.engine.ops import TORCH, Ops
-from xdit_bench.engine.pace import relative_speeds
 from xdit_bench.engine.shares import rope_angles, share_tokens
 from xdit_bench.engine.usp import UspAttention
 from xdit_bench.engine.weights import double_weights, single_weights
@@ -52,8 +51,6 @@ class Options:
     exchange: str = "auto"  # distributed (NCCL, gloo), symmetric (copy engines, GPUs of one host), auto: where it works
     in_place: bool = True  # gathered keys are written where they are gathered, not copied there
     keys: str = "auto"  # a ring's keys: ring (overlapped hops), gathered (one attention call), auto (measured)
-    text_beside: bool = True  # in a graph, with fused: the text's products fill processors that the image's leave idle
-    balance: bool = True  # a rank gets tokens by how fast its card is under load
 
 
 class UspFlux:
@@ -84,8 +81,7 @@ class UspFlux:
         check_heads(self.heads, mesh.ulysses)
         if execution == "graph" and mesh.device.type != "cuda":
             raise Infeasible(f"execution=graph needs a CUDA GPU; this rank has {mesh.device.type}; use execution=eager")
-        self.speeds = relative_speeds(mesh) if options.balance and attention else None
-        self.shares = share_tokens(height, width, text_tokens, mesh.size, self.speeds)
+        self.shares = share_tokens(height, width, text_tokens, mesh.size)
         self.image_range = self.shares.image_range(mesh.rank)
         self.text_range = self.shares.text_range(mesh.rank)
         self.rope = Rope(
@@ -158,15 +154,12 @@ class UspFlux:
     @property
     def choices(self) -> dict[str, Any]:
         """What `auto` came to: the attention kernel, and the seconds of those that ran where several did, how exchanges
-        travel, the ranks' speeds and tokens, and a ring's keys in single and double blocks."""
+        travel, and a ring's keys in single and double blocks."""
         chosen: dict[str, Any] = {"attention": name_of(self.attention.kernel)}
         if self.kernel_s:
             chosen["attention_s"] = self.kernel_s
         if self.mesh.size > 1:
             chosen["exchange"] = "distributed" if type(self.carrier) is DistributedCarrier else "symmetric"
-        if self.speeds:
-            chosen["speeds"] = [round(speed, 4) for speed in self.speeds]
-            chosen["tokens"] = [self.shares.tokens(rank) for rank in range(self.mesh.size)]
         if self.mesh.ring > 1:
             words = ["gathered" if way else "ring" for way in self.attention.gathered]
             chosen |= {"single_keys": words[0], "double_keys": words[1]}
@@ -241,11 +234,7 @@ def _operations(device: torch.device, options: Options, execution: str) -> Ops:
         return TORCH
     from xdit_bench.engine.kernels import triton_ops
 
-    return triton_ops(
-        gelu_epilogue=options.gelu_epilogue,
-        # a fork costs the host more than it saves where the host launches each operation
-        text_beside=options.text_beside and execution == "graph",
-    )
+    return triton_ops(gelu_epilogue=options.gelu_epilogue)
 
 
 def _carrier(mesh: Mesh, exchange: str) -> Carrier:

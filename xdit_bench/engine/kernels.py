@@ -12,7 +12,6 @@ package triton; importing this module needs the package. Leaves matrix products 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -169,6 +168,11 @@ def rotate(
     return slabs
 
 
+def linear(x: Tensor, text: int, layer: Pair) -> Tensor:
+    """Twin of `ops.linear`: text and image write into one tensor."""
+    return _by_kind(x, text, layer, _linear)
+
+
 def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Twin of `ops.add_product`, in place: out of place torch would first copy y."""
     y.flatten(0, 1).addmm_(x.flatten(0, 1), weight.t())
@@ -189,72 +193,42 @@ def merge(
     return merged, total
 
 
-def triton_ops(*, gelu_epilogue: bool = True, text_beside: bool = False) -> Ops:
-    """The fused implementation. `text_beside`: where text and image have layers of their own, the text's products run
-    on another stream: an image's last round of tiles seldom fills the card, and the text's fit in beside it."""
+def triton_ops(*, gelu_epilogue: bool = True) -> Ops:
+    """The fused implementation."""
     product = _linear_gelu if gelu_epilogue else _linear_then_gelu
 
-    def by_kind(x: Tensor, text: int, layer: Pair, product: Product) -> Tensor:
-        """Text and image write into one tensor."""
-        out = x.new_empty(*x.shape[:2], layer.image.weight.shape[0])
-
-        def run(part: slice, own: Linear) -> None:
-            product(x[part].flatten(0, 1), own, out[part].flatten(0, 1))
-
-        _run_kinds(run, _kinds(x, text, layer), text_beside)
-        return out
-
-    def linear(x: Tensor, text: int, layer: Pair) -> Tensor:
-        return by_kind(x, text, layer, _linear)
-
-    def linear_gelu(x: Tensor, text: int, layer: Pair) -> Tensor:
-        return by_kind(x, text, layer, product)
+    def mlp_gelu(x: Tensor, text: int, layer: Pair) -> Tensor:
+        return _by_kind(x, text, layer, product)
 
     def mlp(x: Tensor, text: int, first: Pair, second: Pair) -> Tensor:
         out = x.new_empty(*x.shape[:2], second.image.weight.shape[0])
-
-        def run(part: slice, one: Linear, two: Linear) -> None:
+        for part, one, two in _kinds(x, text, first, second):
             rows = x[part].flatten(0, 1)
             hidden = x.new_empty(rows.shape[0], one.weight.shape[0])
             product(rows, one, hidden)
             _linear(hidden, two, out[part].flatten(0, 1))
-
-        _run_kinds(run, _kinds(x, text, first, second), text_beside)
         return out
 
-    return Ops(modulated_norm, gated_add_norm, rotate, linear, linear_gelu, mlp, add_product, merge)
+    return Ops(modulated_norm, gated_add_norm, rotate, linear, mlp_gelu, mlp, add_product, merge)
 
 
 def _kinds(x: Tensor, text: int, *layers: Pair) -> list[tuple[Any, ...]]:
-    """The tokens with layers of their own: a slice and its layers, for image and text or for both at once."""
+    """The tokens with layers of their own: a slice and its layers, for text and image or for both at once."""
     tokens = x.shape[0]
     if layers[0].text is layers[0].image:
         return [(slice(0, tokens), *(layer.image for layer in layers))]
     kinds = [
-        (slice(text, tokens), *(layer.image for layer in layers)),
         (slice(0, text), *(layer.text for layer in layers)),
+        (slice(text, tokens), *(layer.image for layer in layers)),
     ]
     return [kind for kind in kinds if kind[0].stop > kind[0].start]
 
 
-def _run_kinds(run: Callable[..., None], kinds: list[tuple[Any, ...]], beside: bool) -> None:
-    """Each kind's products, the image's first; the text's on a stream of their own where they run beside it."""
-    if len(kinds) == 1 or not beside:
-        for kind in kinds:
-            run(*kind)
-        return
-    main, side = torch.cuda.current_stream(), _side_stream(torch.cuda.current_device())
-    ready = main.record_event()
-    run(*kinds[0])
-    side.wait_event(ready)
-    with torch.cuda.stream(side):
-        run(*kinds[1])
-    main.wait_stream(side)
-
-
-@cache
-def _side_stream(device: int) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+def _by_kind(x: Tensor, text: int, layer: Pair, product: Product) -> Tensor:
+    out = x.new_empty(*x.shape[:2], layer.image.weight.shape[0])
+    for part, own in _kinds(x, text, layer):
+        product(x[part].flatten(0, 1), own, out[part].flatten(0, 1))
+    return out
 
 
 def _linear(rows: Tensor, layer: Linear, out: Tensor) -> None:

@@ -1,7 +1,6 @@
-"""Which tokens each rank owns: static uneven splits of text and image, and their RoPE angles.
+"""Which tokens each rank owns: static uneven splits of text and image from the size alone, and their RoPE angles.
 
-They follow from the size, and from the ranks' speeds where these are told. No padding and no size is ever exchanged.
-Leaves moving tokens to `collectives`.
+No padding and no size is ever exchanged. Leaves moving tokens to `collectives`.
 
     shares = share_tokens(height=1024, width=1024, text_tokens=512, ranks=3)
     start, stop = shares.image_range(rank)
@@ -9,8 +8,7 @@ Leaves moving tokens to `collectives`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +18,6 @@ from xdit_bench.engine.mesh import split_sizes
 from xdit_bench.errors import Infeasible
 
 TOKEN_PIXELS = 16  # pixels a token, each way: 8 a latent (AutoencoderKL), 2 latents a token
-TILE = 128  # tokens of a matrix product's tile: a part of one costs as much as a whole one
-WORTH = 0.005  # of a step: what an unequal split must save by its ranks' speeds, which are known no better
 
 
 @dataclass(frozen=True)
@@ -48,11 +44,8 @@ class Shares:
         return start, start + self.image[rank]
 
 
-def share_tokens(
-    height: int, width: int, text_tokens: int, ranks: int, speeds: Sequence[float] | None = None
-) -> Shares:
-    """Splits so that text plus image of any two ranks differ by at most one token, or, told the ranks' relative
-    speeds, so that they are done together.
+def share_tokens(height: int, width: int, text_tokens: int, ranks: int) -> Shares:
+    """Splits so that text plus image of any two ranks differ by at most one token.
 
     Image shares are whole rows of tokens (what a row-band VAE wants) wherever the text can even them out.
     Raises Infeasible when a side is no multiple of 16 pixels or there are more ranks than tokens.
@@ -64,44 +57,12 @@ def share_tokens(
     image_tokens = rows * columns
     if ranks > image_tokens:
         raise Infeasible(f"every rank needs an image token; {image_tokens} tokens cannot be split over {ranks} ranks")
-    even = split_sizes(image_tokens + text_tokens, ranks)
-    targets = _balanced(even, speeds) if speeds else even
-    image = [columns * band for band in _like(rows, targets)]
+    targets = split_sizes(image_tokens + text_tokens, ranks)
+    image = [columns * band for band in split_sizes(rows, ranks)]
     if rows < ranks or any(own > target for own, target in zip(image, targets, strict=True)):
-        image = _like(image_tokens, targets)
+        image = split_sizes(image_tokens, ranks)
     text = [target - own for target, own in zip(targets, image, strict=True)]
     return Shares(tuple(text), tuple(image), rows, columns)
-
-
-def _balanced(even: list[int], speeds: Sequence[float]) -> list[int]:
-    """Tokens of ranks of these speeds, moved by whole tiles from an even split while that helps the slowest."""
-
-    def seconds(rank: int, tokens: int) -> float:
-        return math.ceil(tokens / TILE) / speeds[rank]
-
-    sizes, ranks = list(even), range(len(even))
-    while True:
-        slow = max(ranks, key=lambda rank: seconds(rank, sizes[rank]))
-        fast = min(ranks, key=lambda rank: seconds(rank, sizes[rank] + TILE))
-        longest = seconds(slow, sizes[slow])
-        if sizes[slow] <= TILE or seconds(fast, sizes[fast] + TILE) >= longest:
-            break
-        sizes[slow] -= TILE
-        sizes[fast] += TILE
-    saved = 1 - longest / max(map(seconds, ranks, even))
-    return sizes if saved >= WORTH else even
-
-
-def _like(total: int, sizes: Sequence[int]) -> list[int]:
-    """A total split in the proportion of sizes, the first first where they are equal."""
-    whole = sum(sizes)
-    if max(sizes) - min(sizes) <= 1:
-        return split_sizes(total, len(sizes))
-    parts = [total * size // whole for size in sizes]
-    nearest = sorted(range(len(sizes)), key=lambda rank: parts[rank] * whole - total * sizes[rank])
-    for rank in nearest[: total - sum(parts)]:
-        parts[rank] += 1
-    return parts
 
 
 def rope_angles(

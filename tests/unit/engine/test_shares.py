@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import pytest
 import torch
 
-from xdit_bench.engine.shares import TILE, rope_angles, share_tokens
+from xdit_bench.engine.shares import rope_angles, share_tokens
 from xdit_bench.errors import Infeasible
 
 SIZES = [(1024, 1024, 512), (720, 1280, 77), (112, 176, 33), (48, 80, 5), (16, 4096, 1), (2048, 16, 256)]
@@ -31,33 +30,6 @@ def test_image_shares_are_whole_rows_where_text_evens_them_out() -> None:
     shares = share_tokens(1024, 1024, 512, 3)
     assert shares.image == (22 * 64, 21 * 64, 21 * 64)
     assert shares.text == (128, 192, 192)
-
-
-@pytest.mark.parametrize("speeds", [(1.02, 0.98), (0.9, 1.1), (1.0, 1.05, 0.95), (2.0, 0.5, 1.0, 0.5), (1.0,) * 8])
-@pytest.mark.parametrize(("height", "width", "text"), SIZES)
-def test_told_speeds_every_token_still_has_one_owner(
-    height: int, width: int, text: int, speeds: tuple[float, ...]
-) -> None:
-    shares = share_tokens(height, width, text, len(speeds), speeds)
-    assert sum(shares.text) == text
-    assert sum(shares.image) == height * width // 256
-    assert min(shares.text + shares.image) >= 0
-    loads = [math.ceil(shares.tokens(rank) / TILE) / speed for rank, speed in enumerate(speeds)]
-    even = share_tokens(height, width, text, len(speeds))
-    assert max(loads) <= max(math.ceil(even.tokens(rank) / TILE) / speed for rank, speed in enumerate(speeds))
-
-
-def test_a_faster_card_gets_more_whole_tiles_and_ends_with_the_slower() -> None:
-    shares = share_tokens(4096, 4096, 512, 2, (0.98, 1.02))
-    tiles = [shares.tokens(rank) / TILE for rank in range(2)]
-    assert tiles == [253, 263]
-    assert all(image % 256 == 0 for image in shares.image)  # whole rows, as without speeds
-
-
-def test_cards_too_alike_for_a_tile_share_evenly() -> None:
-    even = share_tokens(1024, 1024, 512, 2)
-    assert share_tokens(1024, 1024, 512, 2, (0.99, 1.01)) == even
-    assert share_tokens(4096, 4096, 512, 2, (0.999, 1.001)) == share_tokens(4096, 4096, 512, 2)
 
 
 def test_ranges_follow_each_other() -> None:

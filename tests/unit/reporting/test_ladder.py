@@ -55,7 +55,7 @@ def test_a_rung_is_two_neighbours_that_differ_in_one_gain() -> None:
 def test_a_split_has_no_rung_that_changes_nothing_in_it() -> None:
     rungs = climb(group())
     one = [rung.name for rung in rungs if (rung.factors, rung.size[0]) == ("u1r1", 1024)]
-    assert one == [PLAIN, "graph", "fused", "gelu_epilogue", "modulation_once", "text_beside", "kernel"]
+    assert one == [PLAIN, "graph", "fused", "gelu_epilogue", "modulation_once", "kernel"]
     two = [rung.name for rung in rungs if (rung.factors, rung.size[0]) == ("u2r1", 1024)]
     assert [name for name in RUNGS if name not in two] == ["gathered", "in_place"]
 
