@@ -35,7 +35,7 @@ NEAR = 0.05  # of the capacity: closer than that, either verdict may come true
 def compare_study(folder: Path) -> Iterator[tuple[Set, Set]]:
     """Latencies and peaks of a study's measured records, by machine and transport."""
     whole = [r for r in newest(read_records(folder)) if r.source == "measured" and not r.point.get("without")]
-    records = [r for r in whole if r.status in ("ok", "oom")]
+    records = [r for r in whole if r.status in ("ok", "oom") and r.point.get("dtype") != "fp32"]
     for name, transport in dict.fromkeys((str(r.point["topology"]), str(r.point["transport"])) for r in records):
         mine = [r for r in records if (r.point["topology"], r.point["transport"]) == (name, transport)]
         title = f"{folder.name}: {name}" + (f" over {transport}" if transport != "p2p" else "")
@@ -101,7 +101,7 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
 
 
 def launch_cost(record: Record) -> float | None:
-    """Seconds an operation that were taken just before the record's images: a host's speed is its own, and changes from
+    """Seconds an operation that were taken beside the record's images: a host's speed is its own, and changes from
     minute to minute where it is shared."""
     issued = record.telemetry.get("block_launch_s")
     return op_s(issued) if isinstance(issued, float) and 0.0 < issued < 1.0 else None

@@ -123,8 +123,8 @@ def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple
     def side(entry: Entry | None) -> Cell:
         if entry and memory:
             return _bytes(groups, group, entry)
-        if entry and row.key == "accuracy":
-            return _distance(entry.fp32_l2)
+        if entry and entry.fp32_l2 and row.key == "accuracy":
+            return Cell(f"{entry.fp32_l2:.3g}", entry.fp32_l2)
         return milliseconds(entry.step_s if entry else None)
 
     sides = [side(entry) for entry in (row.ours, row.theirs)]

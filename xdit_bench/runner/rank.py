@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ class Rank:
             with torch.no_grad():
                 parameters = self._prepare(backend, mesh, point, model)
                 timed = command["measure"] and parameters  # the fake engine computes nothing
-                issued_s = self._issue(mesh.group) if timed else None
+                issued = [self._issue(mesh.group)] if timed else []
                 link = self._time_link(mesh, point) if timed else {}
                 watch.restart()
                 timer = ImageTimer(
@@ -122,6 +123,8 @@ class Rank:
                     timer.image(timing, 0.0)
                 else:
                     timing = timer.measure(MeasureConfig(**command["measure"]))
+                    if timed:
+                        issued.append(self._issue(mesh.group))
                 memory = _with_symmetric(watch.report(), backend) | {"parameters_bytes": parameters}
                 self.note("parity")
                 choices = getattr(backend, "choices", {})
@@ -140,7 +143,8 @@ class Rank:
             "member": True,
             "memory": memory,
             "own_total": timing.own_total,
-            "block_launch_s": issued_s,
+            # before the images and after them: a shared host's speed changes within seconds
+            "block_launch_s": statistics.fmean(known) if (known := [s for s in issued if s]) else None,
             "parity": parity,
         }
         if mesh.rank == 0:
