@@ -250,18 +250,21 @@ def vae_sizes(group: Group) -> list[Size]:
 
 
 def vae_modes(group: Group) -> tuple[list[str], list[int]]:
-    """The VAE modes to compare, and the fewest and the most GPUs where most of them stand beside each other."""
+    """The VAE modes to compare, and the fewest and the most GPUs where two of them or more stand beside each other; one
+    mode or none, where that is nowhere so."""
     by_gpus: dict[int, set[str]] = {}
     for entry in group.entries:
         if entry.engine == group.engine and entry.status != "infeasible":
             by_gpus.setdefault(entry.gpus, set()).add(entry.vae)
-    if not by_gpus:
+    several = {count: modes for count, modes in by_gpus.items() if len(modes) > 1} or by_gpus
+    if not several:
         return [], [1]
-    most = max(len(modes) for modes in by_gpus.values())
-    counts = sorted(count for count, modes in by_gpus.items() if len(modes) == most)
+    counts = sorted({min(several), max(several)})
     order = ("single", "tiled", "parallel", "distvae", "none")
-    modes = sorted(by_gpus[counts[-1]], key=lambda mode: (order.index(mode) if mode in order else 9, mode))
-    return modes, sorted({counts[0], counts[-1]})
+    found = set().union(*(several[count] for count in counts))
+    if len(several[counts[0]]) == 1:  # a mode a GPU count: nothing to compare
+        found = several[counts[0]]
+    return sorted(found, key=lambda mode: (order.index(mode) if mode in order else 9, mode)), counts
 
 
 def vae_entry(group: Group, size: Size, mode: str, gpus: int) -> Entry | None:

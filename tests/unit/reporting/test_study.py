@@ -8,6 +8,7 @@ import pytest
 from synthetic import CPU, H200, oom, record, study
 
 from xdit_bench.errors import ResultsError
+from xdit_bench.reporting.draw_parts import vae_modes
 from xdit_bench.reporting.entry import Entry, number
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.study import group_records
@@ -191,3 +192,18 @@ def test_the_kernel_says_what_auto_came_to() -> None:
     chosen = {"telemetry": {"choices": {"attention": "fa3"}}}
     assert Entry.of(record(1.0, extra=chosen)).kernel == "auto: fa3"
     assert Entry.of(record(1.0, extra=chosen, attention="cudnn")).kernel == "cudnn"
+
+
+@pytest.mark.parametrize(
+    ("ran", "modes", "counts"),
+    [
+        ({1: "single parallel distvae", 2: "parallel distvae"}, ["single", "parallel", "distvae"], [1, 2]),
+        ({1: "single parallel", 2: "parallel", 4: "single parallel"}, ["single", "parallel"], [1, 4]),
+        ({1: "single", 2: "parallel"}, ["single"], [1, 2]),  # nothing stands beside another
+    ],
+)
+def test_vae_modes_are_compared_where_two_of_them_ran_on_as_many_gpus(
+    ran: dict[int, str], modes: list[str], counts: list[int]
+) -> None:
+    (group,) = group_records([record(vae=vae, ulysses=gpus) for gpus, some in ran.items() for vae in some.split()])
+    assert vae_modes(group) == (modes, counts)
