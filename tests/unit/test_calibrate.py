@@ -87,11 +87,12 @@ def test_what_launches_cost_while_all_ranks_issue_is_a_number_of_its_own(tmp_pat
     assert made.op_s(1) == pytest.approx(H200.op_s(1), rel=1e-3)
     assert made.op_s(2) == made.op_s(8) == pytest.approx(20e-6)
     assert "2 ranks at once" in made.host["op_beside_s"].source
-    assert H200.op_s(2) == H200.op_s(1), "a machine that does not say takes them for equal"
+    silent = dataclasses.replace(H200, host={name: n for name, n in H200.host.items() if name != "op_beside_s"})
+    assert silent.op_s(2) == silent.op_s(1), "a machine that does not say takes them for equal"
     eager = make_point(load_model("flux_schnell"), topology="h200_nvlink", ulysses=2, height=512, width=512)
     one, two = (
         predict(point, load_model("flux_schnell"), made).total_s
-        / predict(point, load_model("flux_schnell"), H200).total_s
+        / predict(point, load_model("flux_schnell"), silent).total_s
         for point in (dataclasses.replace(eager, ulysses=1), eager)
     )
     assert one == pytest.approx(1.0, rel=2e-3)
