@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from xdit_bench.errors import ConfigError, TopologyError, UserError
-from xdit_bench.predict.arguments import helped, parse, whole
+from xdit_bench.keys import helped, parse, whole
 from xdit_bench.predict.measured import CALIBRATED
 from xdit_bench.topology.match import differences
 from xdit_bench.topology.probe import probe

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from xdit_bench.config import TOKEN_PIXELS, ModelSpec, Point
 from xdit_bench.errors import ConfigError, PointFailure, UserError
+from xdit_bench.keys import helped, parse, positive, whole
 from xdit_bench.predict.advice import Advice, Option, advise, ties
-from xdit_bench.predict.arguments import helped, parse, positive, whole
 from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import executions

@@ -10,42 +10,36 @@ Exit codes: 0 written, 2 bad input.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from xdit_bench.errors import ConfigError, UserError
+from xdit_bench.keys import helped, parse
 from xdit_bench.reporting.page import write_report
 from xdit_bench.reporting.style import FORMATS
 from xdit_bench.results.store import read_records
 
 DEFAULTS = {
-    "study": "",
-    "results_dir": "results",
-    "reports_dir": "reports",
-    "formats": ",".join(FORMATS),
-    "widths": "page",
-}
+    "study": "", "results_dir": "results", "reports_dir": "reports", "formats": ",".join(FORMATS), "widths": "page",
+}  # fmt: skip
 WIDTHS = ("page", "page,column")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """The verb; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        print((__doc__ or "").strip())
+    typed = sys.argv[1:] if arguments is None else arguments
+    if helped(typed, __doc__, DEFAULTS | {"study": "<name>"}):
         return 0
     try:
-        knobs = parse(arguments)
-        folder = Path(knobs["results_dir"]) / knobs["study"]
+        options = _checked(parse(typed, DEFAULTS, "report"))
+        folder = Path(options["results_dir"]) / options["study"]
         records = read_records(folder)
-        formats = knobs["formats"].split(",")
         written = write_report(
             records,
-            knobs["study"],
-            Path(knobs["reports_dir"]),
+            options["study"],
+            Path(options["reports_dir"]),
             outputs=folder / "outputs",
-            formats=formats,
-            columns=knobs["widths"] == "page,column",
+            formats=options["formats"].split(","),
+            columns=options["widths"] == "page,column",
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,22 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse(arguments: Sequence[str]) -> dict[str, str]:
-    """`key=value` words as knobs. Raises ConfigError naming the rule, the word and the knobs there are."""
-    knobs = dict(DEFAULTS)
-    for word in arguments:
-        key, equals, value = word.partition("=")
-        if not equals or key not in DEFAULTS:
-            raise ConfigError(f"a knob is written key=value, the keys are {', '.join(DEFAULTS)}; got {word!r}")
-        knobs[key] = value
-    if not knobs["study"]:
+def _checked(options: dict[str, str]) -> dict[str, str]:
+    """The options as they are. Raises ConfigError for one that is none of its values."""
+    if not options["study"]:
         raise ConfigError("study=<name> says which folder of results_dir to report on; it is missing")
-    wrong = [name for name in knobs["formats"].split(",") if name not in FORMATS]
+    wrong = [name for name in options["formats"].split(",") if name not in FORMATS]
     if wrong:
         raise ConfigError(f"formats are any of {', '.join(FORMATS)}; got {', '.join(wrong)}")
-    if knobs["widths"] not in WIDTHS:
-        raise ConfigError(f"widths is one of {' or '.join(WIDTHS)}; got {knobs['widths']}")
-    return knobs
+    if options["widths"] not in WIDTHS:
+        raise ConfigError(f"widths is one of {' or '.join(WIDTHS)}; got {options['widths']}")
+    return options
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`key=value` arguments of the verbs that calibrate, predict and validate, and their help.
+"""`key=value` arguments of the verbs beside the Hydra app, and their help.
 
 options = parse(["res=2048"], {"res": "1024", "gpus": ""}, "recommend")  # {"res": "2048", "gpus": ""}
 """
@@ -53,5 +53,5 @@ def positive(options: Mapping[str, str], key: str) -> float:
 
 
 def _example(defaults: Mapping[str, str]) -> str:
-    key, value = next(iter(defaults.items()))
-    return f"{key}={value}"
+    key = next((key for key, value in defaults.items() if value), next(iter(defaults)))
+    return f"{key}={defaults[key]}"
