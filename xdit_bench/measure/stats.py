@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 CONFIDENCE = 0.95
-STEADY = 0.05  # two warm-up times in a row this close end the warm-up
+STEADY = 0.05  # a time this close to the one before it ends the warm-up, and counts
 EXTRA_WARMUPS = 5  # at most, beyond those asked for
 
 

@@ -106,13 +106,13 @@ class ImageTimer:
     def measure(self, config: MeasureConfig) -> Timing:
         """Warm-up until steady, then iterations until the median is precise or a cap is met."""
         timing = Timing()
-        self._warm_up(config, timing)
+        first = self._warm_up(config, timing)
         ran = {"text": self.denoises, "denoise": self.denoises, "vae": self.decodes, "total": True}
         stages = [stage for stage in STAGES if ran[stage]]
         timing.samples = {stage: [] for stage in stages}
-        begun = time.monotonic()
+        begun = time.monotonic() - (first["total"] if first else 0.0)
+        row = first or self.image(timing, begun)
         while True:
-            row = self.image(timing, begun)
             for stage in stages:
                 timing.samples[stage].append(row[stage])
             totals = timing.samples["total"]
@@ -121,19 +121,22 @@ class ImageTimer:
             # every rank sees the same gathered numbers, so all leave the loop together
             if len(totals) >= config.max_repeats or row["elapsed"] >= config.time_cap_s:
                 return timing
+            row = self.image(timing, begun)
 
-    def _warm_up(self, config: MeasureConfig, timing: Timing) -> None:
+    def _warm_up(self, config: MeasureConfig, timing: Timing) -> dict[str, float] | None:
+        """The image that took as long as the one before it: the first of those that count. None where none did."""
         begun = time.monotonic()
         times = timing.warmup
         while config.warmup and len(times) < config.warmup + EXTRA_WARMUPS:
-            if len(times) >= config.warmup and steady(times):
-                break
             row = self.image(timing, begun)
+            if len(times) >= config.warmup and steady([*times, row["total"]]):
+                return {**row, "elapsed": row["total"]}
             times.append(row["total"])
+            timing.spans.clear()
+            timing.own_total.clear()
             if row["elapsed"] >= config.time_cap_s:
                 break
-        timing.spans.clear()
-        timing.own_total.clear()
+        return None
 
     def image(self, timing: Timing, begun: float) -> dict[str, float]:
         """One image; keeps its latents and pixels in `timing`. The slowest rank's seconds by column."""

@@ -42,11 +42,14 @@ def measure(pipeline: Sleeper, *, decodes: bool = True, **knobs: float):  # type
     return timer.measure(MeasureConfig(**knobs)), stages  # type: ignore[arg-type]
 
 
-def test_warm_up_goes_on_until_two_times_agree() -> None:
-    pipeline = Sleeper([0.08, 0.04, 0.02, 0.02, 0.02])
-    timing, _ = measure(pipeline, warmup=2, repeats=2, max_repeats=2)
-    assert len(timing.warmup) >= 4
-    assert max(timing.samples["total"]) < 0.04
+def test_warm_up_goes_on_until_two_times_agree_and_the_second_counts() -> None:
+    pipeline = Sleeper([0.4, 0.2, 0.1])
+    timing, stages = measure(pipeline, warmup=2, repeats=2, max_repeats=2)
+    assert len(timing.warmup) >= 3
+    assert max(timing.samples["total"]) < 0.15
+    assert len(timing.spans) == len(timing.own_total) == len(timing.samples["total"]) == 2
+    assert pipeline.images == len(timing.warmup) + 2
+    assert [image for stage, image in stages if stage == "text"] == list(range(pipeline.images))
 
 
 def test_warm_up_of_a_pipeline_that_never_settles_ends() -> None:
