@@ -20,6 +20,7 @@ from xdit_bench.predict.advice import Advice, Option, advise, ties
 from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import executions
+from xdit_bench.reporting.words import digits
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import RECORDS, latest, read_records
 from xdit_bench.topology.specs import Topology, load
@@ -135,10 +136,10 @@ def _limit(option: Option, model: ModelSpec, topology: Topology) -> str:
 
 def _describe(option: Option) -> str:
     gpus = f"{option.point.gpus} GPU{'s' if option.point.gpus > 1 else ''}"
-    interval = f"{option.low:.2f} to {option.high:.2f}"
+    interval = f"{digits(option.low)} to {digits(option.high)}"
     return (
-        f"{option.split} on {gpus}, {option.seconds:.2f} s an image ({interval}, {option.source}), "
-        f"{option.peak_bytes / 1e9:.1f} GB a GPU ({option.verdict}), {option.gpu_seconds:.2f} GPU-seconds an image"
+        f"{option.split} on {gpus}, {digits(option.seconds)} s an image ({interval}, {option.source}), "
+        f"{option.peak_bytes / 1e9:.1f} GB a GPU ({option.verdict}), {digits(option.gpu_seconds)} GPU-seconds an image"
     )
 
 
@@ -146,7 +147,9 @@ def _meeting(advice: Advice, latency_s: float) -> str:
     fewest = advice.fewest(latency_s)
     if fewest is None:
         fastest = advice.options[0]
-        return f"within {latency_s:g} s: no split meets it; the fastest is {fastest.split} at {fastest.seconds:.2f} s"
+        return (
+            f"within {latency_s:g} s: no split meets it; the fastest is {fastest.split} at {digits(fastest.seconds)} s"
+        )
     sure = "" if fewest.high <= latency_s else " (not certain: its interval reaches beyond)"
     return f"within {latency_s:g} s: {_describe(fewest)}{sure}"
 
