@@ -20,10 +20,14 @@ from xdit_bench.predict.network import Network
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import find
 from xdit_bench.predict.roofline import attention_s, gemm_s, rows_s, stream_s
+from xdit_bench.predict.text import layer_s
 from xdit_bench.predict.workload import Attention, Gemm, decoder_convs, vae_decoder
-from xdit_bench.topology.specs import Topology, load
+from xdit_bench.topology.specs import Number, Topology, load
 
-H200 = load("h200_nvlink")
+SHIPPED = load("h200_nvlink")
+H200 = dataclasses.replace(
+    SHIPPED, efficiency={**SHIPPED.efficiency, "text": Number(0.8, ""), "text_fused": Number(0.7, "")}
+)
 
 
 def pretend(machine: Topology, model: ModelSpec) -> Iterator[dict[str, Any]]:
@@ -43,6 +47,10 @@ def pretend(machine: Topology, model: ModelSpec) -> Iterator[dict[str, Any]]:
         "kind": "block", "tokens": tokens, "row_bytes": 6144, "products_seconds": 0.01, "attention_seconds": 0.02,
         "seconds": 0.03 + rows_s(machine, eager.rows[1], tokens, 6144, fused=False),
     }  # fmt: skip
+    for way, engine in (("plain", "stock"), ("in_order", "usp")):
+        profile = find(engine, "eager")
+        seconds = layer_s(machine, model, 512, profile, "cudnn") / machine.efficiency[profile.text_share].value
+        yield {"kind": "text_layer", "way": way, "tokens": 512, "seconds": seconds}
     yield {"kind": "launch", "seconds": machine.host["op_s"].value * eager.host_ops[1]}
     yield {"kind": "kernel_gap", "seconds": machine.host["kernel_gap_s"].value}
     convs, side = list(decoder_convs(model)), 128
@@ -216,4 +224,6 @@ def test_every_operator_of_the_engine_can_still_be_measured(tmp_path: Path) -> N
     assert main([f"out={out}", "device=cpu", "gpus=1"]) == 0
     measured = json.loads(out.with_suffix(".json").read_text())["compute"]
     assert [m for m in measured if m["kind"] == "failed"] == []
-    assert {m["kind"] for m in measured} == {"gemm", "attention", "copy", "block", "launch", "conv", "mid_attention"}
+    assert {m["kind"] for m in measured} == {
+        "gemm", "attention", "copy", "block", "text_layer", "launch", "conv", "mid_attention",
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What one device does with matrix products, attention, memory traffic, launches and the VAE's operators.
+"""What one device does with matrix products, attention, memory traffic, launches, T5 and the VAE's operators.
 
 Owns the micro-benchmarks; `numbers` turns their seconds into a topology's shares of peak. One entry a measurement:
 what it was, its counts, its seconds.
@@ -19,6 +19,10 @@ from xdit_bench.calibration.clock import seconds_of
 from xdit_bench.calibration.shapes import Shapes
 from xdit_bench.config import ModelSpec
 from xdit_bench.engine.attention import KERNELS, available
+from xdit_bench.engine.collectives import DistributedCarrier
+from xdit_bench.engine.graphs import LoopGraphs
+from xdit_bench.engine.mesh import Mesh
+from xdit_bench.engine.text import ShardedT5
 from xdit_bench.measure.launch import BlockLaunch, single_block
 from xdit_bench.measure.timers import synchronize
 from xdit_bench.predict.workload import Conv, decoder_convs
@@ -36,6 +40,7 @@ def measure(shapes: Shapes, model: ModelSpec, device: torch.device) -> list[Meas
             *_attentions(shapes, model, device, dtype),
             *_copy(shapes, device),
             *_block(shapes, model, device, dtype),
+            *_text_layer(shapes, model, device, dtype),
             *_kernel_gap(device),
             *_convolutions(shapes, model, device, dtype),
             *_mid_attention(shapes, model, device, dtype),
@@ -98,6 +103,31 @@ def _block(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: torch.
         "attention_seconds": attention, "seconds": seconds_of(call, device, 3 * shapes.for_s),
     }  # fmt: skip
     return [whole, {"kind": "launch", "seconds": BlockLaunch(device, dtype)()}]
+
+
+def _text_layer(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: torch.dtype) -> list[Measurement]:
+    """A layer of T5 as transformers runs it, and with its position bias in order as `engine.text` does: three layers
+    less one, on a GPU inside a CUDA graph, so that launches are not waited for."""
+    from transformers import T5Config, T5EncoderModel
+
+    ids = torch.zeros(1, shapes.text_tokens, dtype=torch.int64, device=device)
+    mesh = Mesh(1, 1, 0, device)
+    taken: dict[str, list[float]] = {"plain": [], "in_order": []}
+    for layers in (1, 3):
+        with device:
+            encoder: Any = T5EncoderModel(T5Config(**{**model.text_encoder_2, "num_layers": layers}))
+        encoder = encoder.to(dtype).eval().requires_grad_(False)
+        sharded = ShardedT5(encoder, mesh, DistributedCarrier(mesh))
+        for way, call in (("plain", lambda x, t5=encoder: t5(x)[0]), ("in_order", sharded)):
+            graphs = LoopGraphs(call) if device.type == "cuda" else None
+            taken[way].append(seconds_of(partial(graphs or call, ids), device, shapes.for_s))
+            if graphs:
+                graphs.clear()
+    return [
+        {"kind": "text_layer", "way": way, "tokens": shapes.text_tokens, "seconds": (three - one) / 2}
+        for way, (one, three) in taken.items()
+        if three > one
+    ]
 
 
 def _kernel_gap(device: torch.device, kernels: int = 500) -> list[Measurement]:

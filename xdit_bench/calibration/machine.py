@@ -43,7 +43,7 @@ def calibrate(
     model = load_model(name)
     shapes = Shapes.of(device, model)
     say(f"measuring one {'GPU' if device.type == 'cuda' else 'CPU core'}: {len(shapes.gemms)} products, "
-        f"{len(shapes.attentions)} attention shapes, memory, launches, the VAE's operators")  # fmt: skip
+        f"{len(shapes.attentions)} attention shapes, memory, launches, T5, the VAE's operators")  # fmt: skip
     measured = measure(shapes, model, device)
     spec = base.gpu if base else _reached(measured, device)
     raw: dict[str, Any] = {

@@ -18,6 +18,8 @@ from xdit_bench.config import ModelSpec
 from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import find, op_s
 from xdit_bench.predict.roofline import attention_quality, attention_tiles_s, gemm_quality
+from xdit_bench.predict.step import fastest_kernel
+from xdit_bench.predict.text import layer_s
 from xdit_bench.predict.workload import Conv, vae_decoder
 from xdit_bench.topology.specs import BESIDE, SYMMETRIC, TAIL, GpuSpec, LinkSpec, Number, Topology
 
@@ -53,6 +55,19 @@ def efficiencies(measurements: Sequence[Measurement], gpu: GpuSpec, model: Model
     for m in _of(measurements, "kernel_gap"):
         found["host"]["kernel_gap_s"] = Number(m["seconds"], "measured: tiny kernels queued one behind the other")
     found["efficiency"] |= _vae(measurements, gpu, model, found["efficiency"]["memory"].value)
+    machine = Topology("", 1, gpu, efficiency=found["efficiency"], attention=found["attention"], host=found["host"])
+    found["efficiency"] |= _text(measurements, machine, model)
+    return found
+
+
+def _text(measurements: Sequence[Measurement], machine: Topology, model: ModelSpec) -> dict[str, Number]:
+    """Shares of what is counted of a T5 layer, its attention plain or fused."""
+    found = {}
+    for m in _of(measurements, "text_layer") if machine.attention and "kernel_gap_s" in machine.host else ():
+        profile = find("usp" if m["way"] == "in_order" else "stock", "eager")
+        counted = layer_s(machine, model, m["tokens"], profile, fastest_kernel(machine, profile))
+        what = f"a layer of T5 at {m['tokens']} tokens, beside what is counted of it"
+        found[profile.text_share] = _share([counted / m["seconds"]], what)
     return found
 
 

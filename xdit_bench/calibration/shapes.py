@@ -17,12 +17,13 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Shapes:
-    """Matrix products, attention calls (one ring step each), tokens of elementwise work, latents a side of the decode,
-    bytes of messages, bytes of a streaming copy, and seconds each is repeated."""
+    """Matrix products, attention calls (one ring step each), tokens of elementwise work and of a prompt, latents a side
+    of the decode, bytes of messages, bytes of a streaming copy, and seconds each is repeated."""
 
     gemms: tuple[Gemm, ...]
     attentions: tuple[Attention, ...]
     tokens: int
+    text_tokens: int
     latent_sides: tuple[int, ...]
     messages: tuple[int, ...]
     copy_bytes: int
@@ -34,14 +35,16 @@ class Shapes:
         h, heads = model.hidden, model.heads
         if device.type != "cuda":
             gemms = tuple(Gemm(m, h, 4 * h) for m in (64, 128))
-            return cls(gemms, _attentions(heads, (128,), (1, 2)), 256, (16,), (1 << 12, 1 << 16, 1 << 20), MIB, 0.005)
+            return cls(
+                gemms, _attentions(heads, (128,), (1, 2)), 256, 32, (16,), (1 << 12, 1 << 16, 1 << 20), MIB, 0.005
+            )
         rows = [(side // 16) ** 2 + text_tokens for side in (1024, 2048)]
         tokens = sorted({-(-row // ranks) for row in rows for ranks in (1, 2, 4, 8)})
         weights = ((h, h), (h, 3 * h), (h, 4 * h), (4 * h, h), (5 * h, h))
         gemms = tuple(Gemm(m, k, n) for m in tokens for k, n in weights)
         attentions = (*_attentions(heads, rows, (1, 2, 4, 8)), *_attentions(heads, (65536 + text_tokens,), (1, 2)))
         messages = tuple(MIB * size // 4 for size in (1, 4, 16, 64, 256, 1024))
-        return cls(gemms, attentions, rows[1], (128, 256), messages, 512 * MIB, 0.06)
+        return cls(gemms, attentions, rows[1], text_tokens, (128, 256), messages, 512 * MIB, 0.06)
 
 
 def _attentions(heads: int, rows: list[int] | tuple[int, ...], ranks: tuple[int, ...]) -> tuple[Attention, ...]:

@@ -5,6 +5,7 @@ profiles.py   what each engine does differently, as counts
 roofline.py   seconds of compute on one GPU, with efficiency by size
 network.py    seconds over the hierarchy of links, all groups of a placement at once
 step.py       one denoising step, term by term, and the launch floor
+text.py       the text stage
 decode.py     the VAE decode: plain, tiled, in row bands
 memory.py     peaks of a rank and the three verdicts
 model.py      the sum by stage, its interval, its warnings

@@ -19,14 +19,11 @@ from xdit_bench.predict import profiles
 from xdit_bench.predict.decode import decode_s
 from xdit_bench.predict.memory import MemoryPlan, plan_memory
 from xdit_bench.predict.network import Network, path
-from xdit_bench.predict.profiles import EngineProfile
-from xdit_bench.predict.roofline import attention_s, gemm_s, rows_s, stream_s
-from xdit_bench.predict.step import attention_kernel, denoising_step
-from xdit_bench.predict.workload import Attention, text_encoders, text_gemms
+from xdit_bench.predict.step import denoising_step
+from xdit_bench.predict.text import text_s
 from xdit_bench.topology.specs import Topology
 
 Z90 = 1.645  # standard errors to the 5th and 95th percentile
-TEXT_OPS = 2850  # cheapest-launch units, eager: T5 1880, CLIP 970; timed on a CPU, narrow, beside a single block's 115
 TEXT_ERROR = 0.2  # relative standard error; on H100 and H200 what is counted comes out 10 to 20 % short of the stage
 THRASHING = 9.0  # a decode under memory pressure takes up to so many times longer on top (25.3 s for 2.9 s)
 CALIBRATED_HIDDEN = 3072  # FLUX.1
@@ -82,7 +79,7 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
     step = denoising_step(
         point, model, topology, profile, Network(topology, path(topology, point, profile.symmetric), *ranks)
     )
-    text = _text_s(point, model, topology, profile)
+    text = text_s(point, model, topology, profile)
     denoise = point.steps * step.seconds + step.once_s
     vae = decode_s(point, model, topology, profile, Network(topology, point.transport, *ranks))
 
@@ -158,22 +155,6 @@ def _pressure(memory: MemoryPlan) -> str:
         f"memory pressure: {memory.peak_bytes / 1e9:.1f} GB of {memory.cap_bytes / 1e9:.1f} GB at the peak; "
         f"the allocator may thrash and the decode take up to ten times as long"
     )
-
-
-def _text_s(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> float:
-    """Seconds of the text encoders, each token through every layer, on whichever rank it is; inside a CUDA graph the
-    device alone sets them. What a shared-out encoder exchanges, 4 MB a rank, is left out."""
-    text, tokens = text_encoders(model), point.text_tokens
-    products = sum(gemm.count * gemm_s(topology, gemm) for gemm in text_gemms(model, tokens))
-    elementwise = rows_s(topology, text.rows, tokens, text.row_bytes, fused=False)
-    score_bytes = profile.score_bytes * text.heads * tokens**2
-    scores = score_bytes / (topology.gpu.memory_bytes_per_s * topology.efficiency["elementwise"].value)
-    attention = attention_s(
-        topology, Attention(text.heads, tokens, tokens, 1), text.head_dim, attention_kernel(point, topology, profile)
-    )
-    gaps = text.kernels * topology.host["kernel_gap_s"].value
-    on_gpu = max(products, stream_s(topology, text.bytes)) + elementwise + scores + attention + gaps
-    return on_gpu if profile.text_graph else max(on_gpu, TEXT_OPS * topology.op_s(point.gpus))
 
 
 def _extrapolation(point: Point, model: ModelSpec, topology: Topology) -> tuple[float, list[str]]:

@@ -84,6 +84,7 @@ class EngineProfile:
     # moved a score of T5's attention: torch's plain one, in fp32 (52), since transformers' position bias is permuted,
     # which rules out a fused one and costs a sector of 32 bytes where it is read
     score_bytes: float = 84.0
+    text_share: str = "text"  # the topology's share of what is counted of a T5 layer
     live_rows: float = 16.3  # hidden states a token alive at once; within 0.06 GB of four published A100 peaks
     max_gpus: int | None = None
     vae: VaeProfile = VaeProfile()
@@ -119,6 +120,7 @@ _USP = EngineProfile(
     modulation_once=True, shards_modulation=True, shards_text=True, fused_projections=True, keys_first=True,
     split_out=True, fused_elementwise=True, live_rows=13.6,  # peaks of 4096px on one H100 and two
     attention=("fa3", "cudnn", "flash"), score_bytes=2.0,  # of T5's attention the position bias alone
+    text_share="text_fused",
     vae=VaeProfile(
         band_bytes_per_pixel=643.0, band_bytes=0.55e9, band_reserved=1.1, banded_alone=True, channels_last=True,
         mid_sharded=True, host_ops=1500.0,

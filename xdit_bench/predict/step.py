@@ -72,15 +72,20 @@ def attention_kernel(point: Point, topology: Topology, profile: EngineProfile) -
 
     Raises Infeasible for a kernel the topology has no number for.
     """
-    kernels = topology.attention
-    preferred = sorted((k for k in profile.attention if k in kernels), key=lambda k: -kernels[k].value)
     wanted = point.attention
     if wanted == "auto" or len(profile.attention) == 1:  # an engine of one kernel has no choice
-        wanted = preferred[0] if preferred else next(iter(topology.attention))
+        return fastest_kernel(topology, profile)
     if wanted not in topology.attention:
         have = ", ".join(topology.attention)
         raise Infeasible(f"topology={topology.name} has no number for attention={wanted}; it has {have}")
     return wanted
+
+
+def fastest_kernel(topology: Topology, profile: EngineProfile) -> str:
+    """The fastest attention kernel of the machine that the engine may pick; another where it has none of these."""
+    kernels = topology.attention
+    mine = [kernel for kernel in profile.attention if kernel in kernels]
+    return max(mine, key=lambda kernel: kernels[kernel].value) if mine else next(iter(kernels))
 
 
 @dataclass

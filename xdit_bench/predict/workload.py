@@ -148,10 +148,10 @@ def attentions(model: ModelSpec, shard: Shard, ulysses: int) -> list[Attention]:
 
 
 class Text(NamedTuple):
-    """Both text encoders: bytes of T5's weights, of its layers alone, and of both; elementwise passes over a row of
-    T5's width; kernels of both; T5's attention heads over all layers, and their size."""
+    """Both text encoders: bytes of T5's layers, and of both encoders; of a T5 layer the elementwise passes over a row
+    of its width, kernels, attention heads and their size; kernels of all else."""
 
-    bytes: float
+    layers: int
     layers_bytes: float
     all_bytes: float
     rows: float
@@ -159,34 +159,32 @@ class Text(NamedTuple):
     kernels: float
     heads: int
     head_dim: int
+    other_kernels: float
 
 
 def text_encoders(model: ModelSpec) -> Text:
     """Counts of T5's encoder (gated MLP) and CLIP's text model."""
     t5, clip = model.text_encoder_2, model.text_encoder
     layers, width, wide = int(t5["num_layers"]), int(t5["d_model"]), int(t5["d_ff"])
-    linears = sum(gemm.count * gemm.k * gemm.n for gemm in text_gemms(model, 1))
+    linears = layers * sum(gemm.count * gemm.k * gemm.n for gemm in text_gemms(model, 1))
     table = int(t5["vocab_size"]) * width
     c, f = int(clip["hidden_size"]), int(clip["intermediate_size"])
     clip_weights = int(clip["num_hidden_layers"]) * (4 * c * c + 2 * c * f) + int(clip["vocab_size"]) * c
-    weights = float(BF16 * (linears + table))
     # transformers' modules, op by op, a layer: two RMSNorms through fp32 (17 rows each), two sums, a transposed output,
     # and the tanh GELU with its gate, 21 passes over the wide rows; 36 kernels, CLIP 14
-    rows = layers * (2 * 17 + 2 * 3 + 2 + 21 * wide / width)
-    kernels = 36.0 * layers + 14.0 * int(clip["num_hidden_layers"]) + 43
+    rows = 2 * 17 + 2 * 3 + 2 + 21 * wide / width
     return Text(
-        weights, float(BF16 * linears), weights + BF16 * clip_weights, rows, float(BF16 * width), kernels,
-        layers * int(t5["num_heads"]), int(t5["d_kv"]),
+        layers, float(BF16 * linears), float(BF16 * (linears + table + clip_weights)), rows, float(BF16 * width), 36.0,
+        int(t5["num_heads"]), int(t5["d_kv"]), 14.0 * int(clip["num_hidden_layers"]) + 43,
     )  # fmt: skip
 
 
 def text_gemms(model: ModelSpec, tokens: int) -> list[Gemm]:
-    """Products of T5's encoder for a prompt of so many tokens. CLIP's, 77 tokens 768 wide, are too small to count."""
+    """Products of a T5 layer for a prompt of so many tokens. CLIP's, 77 tokens 768 wide, are too small to count."""
     t5 = model.text_encoder_2
-    layers, inner = int(t5["num_layers"]), int(t5["num_heads"]) * int(t5["d_kv"])
-    width, wide = int(t5["d_model"]), int(t5["d_ff"])
+    inner, width, wide = int(t5["num_heads"]) * int(t5["d_kv"]), int(t5["d_model"]), int(t5["d_ff"])
     shapes = ((3, width, inner), (1, inner, width), (2, width, wide), (1, wide, width))
-    return [Gemm(tokens, k, n, layers * count) for count, k, n in shapes]
+    return [Gemm(tokens, k, n, count) for count, k, n in shapes]
 
 
 class Vae(NamedTuple):

@@ -28,6 +28,7 @@ TRANSPORTS: dict[str, dict[str, str]] = {  # how ranks of one machine reach each
 SYMMETRIC = "symmetric"  # peers' copies through symmetric memory: what the engine usp does under transport=p2p
 LINKS = (*TRANSPORTS, SYMMETRIC)
 EFFICIENCIES = ("gemm", "memory", "elementwise", "conv", "conv_nhwc", "vae_attention", "vae_attention_blocked")
+TEXT = ("text", "text_fused")  # of what is counted of a T5 layer, attention plain or fused; optional
 TAIL = "gemm_tail"  # waves of thread blocks that a matrix product loses to filling and emptying the GPU; optional
 KERNELS = ("flash", "cudnn", "fa3", "sdpa", "flash_attn")
 HOST = ("op_s", "kernel_gap_s", "vae_cold_start_s")
@@ -171,7 +172,7 @@ def from_dict(data: Any, origin: str) -> Topology:
     kernels = [kernel for kernel in KERNELS if kernel in attention.data]
     if not kernels:
         raise attention.error("", f"must name the share of peak of at least one kernel of {', '.join(KERNELS)}")
-    for section, known in ((efficiency, (*EFFICIENCIES, TAIL)), (attention, KERNELS), (host, (*HOST, BESIDE)),
+    for section, known in ((efficiency, (*EFFICIENCIES, *TEXT, TAIL)), (attention, KERNELS), (host, (*HOST, BESIDE)),
                            (links, LINKS), (uncertainty, UNCERTAINTIES), (gpu, GPU)):  # fmt: skip
         section.only(known)
     return Topology(
@@ -181,8 +182,8 @@ def from_dict(data: Any, origin: str) -> Topology:
         links={key: _levels(links, key, gpus) for key in LINKS if key in links.data},
         efficiency={
             key: efficiency.sourced(key, high=1.0)
-            for key in (*EFFICIENCIES, TAIL)
-            if key != TAIL or TAIL in efficiency.data
+            for key in (*EFFICIENCIES, *TEXT, TAIL)
+            if key in EFFICIENCIES or key in efficiency.data
         },
         attention={key: attention.sourced(key, high=1.0) for key in kernels},
         host={key: host.sourced(key, high=10.0) for key in (*HOST, BESIDE) if key != BESIDE or BESIDE in host.data},
