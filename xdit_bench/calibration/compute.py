@@ -120,7 +120,10 @@ def _text_layer(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: t
         sharded = ShardedT5(encoder, mesh, DistributedCarrier(mesh))
         for way, call in (("plain", lambda x, t5=encoder: t5(x)[0]), ("in_order", sharded)):
             graphs = LoopGraphs(call) if device.type == "cuda" else None
-            taken[way].append(seconds_of(partial(graphs or call, ids), device, shapes.for_s))
+            try:
+                taken[way].append(seconds_of(partial(graphs or call, ids), device, shapes.for_s))
+            except RuntimeError as error:
+                return [{"kind": "failed", "what": f"a layer of T5, {way}", "error": str(error).splitlines()[0]}]
             if graphs:
                 graphs.clear()
     return [
