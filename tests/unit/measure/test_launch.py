@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from functools import partial
 
 import pytest
 import torch
 
 from xdit_bench.measure import launch
-from xdit_bench.measure.launch import BLOCKS, PASSES, BlockLaunch
+from xdit_bench.measure.launch import BLOCKS, FOR_S, PASSES, BlockLaunch
 
 
 def test_it_is_the_mean_of_all_blocks_in_turn_after_a_pass_to_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +27,17 @@ def test_it_is_the_mean_of_all_blocks_in_turn_after_a_pass_to_warm_up(monkeypatc
     monkeypatch.setattr(launch.time, "perf_counter", lambda: now)
     assert probe() == pytest.approx(2.0 + (BLOCKS - 1) / 2)
     assert next(calls) == BLOCKS * (1 + PASSES) + 1
+
+
+def test_a_stall_counts_by_its_share_of_a_fifth_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = BlockLaunch(torch.device("cpu"), torch.float32)
+    now, calls = 0.0, itertools.count(1)
+
+    def block() -> None:
+        nonlocal now
+        now += 0.02 if next(calls) == BLOCKS + 1 else 0.001  # seconds
+
+    probe.blocks = [block] * BLOCKS
+    monkeypatch.setattr(launch.time, "perf_counter", lambda: now)
+    passes = math.ceil((FOR_S - 0.019) / (0.001 * BLOCKS))
+    assert probe() == pytest.approx(0.001 + 0.019 / (passes * BLOCKS))
