@@ -65,8 +65,10 @@ def context_parallel_config(mesh: Mesh, point: Point, model: ModelSpec) -> Conte
             f"diffusers' Ulysses x ring hybrid needs text and image tokens that {mesh.size} GPUs divide; "
             f"{point.text_tokens} and {point.image_tokens} are not; use one of the two alone, or engine=usp"
         )
-    if mesh.ring > 1 and mesh.device.type == "cpu":
-        raise Infeasible("diffusers' ring needs an attention kernel that returns its LSE, and has none for CPUs")
+    if mesh.ring > 1 and (mesh.device.type == "cpu" or point.dtype == "fp32"):
+        raise Infeasible(
+            "diffusers' ring needs an attention kernel that returns its LSE, and has none for CPUs or fp32"
+        )
     check_heads(model.heads, mesh.ulysses)
     config = ContextParallelConfig(
         ring_degree=mesh.ring,
