@@ -114,7 +114,7 @@ def with_host(topology: Topology, cost_s: float) -> Topology:
 
 
 def link_taken(record: Record) -> dict[str, dict[str, float]]:
-    """Exchanges that were timed just before the record's images: bytes and seconds by kind (`measure.collectives`)."""
+    """Exchanges that were timed beside the record's images: bytes and seconds by kind (`measure.collectives`)."""
     taken = record.telemetry.get("link") or {}
     return {kind: row for kind, row in taken.items() if row["seconds"] > 0 and row["bytes"] > 0}
 

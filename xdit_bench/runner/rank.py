@@ -112,7 +112,7 @@ class Rank:
                 parameters = self._prepare(backend, mesh, point, model)
                 timed = command["measure"] and parameters  # the fake engine computes nothing
                 issued = [self._issue(mesh.group)] if timed else []
-                link = self._time_link(mesh, point) if timed else {}
+                links = [self._time_link(mesh, point)] if timed else []
                 watch.restart()
                 timer = ImageTimer(
                     backend, mesh.group, self.device, point.vae != "none", self.note,
@@ -125,6 +125,7 @@ class Rank:
                     timing = timer.measure(MeasureConfig(**command["measure"]))
                     if timed:
                         issued.append(self._issue(mesh.group))
+                        links.append(self._time_link(mesh, point))
                 memory = _with_symmetric(watch.report(), backend) | {"parameters_bytes": parameters}
                 self.note("parity")
                 choices = getattr(backend, "choices", {})
@@ -152,7 +153,10 @@ class Rank:
             report["attribution"] = attribution
             report["comm_bytes_per_step"] = getattr(backend, "comm_bytes_per_step", None)
             report["choices"] = choices
-            report["link"] = link
+            report["link"] = {
+                kind: {**row, "seconds": statistics.fmean(link[kind]["seconds"] for link in links)}
+                for kind, row in (links[0] if links else {}).items()
+            }
         return report
 
     def _prepare(self, backend: Backend, mesh: Mesh, point: Point, model: ModelSpec) -> int:
