@@ -64,6 +64,7 @@ def strategies(group: Group, layout: Layout) -> Figure:
     handles = [
         Line2D([], [], color=c, marker=m, label=n) for (n, c), m in zip(STRATEGIES.items(), MARKERS, strict=False)
     ]
+    handles.append(Line2D([], [], color=INK, marker="o", linestyle="none", label="one GPU"))
     handles.append(Line2D([], [], color=MUTED, linestyle=":", label="ideal"))
     handles.append(Line2D([], [], color=INK, marker="x", linestyle="none", label="failed"))
     legend(figure, [handle for handle in handles if handle.get_label() in drawn])
@@ -92,7 +93,11 @@ def _strategy_panel(axis: Axes, group: Group, size: Size) -> set[str]:
     if not values:
         empty(axis, f"no success here\n({why_none(group, size)})")
         return set()
-    if single and single.total_s:
+    if single and single.total_s and not drawn:
+        axis.plot(1, single.total_s, marker="o", color=INK, linestyle="none")
+        axis.plot(group.gpu_counts[-1], single.total_s, alpha=0.0)  # the axis reaches as far as the other panels'
+        drawn.append("one GPU")
+    elif single and single.total_s:
         drawn.append("ideal")
         ideal = [single.total_s / gpus for gpus in group.gpu_counts]
         axis.plot(group.gpu_counts, ideal, color=MUTED, linestyle=":", linewidth=1, zorder=1)

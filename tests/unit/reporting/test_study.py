@@ -9,9 +9,11 @@ from synthetic import CPU, H200, oom, record, study
 
 from xdit_bench.errors import ResultsError
 from xdit_bench.reporting.draw_parts import vae_modes
+from xdit_bench.reporting.draw_scaling import strategies
 from xdit_bench.reporting.entry import Entry, number
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.study import group_records
+from xdit_bench.reporting.style import PAGE
 from xdit_bench.reporting.words import panel
 from xdit_bench.results.store import newest
 
@@ -207,3 +209,11 @@ def test_vae_modes_are_compared_where_two_of_them_ran_on_as_many_gpus(
 ) -> None:
     (group,) = group_records([record(vae=vae, ulysses=gpus) for gpus, some in ran.items() for vae in some.split()])
     assert vae_modes(group) == (modes, counts)
+
+
+def test_a_size_that_one_gpu_alone_ran_is_a_point_in_the_figure_of_strategies() -> None:
+    records = [record(1.0, res=res) for res in (1024, 2048)] + [record(0.6, res=1024, ulysses=2)]
+    (group,) = group_records(records)
+    line, point = (axis.get_lines() for axis in strategies(group, PAGE).axes[:2])
+    assert [one.get_linestyle() for one in line] == ["-", ":"]
+    assert [list(one.get_xdata()) for one in point if one.get_alpha() is None] == [[1]]
