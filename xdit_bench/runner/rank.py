@@ -34,6 +34,7 @@ from xdit_bench.runner.failure import brief, describe, drop_locals, forget_frame
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 EXACT_VAES = ("parallel", "distvae", "single")
 Message = dict[str, Any]
+Link = dict[str, dict[str, float]]  # bytes and seconds of an exchange by kind
 
 
 class Rank:
@@ -111,8 +112,7 @@ class Rank:
             with torch.no_grad():
                 parameters = self._prepare(backend, mesh, point, model)
                 timed = command["measure"] and parameters  # the fake engine computes nothing
-                issued = [self._issue(mesh.group)] if timed else []
-                links = [self._time_link(mesh, point)] if timed else []
+                host = [self._host_now(mesh, point)] if timed else []
                 watch.restart()
                 timer = ImageTimer(
                     backend, mesh.group, self.device, point.vae != "none", self.note,
@@ -123,10 +123,9 @@ class Rank:
                     timer.image(timing, 0.0)
                 else:
                     timing = timer.measure(MeasureConfig(**command["measure"]))
-                    if timed:
-                        issued.append(self._issue(mesh.group))
-                        links.append(self._time_link(mesh, point))
                 memory = _with_symmetric(watch.report(), backend) | {"parameters_bytes": parameters}
+                if timed:
+                    host.append(self._host_now(mesh, point))
                 self.note("parity")
                 choices = getattr(backend, "choices", {})
                 parity = self._judge(command, backend, mesh, point, timing)
@@ -139,13 +138,13 @@ class Rank:
                 self._modules = None  # they may be left as the engine changed them
             raise
         backend.close()
+        issued_s, link = _over_time(host)
         report: Message = {
             "event": "result",
             "member": True,
             "memory": memory,
             "own_total": timing.own_total,
-            # before the images and after them: a shared host's speed changes within seconds
-            "block_launch_s": statistics.fmean(known) if (known := [s for s in issued if s]) else None,
+            "block_launch_s": issued_s,
             "parity": parity,
         }
         if mesh.rank == 0:
@@ -153,10 +152,7 @@ class Rank:
             report["attribution"] = attribution
             report["comm_bytes_per_step"] = getattr(backend, "comm_bytes_per_step", None)
             report["choices"] = choices
-            report["link"] = {
-                kind: {**row, "seconds": statistics.fmean(link[kind]["seconds"] for link in links)}
-                for kind, row in (links[0] if links else {}).items()
-            }
+            report["link"] = link
         return report
 
     def _prepare(self, backend: Backend, mesh: Mesh, point: Point, model: ModelSpec) -> int:
@@ -172,6 +168,10 @@ class Rank:
         backend.prepare(mesh, modules, point, model, make_inputs(point, model, self.device, DTYPES[point.dtype]))
         return parameter_bytes(modules)
 
+    def _host_now(self, mesh: Mesh, point: Point) -> tuple[float | None, Link]:
+        """How fast this rank's host issues work, and the links that lead through it carry bytes."""
+        return self._issue(mesh.group), self._time_link(mesh, point)
+
     def _issue(self, group: dist.ProcessGroup | None) -> float | None:
         """Seconds this rank's host takes to issue a block now, all ranks at it; a CPU computes what it issues."""
         if self.device.type != "cuda":
@@ -181,7 +181,7 @@ class Rank:
             dist.barrier(group)
         return self._launch()
 
-    def _time_link(self, mesh: Mesh, point: Point) -> dict[str, dict[str, float]]:
+    def _time_link(self, mesh: Mesh, point: Point) -> Link:
         """How fast the mesh's links are now, where they lead through the host: as fast as its cores are free."""
         if point.transport == "p2p":
             return {}
@@ -283,6 +283,17 @@ class Rank:
         gc.collect()  # quick: the worker has frozen what was imported
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _over_time(host: list[tuple[float | None, Link]]) -> tuple[float | None, Link]:
+    """Means of what was taken before the images and after them: a shared host's speed changes within seconds."""
+    issued = [seconds for seconds, _ in host if seconds is not None]
+    links = [link for _, link in host]
+    mean = {
+        kind: {**row, "seconds": statistics.fmean(link[kind]["seconds"] for link in links)}
+        for kind, row in (links[0] if links else {}).items()
+    }
+    return statistics.fmean(issued) if issued else None, mean
 
 
 def _with_symmetric(memory: dict[str, Any], backend: Backend) -> dict[str, Any]:
