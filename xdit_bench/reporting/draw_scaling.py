@@ -95,7 +95,7 @@ def _strategy_panel(axis: Axes, group: Group, size: Size) -> set[str]:
         return set()
     if single and single.total_s and not drawn:
         axis.plot(1, single.total_s, marker="o", color=INK, linestyle="none")
-        axis.plot(group.gpu_counts[-1], single.total_s, alpha=0.0)  # the axis reaches as far as the other panels'
+        axis.update_datalim([(group.gpu_counts[-1], single.total_s)])  # reaches as far as the other panels
         drawn.append("one GPU")
     elif single and single.total_s:
         drawn.append("ideal")
