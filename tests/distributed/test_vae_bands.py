@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ def local_statistics(band: Tensor | None, moments: Tensor | None, mesh: Mesh) ->
     return moments
 
 
-def local_keys(x: Tensor, counts: list[int], mesh: Mesh) -> list[Tensor]:
+def local_keys(x: Tensor, counts: list[int], mesh: Mesh, rooms: Sequence[Tensor]) -> list[Tensor]:
     return [x]
 
 

@@ -61,6 +61,8 @@ class BandVae:
 
     # a tensor's rows in one chunk: fewer bytes hit the cache more often, but 64 MiB keeps the host too busy
     chunk_bytes: int = 128 << 20
+    # of several ranks each has fewer rows to a chunk: as many chunks as one rank has, down to a size that fills a GPU
+    least_chunk_bytes: int = 64 << 20
     # largest slabs that a captured decode may hold on to between images; larger bands do not wait for the host
     captured_bytes: int = 1 << 30
 
@@ -191,10 +193,12 @@ class BandVae:
         scale, shift = self._affine(block.norm, x, halo=False)
         kind = attention_dtype(self._dtype)
         tokens = self._ops.normalize(inside, scale, shift, silu=False, top=False, bottom=False).flatten(0, 1).to(kind)
-        pairs = gather_tokens(_linear(tokens, block.key_value), [n * width for n in self._counts], self._mesh)
+        free = sorted((self._slabs.flat(slot).view(kind) for slot in others(x.slot)), key=Tensor.numel)
+        counts = [n * width for n in self._counts]
+        pairs = gather_tokens(_linear(tokens, block.key_value), counts, self._mesh, free)
         mixed = _linear(tokens, block.query)
         del tokens
-        scratch = self._slabs.flat(others(x.slot)[0]).view(kind)
+        scratch = next(slab for slab in reversed(free) if slab.data_ptr() != pairs[0].data_ptr())
         halves = [(pair[:, :channels], pair[:, channels:]) for pair in pairs]
         blocked_attention_(mixed, halves, self._ops, scratch)
         del pairs, halves
@@ -246,7 +250,8 @@ class BandVae:
         rows, width, channels = x.shape
         step = 1 if x.upsample is None else 2  # an upsampled pair of rows is computed together
         row_bytes = step * width * channels * self._dtype.itemsize
-        return [(a * step, b * step) for a, b in chunks(rows // step, row_bytes, self.chunk_bytes)]
+        limit = max(min(self.chunk_bytes, self.least_chunk_bytes), self.chunk_bytes // self._mesh.size)
+        return [(a * step, b * step) for a, b in chunks(rows // step, row_bytes, limit)]
 
     def _top(self, a: int) -> bool:
         return a == 0 and self._mesh.rank == 0

@@ -7,10 +7,13 @@ Bands are `R+2 W C`: R rows of this rank between one halo row above and one belo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from xdit_bench.engine.mesh import Mesh
@@ -46,15 +49,18 @@ def exchange(band: Tensor | None, moments: Tensor | None, mesh: Mesh) -> Tensor 
     return tail.view(mesh.size, *moments.shape[:2]).permute(1, 2, 0).contiguous()
 
 
-def gather_tokens(x: Tensor, counts: list[int], mesh: Mesh) -> list[Tensor]:
-    """Every rank's tokens, `counts[p]` C each, in one part where all have as many, else one part a rank."""
+def gather_tokens(x: Tensor, counts: list[int], mesh: Mesh, rooms: Sequence[Tensor] = ()) -> list[Tensor]:
+    """Every rank's tokens, `counts[p]` C each, in one part where all have as many, else one part a rank.
+
+    They are written into the first of `rooms` (flat, x's dtype) that can hold them, into memory of their own else.
+    """
     if mesh.size == 1:
         return [x]
     longest = max(counts)
-    sent = x.new_empty(longest, x.shape[1])
-    sent[: len(x)] = x
-    sent[len(x) :].zero_()
-    received = x.new_empty(mesh.size * longest, x.shape[1])
+    sent = x if len(x) == longest else F.pad(x, (0, 0, 0, longest - len(x)))
+    shape = (mesh.size * longest, x.shape[1])
+    room = next((room for room in rooms if room.numel() >= math.prod(shape)), None)
+    received = x.new_empty(shape) if room is None else room[: math.prod(shape)].view(shape)
     dist.all_gather_into_tensor(received, sent, group=mesh.group)
     if len(received) == sum(counts):
         return [received]
