@@ -21,6 +21,7 @@ SIZES = {"cuda": (2**16, 2**20, 2**24, 2**28), "cpu": (2**16, 2**20, 2**22)}
 LINK_BYTES = 2**24  # about what keys and values of 1024px weigh on one of two GPUs
 WARMUPS = 3
 TRIES = 12
+CALLS = 4  # of a link's exchange in a row, as `calibrate` takes it: one alone waits for the host as well
 Exchange = Callable[[], None]
 
 
@@ -36,7 +37,8 @@ def probe_collectives(group: ProcessGroup | None, device: torch.device) -> list[
 
 
 def probe_link(groups: Mapping[str, ProcessGroup | None], device: torch.device) -> dict[str, dict[str, float]]:
-    """What one exchange of `LINK_BYTES` takes now: the bytes one rank sends, and median seconds of the slowest rank.
+    """What one exchange of `LINK_BYTES` takes now, of `calls` in a row: the bytes one rank sends, and median seconds of
+    the slowest rank.
 
     `groups` are those of the axes by what travels on them, `all_to_all` or `ring`, None for an axis of one rank.
     Collective over all of them.
@@ -45,7 +47,8 @@ def probe_link(groups: Mapping[str, ProcessGroup | None], device: torch.device) 
     for name, group in groups.items():
         if group is not None:
             exchange, sent = _exchanges(group, device, LINK_BYTES)[name]
-            found[name] = {"bytes": float(sent), "seconds": _time(exchange, group, device)}
+            seconds = _time(exchange, group, device, CALLS)
+            found[name] = {"bytes": float(sent), "seconds": seconds, "calls": float(CALLS)}
     return found
 
 
@@ -84,15 +87,16 @@ def _global(group: ProcessGroup | None, rank: int) -> int:
     return rank if group is None else dist.get_global_rank(group, rank)
 
 
-def _time(exchange: Exchange, group: ProcessGroup | None, device: torch.device) -> float:
+def _time(exchange: Exchange, group: ProcessGroup | None, device: torch.device, calls: int = 1) -> float:
     world = dist.group.WORLD if group is None else group
     samples = []
     for attempt in range(WARMUPS + TRIES):
         agree(world, [0.0])
         begun = time.perf_counter()
-        exchange()
+        for _ in range(calls):
+            exchange()
         synchronize(device)
-        (slowest,) = agree(world, [time.perf_counter() - begun])
+        (slowest,) = agree(world, [(time.perf_counter() - begun) / calls])
         if attempt >= WARMUPS:
             samples.append(slowest)
     return quantile(samples, 0.5)
