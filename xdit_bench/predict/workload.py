@@ -147,6 +147,14 @@ def attentions(model: ModelSpec, shard: Shard, ulysses: int) -> list[Attention]:
     ]
 
 
+def step_flops(model: ModelSpec, point: Point) -> float:
+    """FLOPs that one step of an image has to compute, on all ranks together: linear layers and attention. Modulation, a
+    few products with one row, is left out."""
+    gemms = transformer_gemms(model, point.image_tokens, point.text_tokens, fused=True)
+    linear = sum(2.0 * gemm.m * gemm.k * gemm.n * gemm.count for gemm in gemms)
+    return linear + 4.0 * (point.image_tokens + point.text_tokens) ** 2 * model.hidden * sum(blocks(model))
+
+
 class Text(NamedTuple):
     """Both text encoders: bytes of T5's layers, and of both encoders; of a T5 layer the elementwise passes over a row
     of its width, kernels, attention heads and their size; kernels of all else."""

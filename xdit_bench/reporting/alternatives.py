@@ -101,9 +101,7 @@ def energy(group: Group) -> str:
 
 def attribution(group: Group) -> str:
     """Milliseconds of a step by term."""
-    return _best(
-        group, lambda e: " + ".join(f"{name} {words.digits(1e3 * s)} ms" for name, s in draw_parts.terms(e).items())
-    )
+    return _best(group, lambda e: " + ".join(f"{name} {words.digits(1e3 * s)} ms" for name, s in e.terms.items()))
 
 
 def vae(group: Group) -> str:

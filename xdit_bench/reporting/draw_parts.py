@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from xdit_bench.reporting import words
 from xdit_bench.reporting.draw_headline import why_none
-from xdit_bench.reporting.entry import Entry, Size, number, pick
+from xdit_bench.reporting.entry import Entry, Size, pick
 from xdit_bench.reporting.marks import bar_style, failed_bar, frame_bars, label_rows, legend, legend_patch, shown_sizes
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import (
@@ -281,7 +281,7 @@ def attribution(group: Group, layout: Layout) -> Figure:
     colours = _term_colours([*shown, *(["all else"] if len(shown) < len(names) else [])])
     for axis, size in zip(axes, sizes, strict=True):
         axis.set_title(words.panel(group, size))
-        bars = [bar for bar in _bars_over_gpus(group, size) if bar[1] and terms(bar[1])]
+        bars = [bar for bar in _bars_over_gpus(group, size) if bar[1] and bar[1].terms]
         if not bars:
             empty(axis, "no point here was profiled\n(measure.profile=true)")
             axis.set_title(words.panel(group, size))
@@ -289,7 +289,7 @@ def attribution(group: Group, layout: Layout) -> Figure:
         top = 0.0
         for x, (_, entry) in enumerate(bars):
             below = 0.0
-            found = terms(entry) if entry else {}
+            found = entry.terms if entry else {}
             rest = sum(value for name, value in found.items() if name not in shown)
             for name, colour in colours.items():
                 value = 1e3 * (rest if name == "all else" else found.get(name, 0.0))
@@ -311,18 +311,12 @@ def _term_colours(names: Sequence[str]) -> dict[str, str]:
     return {name: found.get(name) or next(free, MUTED) for name in names}
 
 
-def terms(entry: Entry) -> dict[str, float]:
-    """A record's attribution: seconds a step by name, whatever in it is a positive number of them."""
-    found = {str(key): number(value) for key, value in entry.record.attribution.items()}
-    return {key.removesuffix("_s"): value for key, value in found.items() if value and value > 0}
-
-
 def attribution_terms(group: Group) -> list[str]:
     """Names of all terms, the largest first."""
     sums: dict[str, float] = {}
     for entry in group.entries:
         if entry.ok:
-            for name, value in terms(entry).items():
+            for name, value in entry.terms.items():
                 sums[name] = sums.get(name, 0.0) + value
     return sorted(sums, key=lambda name: (-sums[name], name))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xdit_bench.errors import ResultsError
+from xdit_bench.predict.utilisation import utilisation
 from xdit_bench.results.schema import STAGES, Record
 
 Size = tuple[int, int]  # height, width in pixels
@@ -105,6 +106,17 @@ class Entry:
     def factors(self) -> str:
         """`u2r1`."""
         return f"u{self.ulysses}r{self.ring}"
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """Seconds of a step by what they went to: classes of kernels, or terms of the model."""
+        found = {str(key): number(value) for key, value in self.record.attribution.items() if key != "utilisation"}
+        return {key.removesuffix("_s"): value for key, value in found.items() if value and value > 0}
+
+    @property
+    def utilisation(self) -> float | None:
+        """Share of the GPUs' bf16 peak that a step reached (`predict.utilisation`)."""
+        return utilisation(self.record.point, self.step_s) if self.ok and self.step_s else None
 
     @property
     def kernel(self) -> str:

@@ -20,15 +20,18 @@ from xdit_bench.reporting.peers import Compared, compared
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group, Speedup, whole_card
 
+CLASSES = ("gemm", "attention", "elementwise", "communication", "launch")  # of measure.profile
 SEARCHED = "What a search ran out of memory at stands with the largest image that fits."
 
 
 def report_tables(groups: Sequence[Group], matches: Sequence[Match]) -> list[Table]:
-    """The frontier, best configurations, peers, ladder, published beside ours, failures; the last has all points."""
+    """The frontier, best configurations, peers, where steps go, ladder, published beside ours, failures; the last has
+    all points."""
     tables = [
         frontier_table(groups),
         best_table(groups),
         peers_table(groups),
+        attribution_table(groups),
         ladder_table(groups),
         rungs_table(groups),
         published_table(matches),
@@ -138,6 +141,30 @@ def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple
     )  # fmt: skip
 
 
+def attribution_table(groups: Sequence[Group]) -> Table:
+    """What a profiled step went to, and the share of the GPUs' peak that it reached."""
+    rows = tuple(
+        (
+            *_where(group, entry), text(entry.runner), text(entry.factors), milliseconds(entry.step_s),
+            *(milliseconds(found.get(name, 0.0)) for name in CLASSES), _share(entry.utilisation),
+        )
+        for group in groups
+        for entry in sorted(group.entries, key=_order)
+        if entry.ok and entry.record.source == "measured" and (found := entry.terms)
+    )  # fmt: skip
+    columns = ("Group", "Size", ">GPUs", "Engine", "Split", ">Step", ">Products", ">Attention", ">Elementwise",
+               ">Communication", ">Nothing ran", ">MFU")  # fmt: skip
+    note = (
+        "From one profiled step beside the timed ones, on the first GPU: each moment is given once, to communication "
+        "only where nothing else ran. MFU: the model's FLOPs over what the GPUs could do in bf16 in the timed step."
+    )
+    return Table("attribution-table", "Where a step's time goes", columns, rows, note)
+
+
+def _share(value: float | None) -> Cell:
+    return Cell(words.MISSING) if value is None else Cell(f"{100 * value:.0f} %", value)
+
+
 def _distance(value: float | None) -> Cell:
     return Cell(words.MISSING) if value is None else Cell(f"{value:.1e}" if value else "0", value)
 
@@ -192,8 +219,8 @@ def points_table(groups: Sequence[Group]) -> Table:
         for entry in sorted((*group.entries, *group.rungs), key=_order)
     )
     columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", "Attention", "Outcome", ">Seconds", ">Interval",
-               ">Text", ">Denoise", ">VAE s", ">Step", ">Scaling", ">Gain", ">Peak memory", ">Energy",
-               ">Parity")  # fmt: skip
+               ">Text", ">Denoise", ">VAE s", ">Step", ">MFU", ">Scaling", ">Gain", ">Peak memory",
+               ">Energy", ">Parity")  # fmt: skip
     return Table("points", "All points", columns, rows)
 
 
@@ -205,8 +232,8 @@ def _point_row(groups: Sequence[Group], group: Group, entry: Entry) -> tuple[Cel
     return (
         *_where(group, entry), text(entry.runner), text(entry.vae), text(entry.factors), text(entry.kernel),
         text(entry.outcome), seconds(entry.total_s), _interval(entry), *stages, seconds(entry.step_s),
-        _ratio(group.scaling(entry) if stands else None), _ratio(group.gain(entry) if stands else None),
-        _bytes(groups, group, entry), energy, parity,
+        _share(entry.utilisation), _ratio(group.scaling(entry) if stands else None),
+        _ratio(group.gain(entry) if stands else None), _bytes(groups, group, entry), energy, parity,
     )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ DETAILS: Final = {
     "fp32_l2": "parity.fp32_rel_l2",
     "comm_s_per_step": "comm.seconds_per_step",
     "comm_bytes_per_step": "comm.bytes_per_step",
+    "utilisation": "attribution.utilisation",
     "capacity_bytes": "machine.capacity_bytes",
 }
 OVER_GPUS: Final[dict[str, Callable[[Iterable[float]], float]]] = {
@@ -63,7 +64,8 @@ def load(study_dir: str | Path, *, all_records: bool = False) -> DataFrame:
       `peak_bytes`, `energy_j`, `parity_l2`;
     - `total_p10_s total_p90_s total_low_s total_high_s` (seconds; low and high are the 95 % interval, or the span of a
       prediction), `parameters_bytes cap_bytes alloc_retries watts sm_mhz throttled_images image_max_abs
-      fp32_l2 comm_s_per_step comm_bytes_per_step capacity_bytes` (`watts` of all GPUs together, `sm_mhz` of the slowest);
+      fp32_l2 comm_s_per_step comm_bytes_per_step utilisation capacity_bytes` (`watts` of all GPUs together, `sm_mhz` of
+      the slowest, `utilisation` the share of the GPUs' bf16 peak that a step's model FLOPs reached);
     - `memory_verdict gpu device driver without attention_chosen`: text; `without` names what our engine left out: keep
       such rows apart; `attention_chosen` is the kernel that `attention=auto` came to;
     - `samples`: a list of raw seconds of the total, empty for a prediction or a failure.

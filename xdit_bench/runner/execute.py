@@ -21,6 +21,7 @@ from rich.console import Console
 
 from xdit_bench.config import LaunchConfig, Point
 from xdit_bench.measure.nvml import Telemetry
+from xdit_bench.predict.utilisation import utilisation
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
 from xdit_bench.runner.frontier import Search, make_searches, trials
@@ -209,6 +210,9 @@ class _Runner:
         record = to_record(outcome, cell.point, cell.run_id, self.study)
         record.command = cell.job.command
         record.machine, record.software = self.machine, self.software
+        if record.step_s:
+            share = utilisation(record.point, record.step_s["median"], cell.job.model)
+            record.attribution |= {} if share is None else {"utilisation": share}
         if outcome.spent_s:
             record.telemetry["spent_s"] = dict(outcome.spent_s)
         if outcome.answers:

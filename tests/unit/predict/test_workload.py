@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from xdit_bench.config import ModelSpec
 from xdit_bench.predict import profiles, workload
 from xdit_bench.predict.points import load_model, make_point
+from xdit_bench.predict.utilisation import utilisation
 
 
 def parameters(module: torch.nn.Module, prefix: str = "") -> int:
@@ -107,3 +108,19 @@ def test_vae_flops_are_those_counted_on_diffusers_decoder(name: str) -> None:
 def test_text_encoder_bytes_make_the_published_33_75_gb(schnell: ModelSpec) -> None:
     total = workload.transformer_bytes(schnell) + workload.text_encoders(schnell).all_bytes
     assert (total + workload.vae_decoder(schnell).weights_bytes) / 1e9 == pytest.approx(33.75, abs=0.05)
+
+
+def test_a_step_of_1024px_has_74_tflop_and_as_many_on_any_number_of_gpus(schnell: ModelSpec) -> None:
+    alone = workload.step_flops(schnell, make_point(schnell))
+    assert alone == pytest.approx(74.4e12, rel=2e-3)  # 59.5 linear, 14.9 attention
+    assert workload.step_flops(schnell, make_point(schnell, ulysses=4, ring=2)) == alone
+    assert workload.step_flops(schnell, make_point(schnell, height=2048, width=2048)) > 5 * alone
+
+
+def test_utilisation_is_the_models_flops_over_the_peak_of_all_gpus(schnell: ModelSpec) -> None:
+    point = make_point(schnell, topology="h200_nvlink", ulysses=2).to_dict()
+    one = workload.step_flops(schnell, make_point(schnell)) / 989.4e12  # seconds of one GPU at its peak
+    assert utilisation(point, one) == pytest.approx(0.5)
+    assert utilisation(point | {"model": "mine"}, one, schnell) == pytest.approx(0.5)
+    for unknown in ({"dtype": "fp32"}, {"steps": 0}, {"topology": "b200_nvlink"}, {"topology": "cpu"}, {"model": "?"}):
+        assert utilisation(point | unknown, one) is None, unknown

@@ -11,7 +11,7 @@ from xdit_bench.reporting.answer import answer
 from xdit_bench.reporting.draw_peers import engine_rows
 from xdit_bench.reporting.peers import WHAT, compared, shipped_bounds
 from xdit_bench.reporting.study import group_records
-from xdit_bench.reporting.tables import peers_table
+from xdit_bench.reporting.tables import attribution_table, peers_table
 from xdit_bench.results.schema import Record
 
 SIZE = (1024, 1024)
@@ -140,3 +140,16 @@ def test_both_sweeps_write_one_study(study: str) -> None:
     assert loaded["study"] == "peers"
     assert loaded["steps"] == 4
     assert loaded["text_tokens"] == 512
+
+
+def test_where_a_profiled_step_goes_and_how_much_of_the_peak_it_reached() -> None:
+    parts = {"gemm_s": 0.06, "attention_s": 0.02, "elementwise_s": 0.01, "communication_s": 0.0, "launch_s": 0.005}
+    profiled = record(0.4, extra={"step_s": {"median": 0.1}, "attribution": {**parts, "utilisation": 0.5}})
+    predicted = record(0.4, source="predicted", extra={"step_s": {"median": 0.1}, "attribution": {"gemm_s": 0.1}})
+    table = attribution_table(group_records([profiled, predicted, record(ulysses=2)]))
+    (row,) = table.rows  # the model's terms are no profile, and a point that was not profiled has none
+    shown = dict(zip([column.lstrip(">") for column in table.columns], [cell.text for cell in row], strict=True))
+    assert [shown[name] for name in ("Products", "Attention", "Elementwise", "Communication", "Nothing ran")] == [
+        "60.0 ms", "20.0 ms", "10.0 ms", "0.0 ms", "5.0 ms",
+    ]  # fmt: skip
+    assert shown["MFU"] == "75 %"  # 74.4 TFLOP in 0.1 s of a GPU that could do 98.9 in it
