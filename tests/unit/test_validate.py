@@ -123,7 +123,7 @@ def test_a_point_is_predicted_with_the_launch_cost_its_host_had(tmp_path: Path) 
                 store.append(record)
     (mine,) = (one for one in validate(data_dir("published"), tmp_path).latencies if one.kind == "measured")
     eager, slow_eager, graph, slow_graph = (row.error for row in mine.rows)
-    assert eager == graph == slow_graph == pytest.approx(0.0)
+    assert [eager, graph, slow_graph] == pytest.approx([0.0] * 3, abs=1e-9)
     assert slow_eager > 0.5
     assert "the host's launch cost taken beside 4 of 4 points" in mine.notes
     assert not any(row.host_unknown for row in mine.rows)

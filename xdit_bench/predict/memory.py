@@ -29,6 +29,7 @@ CONTEXT_BYTES = 0.7e9  # CUDA context and library handles, outside the allocator
 KERNEL_ROWS = 4  # hidden states a token that choosing an attention kernel holds: q, k, v and the output
 SHARED = ("parallel", "distvae")  # decodes that all ranks take part in
 RESERVED = 1.75  # reserved over allocated activations of a decode: 69 GiB reserved at 3072px on one H100 80 GB
+SLAB_HOLDS = 8  # ranks whose slabs have room for all keys and values of the mid block (engine.vae_memory)
 INDEX_LIMIT = 2**31 - 1  # elements of a tensor that cuDNN before 9.3 could address
 TILE_OVERLAP = 0.25  # diffusers' tiled decode
 
@@ -82,7 +83,7 @@ def symmetric_bytes(point: Point, model: ModelSpec, topology: Topology, profile:
     """Buffers that peers write into (engine.symmetric), whole rows of the rank's tokens: keys with values, queries and
     the heads that come back; on a ring every hop's and, where it may gather (single blocks mostly do, double blocks do
     where they are small), all keys and values, in two turns each."""
-    if path(topology, point, profile.symmetric) != SYMMETRIC or point.gpus == 1:
+    if path(topology, point, profile.symmetric) != SYMMETRIC or point.gpus == 1 or not point.steps:
         return 0.0
     ring, row_bytes = point.ring, float(BF16 * model.hidden * Shard.of(point, profile).tokens)
     rows = 4 if point.ulysses > 1 else 0
@@ -103,15 +104,19 @@ def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile) -> floa
     if _banded(point, vae):
         held = _scaled(vae.band_bytes_per_pixel * pixels / point.gpus, model)
         middle = _middle_bytes(point, model) if vae.mid_sharded else 0.0
-        return held + max(vae.band_bytes, middle)
+        chunks = vae.chunks_bytes if point.gpus == 1 else vae.chunks_bytes / 2
+        return held + vae.band_bytes + max(chunks, middle)
     return _plain(pixels, model, vae)
 
 
 def _middle_bytes(point: Point, model: ModelSpec) -> float:
     """What the mid block's attention holds beside the slabs, in float16: normed tokens, queries, keys with values; on
-    several ranks what is sent of these, and those of the whole image."""
+    several ranks tokens, and keys with values until they are gathered. Those of the whole image lie in a slab, where
+    one holds them."""
     whole = float(BF16 * latent_pixels(point) * vae_decoder(model).mid_channels)
-    return 4 * whole if point.gpus == 1 else 5 * whole / point.gpus + 2 * whole
+    if point.gpus == 1:
+        return 4 * whole
+    return 3 * whole / point.gpus + (2 * whole if point.gpus > SLAB_HOLDS else 0.0)
 
 
 def _banded(point: Point, vae: VaeProfile) -> bool:
