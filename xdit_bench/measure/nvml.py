@@ -1,4 +1,5 @@
-"""What the machine did while a point ran: clocks, power, temperature, throttling and energy of its GPUs; load of a CPU.
+"""What the machine did while a point ran: clocks, power, temperature, throttling and energy of its GPUs, and the cores
+that other processes kept busy.
 
 Sampled by a thread of the controller, so that the ranks are not disturbed; lined up with the images by the
 machine's monotonic clock. Owns sampling and its summary; what a throttled point means is the runner's to say.
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from xdit_bench.measure.load import OtherWork
 from xdit_bench.topology.probe import visible_handles
 
 PERIOD_S = 0.05
@@ -48,21 +50,21 @@ class Telemetry(Protocol):
 
 
 class HostTelemetry:
-    """Load average of a machine whose ranks run on its CPU: other work there shows."""
+    """A machine whose ranks run on its CPU: other work there shows."""
 
     def __enter__(self) -> Self:
-        self._before = os.getloadavg()[0]
+        self._work = OtherWork()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._after = os.getloadavg()[0]
+        self._elsewhere = _elsewhere(self._work)
 
     def report(self, spans: Sequence[Span], *, ranks: int) -> dict[str, Any]:
-        """Processes that wanted a core, over the last minute."""
+        """Cores that others kept busy."""
         del spans, ranks
-        return {"load_before": self._before, "load_after": self._after, "cores": len(os.sched_getaffinity(0))}
+        return self._elsewhere
 
     def cool_down(self) -> None:
         """A CPU is not watched for throttling."""
@@ -82,6 +84,7 @@ class NvmlTelemetry:
         pynvml.nvmlInit()  # never shut down: starting anew takes seconds on some hosts, once a point
         self._handles = visible_handles(pynvml)
         self._samples = [[] for _ in self._handles]
+        self._work = OtherWork()
         self._thread.start()
         return self
 
@@ -90,6 +93,7 @@ class NvmlTelemetry:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        self._elsewhere = _elsewhere(self._work)
         self._others = [_processes(handle) for handle in self._handles]
 
     def report(self, spans: Sequence[Span], *, ranks: int) -> dict[str, Any]:
@@ -97,7 +101,8 @@ class NvmlTelemetry:
         gpus = self._samples[:ranks]
         if not spans or not all(gpus):
             return {}
-        return summarise_samples(gpus, spans) | {"processes_per_gpu": self._others[:ranks]}
+        found = summarise_samples(gpus, spans) | {"processes_per_gpu": self._others[:ranks]}
+        return found | self._elsewhere
 
     def cool_down(self) -> None:
         """A fixed rest: a card sheds its heat in seconds."""
@@ -107,6 +112,12 @@ class NvmlTelemetry:
         while not self._stop.wait(PERIOD_S):
             for handle, samples in zip(self._handles, self._samples, strict=True):
                 samples.append(_sample(handle))
+
+
+def _elsewhere(watch: OtherWork) -> dict[str, Any]:
+    """Cores that other processes kept busy, where that is known, of those that there are."""
+    found, cores = watch.cores(), os.cpu_count() or 1
+    return {"cores": cores} if found is None else {"cores": cores, "others_cores": found}
 
 
 def summarise_samples(gpus: Sequence[Sequence[dict[str, float]]], spans: Sequence[Span]) -> dict[str, Any]:

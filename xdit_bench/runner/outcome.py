@@ -22,6 +22,7 @@ from xdit_bench.results.schema import STATUSES, Record
 from xdit_bench.runner.pool import Answer, killed_by
 
 GIB = 2**30
+BUSY_SHARE = 0.1  # of a machine's cores (one core at least), from which other work is warned of
 START_STAGE = "start"  # of a failure that kept ranks from existing
 # a peer's death reaches the others as one of these; it is never the cause
 ECHOES = ("connection closed by peer", "connection reset", "broken pipe", "timed out waiting", "remote process exited",
@@ -106,6 +107,12 @@ def to_record(outcome: Outcome, point: Point, run_id: str, study: str) -> Record
         record.memory["cap_bytes"] = int(point.memory_cap_gb * 1e9)
     if any((count or 0) > 1 for count in outcome.telemetry.get("processes_per_gpu", [])):
         record.warnings.append("another process computed on a GPU of this point while it was measured")
+    cores = float(outcome.telemetry.get("cores", 0))
+    if outcome.telemetry.get("others_cores", 0.0) > max(1.0, BUSY_SHARE * cores):
+        record.warnings.append(
+            f"other processes kept more than {100 * BUSY_SHARE:.0f} % of the machine's cores busy meanwhile "
+            f"(telemetry.others_cores): what waits for the host may be slower than it is alone"
+        )
     record.status, record.reason = status, outcome.reason
     return record
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import pytest
 
+from xdit_bench.measure.load import OtherWork
 from xdit_bench.measure.nvml import HostTelemetry, summarise_samples
 
 
@@ -48,9 +53,38 @@ def test_image_between_two_samples_still_gets_numbers() -> None:
     assert summarise_samples([samples({})], [(5.0, 5.001)])["sm_mhz"] == [1500.0]
 
 
-def test_cpu_runs_record_the_load() -> None:
-    with HostTelemetry() as telemetry:
-        pass
-    report = telemetry.report([], ranks=2)
-    assert report["cores"] >= 1
-    assert report["load_before"] >= 0
+def busy(seconds: float, *, apart: bool) -> subprocess.Popen[bytes]:
+    """A core kept busy by a child, or by a process that is none of ours: its parent has ended."""
+    code = f"import time; end = time.monotonic() + {seconds}\nwhile time.monotonic() < end: pass"
+    argv = [sys.executable, "-c", code]
+    if apart:
+        argv = [sys.executable, "-c", f"import subprocess; subprocess.Popen({argv!r}, start_new_session=True)"]
+    return subprocess.Popen(argv)
+
+
+def test_work_of_others_is_told_from_ours() -> None:
+    def seen(seconds: float, *, apart: bool) -> float:
+        process = busy(seconds, apart=apart)
+        if apart:
+            process.wait()
+        with HostTelemetry() as telemetry:
+            time.sleep(1.0)
+        report = telemetry.report([], ranks=2)
+        assert report["cores"] >= 1
+        process.kill()
+        process.wait()
+        time.sleep(0.5)
+        return float(report["others_cores"])
+
+    ours = min(seen(1.5, apart=False) for _ in range(3))  # others of this machine may work as well
+    theirs = max(seen(1.5, apart=True) for _ in range(3))
+    assert theirs > ours + 0.3
+
+
+def test_a_process_of_ours_that_ended_unseen_leaves_the_others_unknown() -> None:
+    process = busy(30, apart=False)
+    watch = OtherWork()
+    assert watch.cores() is not None
+    process.kill()
+    process.wait()
+    assert watch.cores() is None

@@ -109,6 +109,16 @@ def test_other_processes_on_a_gpu_are_called_out() -> None:
     assert "another process" in to_record(outcome, POINT, "id", "s").warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("cores", "others", "warned"), [(64, 6.0, False), (64, 7.0, True), (4, 0.9, False), (4, 1.1, True)]
+)
+def test_a_host_that_others_keep_busy_is_called_out(cores: int, others: float, warned: bool) -> None:
+    outcome = judge([result(0), result(1)], 60)
+    outcome.telemetry = {"cores": cores, "others_cores": others}
+    found = to_record(outcome, POINT, "id", "s").warnings
+    assert any("cores busy" in warning for warning in found) is warned
+
+
 def test_crippling_variables_are_called_out_unless_the_transport_sets_them() -> None:
     shell = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "0", "HOME": "/"}
     assert [w.split(" ")[0] for w in environment_warnings(shell, "p2p")] == ["NCCL_P2P_DISABLE=1"]
