@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from xdit_bench import data_dir
 from xdit_bench.backends.modules import fill_random
@@ -15,6 +16,7 @@ from xdit_bench.engine import vae_eager
 from xdit_bench.engine.mesh import Mesh, build_mesh
 from xdit_bench.engine.vae import BandVae
 from xdit_bench.engine.vae_attention import blocked_attention_
+from xdit_bench.engine.vae_exchange import gather_tokens
 from xdit_bench.engine.vae_memory import Slabs, chunks, slab_elements
 from xdit_bench.engine.vae_operations import operations
 from xdit_bench.engine.vae_parts import Norm, fuse_upsample, read_decoder
@@ -211,3 +213,21 @@ def test_reads_the_scale_off_the_decoder(vae: AutoencoderKL) -> None:
     parts = read_decoder(vae)
     assert parts.scale == 8
     assert parts.conv_out.weight.shape == (8, 16, 3, 3)
+
+
+@pytest.mark.parametrize(("sizes", "taken"), [((24, 99), 0), ((23, 24), 1), ((5, 23), None), ((), None)])
+def test_gathered_tokens_lie_in_the_first_room_that_holds_them(
+    sizes: tuple[int, ...], taken: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(received: Tensor, sent: Tensor, group: object) -> None:
+        del group
+        received.copy_(sent.repeat(3, 1))
+
+    monkeypatch.setattr("torch.distributed.all_gather_into_tensor", gather)
+    x, rooms = torch.arange(6.0).view(3, 2), [torch.zeros(size) for size in sizes]
+    parts = gather_tokens(x, [3, 4, 4], Mesh(3, 1, 0, torch.device("cpu")), rooms)  # padded to 3 x 4 x 2
+    assert [part.shape for part in parts] == [(3, 2), (4, 2), (4, 2)]
+    assert torch.equal(parts[0], x)
+    assert torch.equal(parts[1], torch.cat([x, torch.zeros(1, 2)]))
+    lies = [i for i, room in enumerate(rooms) if room.data_ptr() == parts[0].data_ptr()]
+    assert lies == ([] if taken is None else [taken])
