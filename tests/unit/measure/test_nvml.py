@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+from xdit_bench.measure import load
 from xdit_bench.measure.load import OtherWork
 from xdit_bench.measure.nvml import HostTelemetry, summarise_samples
 
@@ -53,38 +55,43 @@ def test_image_between_two_samples_still_gets_numbers() -> None:
     assert summarise_samples([samples({})], [(5.0, 5.001)])["sm_mhz"] == [1500.0]
 
 
-def busy(seconds: float, *, apart: bool) -> subprocess.Popen[bytes]:
-    """A core kept busy by a child, or by a process that is none of ours: its parent has ended."""
-    code = f"import time; end = time.monotonic() + {seconds}\nwhile time.monotonic() < end: pass"
-    argv = [sys.executable, "-c", code]
-    if apart:
-        argv = [sys.executable, "-c", f"import subprocess; subprocess.Popen({argv!r}, start_new_session=True)"]
-    return subprocess.Popen(argv)
+def test_what_others_keep_busy_is_what_the_machine_worked_less_what_we_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, busy, own = iter([10.0, 14.0]), iter([100.0, 130.0]), iter([{1: 5.0, 2: 2.0}, {1: 6.0, 2: 4.0, 3: 3.0}])
+    monkeypatch.setattr(load.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(load, "_busy_s", lambda: next(busy))
+    monkeypatch.setattr(load, "_own_s", lambda: next(own))
+    assert OtherWork().cores() == pytest.approx(
+        (30.0 - 6.0) / 4.0
+    )  # a process that came meanwhile is ours from its start
 
 
-def test_work_of_others_is_told_from_ours() -> None:
-    def seen(seconds: float, *, apart: bool) -> float:
-        process = busy(seconds, apart=apart)
-        if apart:
-            process.wait()
-        with HostTelemetry() as telemetry:
-            time.sleep(1.0)
-        report = telemetry.report([], ranks=2)
-        assert report["cores"] >= 1
-        process.kill()
-        process.wait()
-        time.sleep(0.5)
-        return float(report["others_cores"])
-
-    ours = min(seen(1.5, apart=False) for _ in range(3))  # others of this machine may work as well
-    theirs = max(seen(1.5, apart=True) for _ in range(3))
-    assert theirs > ours + 0.3
+def test_ours_is_all_below_us_and_nobody_else() -> None:
+    wait = [sys.executable, "-c", "input()"]
+    apart = (
+        "import subprocess; print(subprocess.Popen(['sleep', '30'], start_new_session=True, stdout=-3, stderr=-3).pid)"
+    )
+    with subprocess.Popen(wait, stdin=subprocess.PIPE) as child:
+        orphan = int(subprocess.run([sys.executable, "-c", apart], capture_output=True, check=True).stdout)
+        try:
+            found = load._own_s()
+            assert {os.getpid(), child.pid} <= set(found)
+            assert orphan not in found
+        finally:
+            os.kill(orphan, signal.SIGKILL)
+            child.communicate(b"\n")
 
 
 def test_a_process_of_ours_that_ended_unseen_leaves_the_others_unknown() -> None:
-    process = busy(30, apart=False)
-    watch = OtherWork()
-    assert watch.cores() is not None
-    process.kill()
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        watch = OtherWork()
+        assert watch.cores() is not None
+        child.communicate(b"\n")
     assert watch.cores() is None
+
+
+def test_a_cpu_run_says_how_many_cores_there_are_and_others_kept() -> None:
+    with HostTelemetry() as telemetry:
+        pass
+    report = telemetry.report([], ranks=2)
+    assert report["cores"] >= 1
+    assert report["others_cores"] >= 0
