@@ -18,6 +18,7 @@ from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import CYCLE, INK, PAPER, Layout, panels
 
 LABEL = 32  # characters; a record from elsewhere may name anything as its engine
+CHARACTER = 0.04  # of the largest side: the width of a character in the narrowest panel
 APART = 0.05  # of the axis: a failure closer to the bar's end is in the caption alone
 
 
@@ -52,15 +53,16 @@ def frontier(family: Sequence[Group], layout: Layout) -> Figure:
 
 def _bar(axis: Axes, limit: Limit, y: int, side: int) -> None:
     axis.barh(y, limit.fits, 0.72, **bar_style(limit.group, _colour(limit.vae)))
-    said = limit.said
-    if limit.best and limit.best.verdict == "pressure":
+    said, end = limit.said, limit.fits
+    pressed = bool(limit.best and limit.best.verdict == "pressure")
+    if pressed:
         said += ", pressure"
-    end = limit.fits
     if limit.fails - limit.fits > APART * side:
         axis.plot(limit.fails, y, marker="x", color=INK, linestyle="none", markersize=4)
-        narrow = 0 < limit.fits < 0.35 * side  # holds no number
-        axis.annotate(f"OOM ({said if limit.open else f'{said} fits'})" if narrow else "OOM", (limit.fails, y), (4, 0),
-                      textcoords="offset points", va="center", fontsize=6)  # fmt: skip
+        narrow = 0 < limit.fits < max(0.35, CHARACTER * len(said)) * side  # holds no number
+        fits = said if limit.open or pressed else f"{said} fits"
+        axis.annotate(f"OOM ({fits})" if narrow else "OOM", (limit.fails, y), (4, 0), textcoords="offset points",
+                      va="center", fontsize=6)  # fmt: skip
         if narrow:
             return
         if limit.fails < limit.fits + 0.4 * side:  # no room for the number between the two
