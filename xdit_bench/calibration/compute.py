@@ -44,6 +44,7 @@ def measure(shapes: Shapes, model: ModelSpec, device: torch.device) -> list[Meas
             *_text_layer(shapes, model, device, dtype),
             *_kernel_gap(device),
             *_convolutions(shapes, model, device, dtype),
+            *_decode_passes(shapes, model, device, dtype),
             *_mid_attention(shapes, model, device, dtype),
         ]
 
@@ -174,6 +175,34 @@ def _convolutions(shapes: Shapes, model: ModelSpec, device: torch.device, dtype:
                 "seconds": seconds_of(call, device, shapes.for_s / 2),
             })  # fmt: skip
     return found
+
+
+def _decode_passes(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: torch.dtype) -> list[Measurement]:
+    """What a ResNet block of the banded decode runs between its convolutions, on one chunk of rows: two norms with SiLU
+    (read and write), the moments of one convolution (read), and the sum with the other's (read both, write)."""
+    from xdit_bench.engine.vae import BandVae
+    from xdit_bench.engine.vae_operations import operations
+
+    channels, groups = int(model.vae["block_out_channels"][0]), int(model.vae["norm_num_groups"])
+    width = 8 * shapes.latent_sides[-1]
+    size = min(shapes.copy_bytes, BandVae.chunk_bytes)
+    rows = max(1, size // (width * channels * dtype.itemsize))
+    x, y = (torch.randn(rows, width, channels, device=device, dtype=dtype) for _ in range(2))
+    scale, shift, bias = (torch.zeros(channels, device=device) for _ in range(3))  # x stays bounded
+    try:
+        ops = operations(device)
+        calls = (
+            ("normalize", 2, 2, lambda: ops.normalize(x, scale, shift, silu=True, top=False, bottom=False)),
+            ("moments", 1, 1, lambda: ops.moments(x, bias, groups)),
+            ("add", 1, 3, lambda: ops.add_(y, x, bias, groups)),
+        )
+        return [
+            {"kind": "decode_pass", "what": what, "count": count, "bytes": passes * x.nbytes,
+             "seconds": seconds_of(call, device, shapes.for_s)}
+            for what, count, passes, call in calls
+        ]  # fmt: skip
+    except Exception as error:  # a kernel that does not build here costs its number, not the calibration
+        return [{"kind": "failed", "what": "passes of the banded decode", "error": str(error).splitlines()[0]}]
 
 
 def _mid_attention(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: torch.dtype) -> list[Measurement]:

@@ -21,7 +21,7 @@ from xdit_bench.predict.roofline import attention_quality, attention_tiles_s, ge
 from xdit_bench.predict.step import fastest_kernel
 from xdit_bench.predict.text import layer_s
 from xdit_bench.predict.workload import Conv, vae_decoder
-from xdit_bench.topology.specs import BESIDE, SYMMETRIC, TAIL, GpuSpec, LinkSpec, Number, Topology
+from xdit_bench.topology.specs import BESIDE, PASSES, SYMMETRIC, TAIL, GpuSpec, LinkSpec, Number, Topology
 
 Measurement = Mapping[str, Any]
 EAGER = find("stock", "eager")  # the counts that the model reads a block with
@@ -105,6 +105,11 @@ def _vae(measurements: Sequence[Measurement], gpu: GpuSpec, model: ModelSpec, me
             streamed = area * vae_decoder(model).traffic_bytes / (gpu.memory_bytes_per_s * memory)
             seconds = max(seconds - streamed, seconds / 3)  # the model adds the streaming itself
         found[key] = _share([flops / seconds / gpu.peak_flops], f"the decoder's convolutions, {layout.upper()}")
+    passes = _of(measurements, "decode_pass")
+    if passes:  # as a ResNet block has them, all together
+        moved, seconds = (sum(m["count"] * m[key] for m in passes) for key in ("bytes", "seconds"))
+        what = "norm, moments and sum of the decode's blocks in bands"
+        found[PASSES] = _share([moved / seconds / gpu.memory_bytes_per_s], what)
     for way, key in (("plain", "vae_attention"), ("blocked", "vae_attention_blocked")):
         calls = [m for m in _of(measurements, "mid_attention") if m["way"] == way]
         shares = [4.0 * m["tokens"] ** 2 * m["width"] / m["seconds"] / gpu.peak_flops for m in calls]

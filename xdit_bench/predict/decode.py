@@ -13,7 +13,7 @@ from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import EngineProfile, vae_profile
 from xdit_bench.predict.roofline import slower_of, stream_s
 from xdit_bench.predict.workload import BF16, latent_pixels, vae_decoder
-from xdit_bench.topology.specs import Topology
+from xdit_bench.topology.specs import PASSES, Topology
 
 FUSED_TRAFFIC = (
     8 / 17
@@ -49,7 +49,10 @@ def _layers_s(area: int, ranks: int, model: ModelSpec, topology: Topology, bande
     share = topology.efficiency["conv_nhwc" if banded else "conv"].value
     traffic = vae.traffic_bytes * (FUSED_TRAFFIC if banded else 1.0)
     flops = vae.fused_conv_flops if banded else vae.conv_flops
-    return area / ranks * flops / (topology.gpu.peak_flops * share) + stream_s(topology, area / ranks * traffic)
+    streamed = stream_s(topology, area / ranks * traffic)
+    if banded and (passes := topology.efficiency.get(PASSES)):
+        streamed *= topology.efficiency["memory"].value / passes.value
+    return area / ranks * flops / (topology.gpu.peak_flops * share) + streamed
 
 
 def _mid_s(area: int, model: ModelSpec, topology: Topology, banded: bool = False) -> float:

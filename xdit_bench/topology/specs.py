@@ -29,7 +29,9 @@ SYMMETRIC = "symmetric"  # peers' copies through symmetric memory: what the engi
 LINKS = (*TRANSPORTS, SYMMETRIC)
 EFFICIENCIES = ("gemm", "memory", "elementwise", "conv", "conv_nhwc", "vae_attention", "vae_attention_blocked")
 TEXT = ("text", "text_fused")  # of what is counted of a T5 layer, attention plain or fused; optional
+PASSES = "vae_passes"  # of memory speed: the kernels between a banded decode's convolutions; optional
 TAIL = "gemm_tail"  # waves of thread blocks that a matrix product loses to filling and emptying the GPU; optional
+OPTIONAL = (*TEXT, PASSES, TAIL)
 KERNELS = ("flash", "cudnn", "fa3", "sdpa", "flash_attn")
 HOST = ("op_s", "kernel_gap_s", "vae_cold_start_s")
 BESIDE = "op_beside_s"  # op_s while other ranks of the host issue too; optional
@@ -172,7 +174,7 @@ def from_dict(data: Any, origin: str) -> Topology:
     kernels = [kernel for kernel in KERNELS if kernel in attention.data]
     if not kernels:
         raise attention.error("", f"must name the share of peak of at least one kernel of {', '.join(KERNELS)}")
-    for section, known in ((efficiency, (*EFFICIENCIES, *TEXT, TAIL)), (attention, KERNELS), (host, (*HOST, BESIDE)),
+    for section, known in ((efficiency, (*EFFICIENCIES, *OPTIONAL)), (attention, KERNELS), (host, (*HOST, BESIDE)),
                            (links, LINKS), (uncertainty, UNCERTAINTIES), (gpu, GPU)):  # fmt: skip
         section.only(known)
     return Topology(
@@ -182,7 +184,7 @@ def from_dict(data: Any, origin: str) -> Topology:
         links={key: _levels(links, key, gpus) for key in LINKS if key in links.data},
         efficiency={
             key: efficiency.sourced(key, high=1.0)
-            for key in (*EFFICIENCIES, *TEXT, TAIL)
+            for key in (*EFFICIENCIES, *OPTIONAL)
             if key in EFFICIENCIES or key in efficiency.data
         },
         attention={key: attention.sourced(key, high=1.0) for key in kernels},

@@ -11,9 +11,12 @@ import pytest
 
 from xdit_bench.config import ModelSpec, Point
 from xdit_bench.errors import Infeasible, OutOfMemory
+from xdit_bench.predict.decode import FUSED_TRAFFIC
 from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import load_model, make_point
-from xdit_bench.topology.specs import load
+from xdit_bench.predict.roofline import stream_s
+from xdit_bench.predict.workload import vae_decoder
+from xdit_bench.topology.specs import PASSES, Number, Topology, load
 
 A100, L40, H200 = load("a100_nvlink"), load("l40_pcie"), load("h200_nvlink")
 Make = Callable[..., Point]
@@ -160,3 +163,16 @@ def test_importing_and_predicting_needs_no_torch() -> None:
         "assert not {'torch', 'diffusers', 'transformers', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_banded_decode_waits_for_its_passes_where_a_machine_knows_their_speed(schnell: ModelSpec) -> None:
+    half = Number(0.5 * H200.efficiency["memory"].value, "")
+    slow = dataclasses.replace(H200, efficiency={**H200.efficiency, PASSES: half})
+
+    def decode(machine: Topology, vae: str) -> float:
+        point = make_point(schnell, topology="h200_nvlink", height=2048, width=2048, vae=vae, execution="graph")
+        return predict(point, schnell, machine).stages["vae"].median
+
+    streamed = stream_s(H200, 256**2 * vae_decoder(schnell).traffic_bytes * FUSED_TRAFFIC)
+    assert decode(slow, "parallel") - decode(H200, "parallel") == pytest.approx(streamed, rel=0.01)
+    assert decode(slow, "single") == decode(H200, "single")
