@@ -26,8 +26,10 @@ def test_second_sweep_of_a_study_exits_2_and_an_interrupted_one_130_and_goes_on(
     records = tmp_path / "results" / "s" / "records.jsonl"
     with subprocess.Popen(COMMAND, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as first:
         wait_for(lambda: records.exists() and records.read_text().count("\n") >= 1)
+        first.send_signal(signal.SIGSTOP)  # it would be done before the second has started, on a busy machine
         second = subprocess.run(COMMAND, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         first.send_signal(signal.SIGINT)
+        first.send_signal(signal.SIGCONT)
         said = first.communicate()[1]
     assert second.returncode == 2
     assert second.stderr.startswith("error: one sweep at a time writes a study")
