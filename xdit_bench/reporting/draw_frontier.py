@@ -59,13 +59,15 @@ def _bar(axis: Axes, limit: Limit, y: int, side: int) -> None:
         said += ", pressure"
     if limit.fails - limit.fits > APART * side:
         axis.plot(limit.fails, y, marker="x", color=INK, linestyle="none", markersize=4)
-        narrow = 0 < limit.fits < max(0.35, CHARACTER * len(said)) * side  # holds no number
+        between = limit.fails >= limit.fits + 0.4 * side  # room for the number between the two
+        least = 0.35 if between else max(0.35, CHARACTER * len(said))
+        narrow = 0 < limit.fits < least * side  # holds no number
         fits = said if limit.open or pressed else f"{said} fits"
         axis.annotate(f"OOM ({fits})" if narrow else "OOM", (limit.fails, y), (4, 0), textcoords="offset points",
                       va="center", fontsize=6)  # fmt: skip
         if narrow:
             return
-        if limit.fails < limit.fits + 0.4 * side:  # no room for the number between the two
+        if not between:
             axis.annotate(said, (end, y), (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=6,
                           color="white" if limit.group.setting.source == "measured" else INK)  # fmt: skip
             return
