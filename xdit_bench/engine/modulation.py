@@ -86,7 +86,7 @@ class Modulation:
 
         Rounds timestep and guidance as diffusers does, so that both agree in bf16: its pipeline rounds the timestep,
         divides it by 1000 and rounds again, its forward multiplies by 1000 and rounds once more. Other orders differ
-        by up to 8 of 1000, and paint another picture in flux_dev's 28 steps.
+        by up to 4 of 1000, and paint another picture in flux_dev's 28 steps.
         """
         steps, batch = sigmas.shape[0], pooled.shape[0]
         timestep = ((sigmas * 1000).to(pooled.dtype) / 1000 * 1000).repeat_interleave(batch)

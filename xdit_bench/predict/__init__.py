@@ -6,6 +6,7 @@ roofline.py   seconds of compute on one GPU, with efficiency by size
 network.py    seconds over the hierarchy of links, all groups of a placement at once
 step.py       one denoising step, term by term, and the launch floor
 text.py       the text stage
+utilisation.py model FLOPs of a step over the GPUs' peak
 decode.py     the VAE decode: plain, tiled, in row bands
 memory.py     peaks of a rank and the three verdicts
 model.py      the sum by stage, its interval, its warnings
@@ -17,5 +18,4 @@ compared.py   samples, sets of them, their errors
 measured.py   the model against our own studies, from a machine's own calibrated file where there is one
 validation.py errors, regrets and facts, published and measured apart
 points.py     models and points without Hydra
-arguments.py  key=value arguments of the verbs
 """
