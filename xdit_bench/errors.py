@@ -112,3 +112,8 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`; did you mean a100_nvlink?` for a message that ends in what was given; empty where nothing is near."""
     close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.4)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

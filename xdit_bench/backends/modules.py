@@ -29,7 +29,7 @@ from transformers import (
 
 from xdit_bench.backends.base import Inputs, Modules
 from xdit_bench.config import PATCH, PIPELINE_PARTS, VAE_SCALE, ModelSpec, Point, check_weights
-from xdit_bench.errors import WeightsError
+from xdit_bench.errors import WeightsError, first_line
 
 V_GAIN = 4.0  # brings what attention picked to the size of what the MLP adds: averaging over keys shrinks it to a third
 TEXT_KEY_GAIN = 2.0  # lets 512 text keys draw as much as 4096 image keys do, so that a few of them are missed
@@ -160,7 +160,7 @@ def _tokenizer(kind: Any, weights: str, subfolder: str) -> Any:
     try:
         return kind.from_pretrained(weights, subfolder=subfolder)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"weights={weights}: its {subfolder} can not be loaded ({_first_line(error)})") from error
+        raise WeightsError(f"weights={weights}: its {subfolder} can not be loaded ({first_line(error)})") from error
 
 
 def _pretrained(weights: str, device: torch.device, dtype: torch.dtype) -> Modules:
@@ -178,15 +178,11 @@ def _pretrained(weights: str, device: torch.device, dtype: torch.dtype) -> Modul
             module = kind.from_pretrained(weights, subfolder=name, torch_dtype=dtype, use_safetensors=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise WeightsError(
-                f"weights={weights}: its {name} can not be loaded ({_first_line(error)}); give a hub id you have "
+                f"weights={weights}: its {name} can not be loaded ({first_line(error)}); give a hub id you have "
                 f"access to, a folder with a whole diffusers pipeline, or weights=random"
             ) from error
         loaded[name] = module.to(device).eval().requires_grad_(False)
     return Modules(**loaded)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

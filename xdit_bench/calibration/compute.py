@@ -23,6 +23,8 @@ from xdit_bench.engine.collectives import DistributedCarrier
 from xdit_bench.engine.graphs import LoopGraphs
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.engine.text import ShardedT5
+from xdit_bench.engine.vae_memory import CHUNK_BYTES
+from xdit_bench.errors import first_line
 from xdit_bench.measure.launch import BlockLaunch, single_block
 from xdit_bench.measure.timers import synchronize
 from xdit_bench.predict.workload import Conv, decoder_convs
@@ -49,6 +51,11 @@ def measure(shapes: Shapes, model: ModelSpec, device: torch.device) -> list[Meas
         ]
 
 
+def _failed(what: str, error: Exception) -> Measurement:
+    """What could not be measured here, and why: it costs its number, not the calibration."""
+    return {"kind": "failed", "what": what, "error": first_line(error)}
+
+
 def _gemms(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> list[Measurement]:
     found: list[Measurement] = []
     for gemm in shapes.gemms:
@@ -71,7 +78,7 @@ def _attentions(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: t
             try:
                 seconds = seconds_of(partial(KERNELS[name], q, k, v), device, shapes.for_s)
             except (RuntimeError, ImportError) as error:
-                found.append({"kind": "failed", "what": f"attention {name}", "error": str(error).splitlines()[0]})
+                found.append(_failed(f"attention {name}", error))
                 break
             found.append({
                 "kind": "attention", "kernel": name, "heads": round(call.heads), "queries": call.queries,
@@ -125,7 +132,7 @@ def _text_layer(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: t
             try:
                 taken[way].append(seconds_of(partial(graphs or call, ids), device, shapes.for_s))
             except RuntimeError as error:
-                return [{"kind": "failed", "what": f"a layer of T5, {way}", "error": str(error).splitlines()[0]}]
+                return [_failed(f"a layer of T5, {way}", error)]
             if graphs:
                 graphs.clear()
     return [
@@ -180,12 +187,11 @@ def _convolutions(shapes: Shapes, model: ModelSpec, device: torch.device, dtype:
 def _decode_passes(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: torch.dtype) -> list[Measurement]:
     """What a ResNet block of the banded decode runs between its convolutions, on one chunk of rows: two norms with SiLU
     (read and write), the moments of one convolution (read), and the sum with the other's (read both, write)."""
-    from xdit_bench.engine.vae import BandVae
     from xdit_bench.engine.vae_operations import operations
 
     channels, groups = int(model.vae["block_out_channels"][0]), int(model.vae["norm_num_groups"])
     width = 8 * shapes.latent_sides[-1]
-    size = min(shapes.copy_bytes, BandVae.chunk_bytes)
+    size = min(shapes.copy_bytes, CHUNK_BYTES)
     rows = max(1, size // (width * channels * dtype.itemsize))
     x, y = (torch.randn(rows, width, channels, device=device, dtype=dtype) for _ in range(2))
     scale, shift, bias = (torch.zeros(channels, device=device) for _ in range(3))  # x stays bounded
@@ -201,8 +207,8 @@ def _decode_passes(shapes: Shapes, model: ModelSpec, device: torch.device, dtype
              "seconds": seconds_of(call, device, shapes.for_s)}
             for what, count, passes, call in calls
         ]  # fmt: skip
-    except Exception as error:  # a kernel that does not build here costs its number, not the calibration
-        return [{"kind": "failed", "what": "passes of the banded decode", "error": str(error).splitlines()[0]}]
+    except Exception as error:  # a kernel that does not build here
+        return [_failed("passes of the banded decode", error)]
 
 
 def _mid_attention(shapes: Shapes, model: ModelSpec, device: torch.device, dtype: torch.dtype) -> list[Measurement]:
@@ -213,8 +219,8 @@ def _mid_attention(shapes: Shapes, model: ModelSpec, device: torch.device, dtype
         for way, call in (("plain", F.scaled_dot_product_attention), ("blocked", _blocked)):
             try:
                 seconds = seconds_of(partial(call, q, k, v), device, shapes.for_s)
-            except Exception as error:  # a kernel that does not build here costs its number, not the calibration
-                found.append({"kind": "failed", "what": f"mid attention {way}", "error": str(error).splitlines()[0]})
+            except Exception as error:  # a kernel that does not build here
+                found.append(_failed(f"mid attention {way}", error))
                 continue
             found.append({
                 "kind": "mid_attention", "way": way, "tokens": side * side, "width": width, "seconds": seconds,

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from xdit_bench.errors import ConfigError, Infeasible, MissingExtraError
+from xdit_bench.errors import ConfigError, Infeasible, MissingExtraError, first_line
 
 Kernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -184,7 +184,7 @@ def _time(name: str, q: Tensor, k: Tensor, v: Tensor, repeats: int = 5) -> float
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ImportError) as error:
-        log.warning("attention=%s does not run here (%s); taking the next best", name, str(error).splitlines()[0])
+        log.warning("attention=%s does not run here (%s); taking the next best", name, first_line(error))
         return math.inf
     return statistics.median(taken[2:])
 

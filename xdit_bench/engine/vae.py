@@ -25,7 +25,7 @@ from xdit_bench.engine.graphs import LoopGraphs
 from xdit_bench.engine.mesh import Mesh, split_sizes
 from xdit_bench.engine.vae_attention import attention_dtype, blocked_attention_
 from xdit_bench.engine.vae_exchange import exchange, gather_rows, gather_tokens
-from xdit_bench.engine.vae_memory import Slabs, chunks, others, recomputed, slab_elements
+from xdit_bench.engine.vae_memory import CHUNK_BYTES, Slabs, chunks, others, recomputed, slab_elements
 from xdit_bench.engine.vae_operations import operations
 from xdit_bench.engine.vae_parts import Conv, MidAttention, Norm, Resnet, read_decoder
 from xdit_bench.errors import Infeasible
@@ -59,10 +59,6 @@ class BandVae:
     exception: the pixels' way to rank 0) where bands are small enough to be bound by the host's launches.
     """
 
-    # a tensor's rows in one chunk: fewer bytes hit the cache more often, but 64 MiB keeps the host too busy
-    chunk_bytes: int = 128 << 20
-    # of several ranks each has fewer rows to a chunk: as many chunks as one rank has, down to a size that fills a GPU
-    least_chunk_bytes: int = 64 << 20
     # largest slabs that a captured decode may hold on to between images; larger bands do not wait for the host
     captured_bytes: int = 1 << 30
 
@@ -78,6 +74,8 @@ class BandVae:
         self._starts = [0, *accumulate(self._counts)]
         self.band = (self._starts[mesh.rank], self._starts[mesh.rank + 1])
         self._width = width // self._parts.scale
+        # several ranks have fewer rows each: half the chunk is as many chunks on two, and less memory
+        self.chunk_bytes = CHUNK_BYTES if mesh.size == 1 else CHUNK_BYTES // 2
         weight = self._parts.conv_in.weight
         self._dtype, self._device = weight.dtype, weight.device
         self._ops = operations(self._device)
@@ -250,8 +248,7 @@ class BandVae:
         rows, width, channels = x.shape
         step = 1 if x.upsample is None else 2  # an upsampled pair of rows is computed together
         row_bytes = step * width * channels * self._dtype.itemsize
-        limit = max(min(self.chunk_bytes, self.least_chunk_bytes), self.chunk_bytes // self._mesh.size)
-        return [(a * step, b * step) for a, b in chunks(rows // step, row_bytes, limit)]
+        return [(a * step, b * step) for a, b in chunks(rows // step, row_bytes, self.chunk_bytes)]
 
     def _top(self, a: int) -> bool:
         return a == 0 and self._mesh.rank == 0

@@ -19,6 +19,8 @@ from xdit_bench.engine.mesh import split_sizes
 from xdit_bench.engine.vae_parts import DecoderParts, Resnet, UpBlock
 
 SLABS = 3
+# a tensor's rows in one chunk: fewer bytes hit the cache more often, but half of it keeps the host too busy on one rank
+CHUNK_BYTES = 128 << 20
 
 
 class Slabs:

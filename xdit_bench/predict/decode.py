@@ -49,10 +49,8 @@ def _layers_s(area: int, ranks: int, model: ModelSpec, topology: Topology, bande
     share = topology.efficiency["conv_nhwc" if banded else "conv"].value
     traffic = vae.traffic_bytes * (FUSED_TRAFFIC if banded else 1.0)
     flops = vae.fused_conv_flops if banded else vae.conv_flops
-    streamed = stream_s(topology, area / ranks * traffic)
-    if banded and (passes := topology.efficiency.get(PASSES)):
-        streamed *= topology.efficiency["memory"].value / passes.value
-    return area / ranks * flops / (topology.gpu.peak_flops * share) + streamed
+    speed = PASSES if banded and PASSES in topology.efficiency else "memory"
+    return area / ranks * flops / (topology.gpu.peak_flops * share) + stream_s(topology, area / ranks * traffic, speed)
 
 
 def _mid_s(area: int, model: ModelSpec, topology: Topology, banded: bool = False) -> float:

@@ -86,9 +86,9 @@ def slower_of(device_s: float, host_s: float) -> float:
     return float((device_s**SHARPNESS + host_s**SHARPNESS) ** (1 / SHARPNESS))
 
 
-def stream_s(topology: Topology, moved_bytes: float) -> float:
-    """Bytes read and written at streaming speed."""
-    return moved_bytes / (topology.gpu.memory_bytes_per_s * topology.efficiency["memory"].value)
+def stream_s(topology: Topology, moved_bytes: float, share: str = "memory") -> float:
+    """Bytes read and written at streaming speed, or at another share of the memory's that the topology names."""
+    return moved_bytes / (topology.gpu.memory_bytes_per_s * topology.efficiency[share].value)
 
 
 def rows_s(topology: Topology, rows: float, tokens: int, row_bytes: float, *, fused: bool) -> float:

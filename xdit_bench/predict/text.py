@@ -33,8 +33,7 @@ def layer_s(topology: Topology, model: ModelSpec, tokens: int, profile: EnginePr
     text = text_encoders(model)
     products = sum(gemm.count * gemm_s(topology, gemm) for gemm in text_gemms(model, tokens))
     elementwise = rows_s(topology, text.rows, tokens, text.row_bytes, fused=False)
-    score_bytes = profile.score_bytes * text.heads * tokens**2
-    scores = score_bytes / (topology.gpu.memory_bytes_per_s * topology.efficiency["elementwise"].value)
+    scores = stream_s(topology, profile.score_bytes * text.heads * tokens**2, "elementwise")
     attention = attention_s(topology, Attention(text.heads, tokens, tokens, 1), text.head_dim, kernel)
     gaps = text.kernels * topology.host["kernel_gap_s"].value
     weights = stream_s(topology, text.layers_bytes / text.layers)

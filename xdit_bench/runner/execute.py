@@ -212,7 +212,8 @@ class _Runner:
         record.machine, record.software = self.machine, self.software
         if record.step_s:
             share = utilisation(record.point, record.step_s["median"], cell.job.model)
-            record.attribution |= {} if share is None else {"utilisation": share}
+            if share is not None:
+                record.attribution["utilisation"] = share
         if outcome.spent_s:
             record.telemetry["spent_s"] = dict(outcome.spent_s)
         if outcome.answers:

@@ -13,7 +13,7 @@ import os
 import traceback
 from typing import Any
 
-from xdit_bench.errors import PointFailure, UserError
+from xdit_bench.errors import PointFailure, UserError, first_line
 from xdit_bench.measure.memory import bytes_asked, out_of_memory
 
 TRACE = 4000  # characters of a trace's end
@@ -64,6 +64,5 @@ def forget_frames(error: BaseException | None) -> None:
 
 
 def brief(error: BaseException) -> str:
-    """An error's first line."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:500]
+    """An error's first line, as far as a record needs it."""
+    return first_line(error)[:500]

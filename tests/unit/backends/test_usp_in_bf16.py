@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from xdit_bench import data_dir
 from xdit_bench.backends.base import Modules
 from xdit_bench.backends.modules import load_modules, make_inputs
 from xdit_bench.backends.stock import StockBackend
 from xdit_bench.backends.usp import UspBackend
 from xdit_bench.config import ModelSpec, Point
 from xdit_bench.engine.mesh import build_mesh
+from xdit_bench.predict.points import load_model
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 POINT = Point(
@@ -24,17 +22,12 @@ POINT = Point(
 )  # fmt: skip
 
 
-def spec(name: str) -> dict[str, Any]:
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(data_dir("conf") / "model" / f"{name}.yaml"))
-    return loaded
-
-
 @pytest.fixture(scope="module")
 def model() -> ModelSpec:
     """flux_tiny with the guidance and the schedule of flux_dev."""
-    tiny, dev = spec("flux_tiny"), spec("flux_dev")
-    tiny["transformer"] |= {"guidance_embeds": True}
-    return ModelSpec.from_dict(tiny | {"guidance": dev["guidance"], "scheduler": dev["scheduler"]})
+    tiny, dev = load_model("flux_tiny"), load_model("flux_dev")
+    guided = {**tiny.transformer, "guidance_embeds": True}
+    return dataclasses.replace(tiny, transformer=guided, guidance=dev.guidance, scheduler=dev.scheduler)
 
 
 @pytest.fixture(scope="module")

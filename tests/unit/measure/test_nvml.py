@@ -60,16 +60,13 @@ def test_what_others_keep_busy_is_what_the_machine_worked_less_what_we_did(monke
     monkeypatch.setattr(load.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(load, "_busy_s", lambda: next(busy))
     monkeypatch.setattr(load, "_own_s", lambda: next(own))
-    assert OtherWork().cores() == pytest.approx(
-        (30.0 - 6.0) / 4.0
-    )  # a process that came meanwhile is ours from its start
+    # a process that came meanwhile is ours from its start
+    assert OtherWork().cores() == pytest.approx((30.0 - 6.0) / 4.0)
 
 
 def test_ours_is_all_below_us_and_nobody_else() -> None:
     wait = [sys.executable, "-c", "input()"]
-    apart = (
-        "import subprocess; print(subprocess.Popen(['sleep', '30'], start_new_session=True, stdout=-3, stderr=-3).pid)"
-    )
+    apart = "import subprocess as s; print(s.Popen(['sleep', '30'], stdout=s.DEVNULL, start_new_session=True).pid)"
     with subprocess.Popen(wait, stdin=subprocess.PIPE) as child:
         orphan = int(subprocess.run([sys.executable, "-c", apart], capture_output=True, check=True).stdout)
         try:
