@@ -22,7 +22,7 @@ from xdit_bench.predict.profiles import find
 from xdit_bench.predict.roofline import attention_s, gemm_s, rows_s, stream_s
 from xdit_bench.predict.text import layer_s
 from xdit_bench.predict.workload import Attention, Gemm, decoder_convs, vae_decoder
-from xdit_bench.topology.specs import PASSES, Number, Topology, load
+from xdit_bench.topology.specs import AWAKE, PASSES, Number, Topology, load
 
 SHIPPED = load("h200_nvlink")
 H200 = dataclasses.replace(
@@ -53,6 +53,9 @@ def pretend(machine: Topology, model: ModelSpec) -> Iterator[dict[str, Any]]:
         seconds = layer_s(machine, model, 512, profile, "cudnn") / machine.efficiency[profile.text_share].value
         yield {"kind": "text_layer", "way": way, "tokens": 512, "seconds": seconds}
     yield {"kind": "launch", "seconds": machine.host["op_s"].value * eager.host_ops[1]}
+    if AWAKE in machine.efficiency:
+        beside = {"bytes": 4e8, "every_s": 0.05, "seconds": 2e-3, "alone_seconds": 2e-3 * machine.efficiency[AWAKE].value}
+        yield {"kind": "beside_links", "ranks": 2, **beside}
     yield {"kind": "kernel_gap", "seconds": machine.host["kernel_gap_s"].value}
     convs, side = list(decoder_convs(model)), 128
     streamed = stream_s(machine, side**2 * vae_decoder(model).traffic_bytes)

@@ -75,10 +75,10 @@ def write(out: Path, base: Topology | None, raw: dict[str, Any]) -> Path:
         raise TopologyError("these measurements do not say of which GPU; name its topology as base=<name>")
     spec = base.gpu if base else GpuSpec(**raw["gpu"])
     exchanged = {transport: raw[transport] for transport in TRANSPORTS if transport in raw}
-    launches = [m for part in exchanged.values() for m in part if m["kind"] == "launch"]
-    rows = [m for part in exchanged.values() for m in part if m["kind"] not in ("failed", "launch")]
+    of_ranks = [m for part in exchanged.values() for m in part if m["kind"] in ("launch", "beside_links")]
+    rows = [m for part in exchanged.values() for m in part if m not in of_ranks and m["kind"] != "failed"]
     gpus = raw.get("gpus") or max((m["ulysses"] * m["ring"] for m in rows), default=1)
-    found = efficiencies([*raw["compute"], *launches], spec, load_model(raw.get("model", "flux_schnell")))
+    found = efficiencies([*raw["compute"], *of_ranks], spec, load_model(raw.get("model", "flux_schnell")))
     levels = {path: base.levels(path) if base else () for path in LINKS}
     for transport in exchanged:
         for path in (transport, SYMMETRIC) if transport == "p2p" else (transport,):

@@ -21,7 +21,7 @@ from xdit_bench.predict.roofline import attention_quality, attention_tiles_s, ge
 from xdit_bench.predict.step import fastest_kernel
 from xdit_bench.predict.text import layer_s
 from xdit_bench.predict.workload import Conv, vae_decoder
-from xdit_bench.topology.specs import BESIDE, PASSES, SYMMETRIC, TAIL, GpuSpec, LinkSpec, Number, Topology
+from xdit_bench.topology.specs import AWAKE, BESIDE, PASSES, SYMMETRIC, TAIL, GpuSpec, LinkSpec, Number, Topology
 
 Measurement = Mapping[str, Any]
 EAGER = find("stock", "eager")  # the counts that the model reads a block with
@@ -52,6 +52,9 @@ def efficiencies(measurements: Sequence[Measurement], gpu: GpuSpec, model: Model
         beside = f", {ranks} ranks at once" if ranks > 1 else ""
         cost = Number(op_s(m["seconds"]), f"measured: {what}{beside}")
         found["host"][BESIDE if ranks > 1 else "op_s"] = cost
+    for m in _of(measurements, "beside_links"):
+        what = f"a product beside {m['bytes'] / 1e6:.0f} MB sent every {m['every_s'] * 1e3:.0f} ms, over that product alone"
+        found["efficiency"][AWAKE] = _share([m["alone_seconds"] / m["seconds"]], what)
     for m in _of(measurements, "kernel_gap"):
         found["host"]["kernel_gap_s"] = Number(m["seconds"], "measured: tiny kernels queued one behind the other")
     found["efficiency"] |= _vae(measurements, gpu, model, found["efficiency"]["memory"].value)

@@ -35,6 +35,9 @@ LIMIT_S = 120.0  # ranks that have not ended by then hang
 GRACE_S = 45.0  # the launcher gives its ranks 30 s to end
 FOR_S = 0.08  # seconds of calls a size is given
 CAPTURED = 10  # exchanges in one CUDA graph
+BLOCK_S = 0.05  # a block of 4096px on two GPUs, and what a rank sends beside it; at a product of its MLP's
+BLOCK_BYTES = 400 << 20
+SETTLE_S = 1.0  # until a GPU under load has found its clock; then timed as long
 SLOW_S = 0.02  # a message that takes longer is timed a few times only
 
 
@@ -119,6 +122,8 @@ def main(folder: str, device_kind: str, transport: str, sizes: list[int]) -> Non
             torch.distributed.barrier()
             if mesh is not None:  # else this rank waits at the barrier while others measure
                 found += [{"path": transport, **m} for m in way(mesh, sizes)]
+            if mesh is not None and way is _symmetric and mesh.ulysses == world:
+                found += _beside_links(mesh, device)
         torch.distributed.barrier()
         if rank == 0:
             (Path(folder) / "measurements.json").write_text(json.dumps(found))
@@ -138,6 +143,46 @@ def _launch_beside(world: int, device: torch.device) -> dict[str, Any]:
     dist.barrier()
     (slowest,) = agree(dist.group.WORLD, [launch()])
     return {"kind": "launch", "path": "p2p", "ranks": world, "seconds": slowest}
+
+
+def _beside_links(mesh: Mesh, device: torch.device) -> list[dict[str, Any]]:
+    """The slowest rank's seconds of a matrix product by itself, and while all ranks send to each other now and then as
+    the engine does at 4096px: links that are awake draw power, and a GPU at its limit computes slower for it."""
+    import torch
+
+    from xdit_bench.engine.symmetric import working_carrier
+    from xdit_bench.measure.timers import agree
+
+    carrier = working_carrier(mesh)
+    if carrier is None:
+        return []
+    rows, weight = (torch.randn(n, 3072, dtype=torch.bfloat16, device=device) for n in (16384, 12288))
+    slabs = torch.zeros(mesh.ulysses, BLOCK_BYTES // 2 // (mesh.ulysses - 1), dtype=torch.bfloat16, device=device)
+
+    def rate(products: int, rounds: int, *, send: bool) -> float:
+        """Seconds a product; every rank does as many."""
+        agree(mesh.group, [0.0])
+        start = time.perf_counter()
+        for _ in range(rounds):
+            pending = carrier.scatter(slabs, [1] * mesh.ulysses) if send else None
+            for _ in range(products):
+                rows @ weight.t()
+            if pending:
+                pending.wait()
+            torch.cuda.current_stream().synchronize()
+        return agree(mesh.group, [(time.perf_counter() - start) / rounds / products])[0]
+
+    products = max(1, round(BLOCK_S / rate(20, 2, send=False)))
+    rounds = round(SETTLE_S / BLOCK_S)
+    seconds = {}
+    for send in (False, True):
+        rate(products, rounds, send=send)
+        seconds[send] = rate(products, rounds, send=send)
+    carrier.close()
+    return [{
+        "kind": "beside_links", "path": "p2p", "ranks": mesh.size, "bytes": BLOCK_BYTES,
+        "every_s": products * seconds[True], "alone_seconds": seconds[False], "seconds": seconds[True],
+    }]  # fmt: skip
 
 
 def _as_called(mesh: Mesh, sizes: list[int]) -> list[dict[str, Any]]:

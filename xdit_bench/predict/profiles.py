@@ -94,9 +94,10 @@ class EngineProfile:
 # Eager diffusers blocks: rows and kernels counted in a profile of each kind of block; host_ops adds views, dispatch
 # and Python to the launches, in units of the cheapest launch (topology host.op_s). Timed call by call on two H100s,
 # both ranks at once, where that unit is 16.9 us: a single block 1.94 ms (115 units by definition), a double block 3.15;
-# of an exchange of usp NCCL 86 to 124 us, symmetric memory 90, keys gathered 120. What diffusers adds to an exchange
-# around its functional collective (permuting, flattening, waiting) was timed where collectives do nothing (torch's fake
-# process group on a CPU): 4 of them 67 units in a single block, 78 in a double one; NCCL's own launch is 3 more each.
+# of an exchange of usp NCCL 86 to 124 us, symmetric memory 90, keys gathered 120. A functional collective of NCCL and its
+# wait, both ranks issuing 150 of them on two H200s, where the unit was 5.6 to 6.2 us: all-to-all 131 and 174 us (26 units
+# in the mean; 24 and 30 us without the functional wrapper), gathering 120 and 123 (20 units). On torch's fake process
+# group, where nothing is sent, it is 9 and 11 units, and all that diffusers does for one of its four exchanges 17.
 _EAGER = EngineProfile("", "eager", text_sharded=True, rows=(110, 103), kernels=(92, 44), host_ops=(187, 115))
 # Compiled blocks: pointwise chains fused; a collective inside the graph costs its wrapper alone.
 _COMPILED = replace(
@@ -145,8 +146,9 @@ PROFILES: dict[tuple[str, str], EngineProfile] = {
         _named(_COMPILED, "xdit_2024", text_sharded=False, attention=("flash",), **_THEN),
         _named(_EAGER, "stock", max_gpus=1),
         _named(_COMPILED, "stock", max_gpus=1),
-        # functional collectives, waited for one by one; its ring gathers all keys before the first attention
-        _named(_EAGER, "diffusers", ops_per_collective=21.0, overlap=0.0),
+        # functional collectives, waited for one by one: 26 units and the 8 around it; its ring gathers all keys before
+        # the first attention, 9 units more than nothing gathered takes
+        _named(_EAGER, "diffusers", ops_per_collective=34.0, ops_per_ring=109.0, overlap=0.0),
         _named(_COMPILED, "diffusers", overlap=0.0),
         # q, k and v stacked, permuted and sent in one functional collective, permuted again on arrival (18 rows for 3),
         # the output permuted before and after (4 rows); torch's ring template gathers keys beside the first attention

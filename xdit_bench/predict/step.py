@@ -26,7 +26,7 @@ from xdit_bench.predict.roofline import (
     slower_of,
     stream_s,
 )
-from xdit_bench.topology.specs import SYMMETRIC, Topology
+from xdit_bench.topology.specs import AWAKE, SYMMETRIC, Topology
 
 CLASSES = {  # class of error of each term
     "gemm": "compute", "attention": "compute", "modulation": "compute", "elementwise": "compute", "merge": "compute",
@@ -117,9 +117,10 @@ class _Work:
             self.model, shard.image, shard.text, fused=profile.fused_projections, keys_first=self.keys_first,
             split_out=profile.split_out,
         )  # fmt: skip
+        awake = self._awake()
         terms = {
-            "gemm": sum(gemm.count * gemm_s(self.topology, gemm) for gemm in gemms),
-            "attention": sum(call.count * self._call_s(call) for call in self.calls),
+            "gemm": sum(gemm.count * gemm_s(self.topology, gemm) for gemm in gemms) / awake,
+            "attention": sum(call.count * self._call_s(call) for call in self.calls) / awake,
             "modulation": stream_s(self.topology, w.modulation_bytes(self.model)),
             "elementwise": self._rows_s(self._all_blocks(profile.rows), shard.tokens),
             "kernel_gaps": self._all_blocks(profile.kernels) * self.topology.host["kernel_gap_s"].value,
@@ -130,6 +131,13 @@ class _Work:
             terms["ring"], terms["merge"], slowed = self._rings_s()
             terms["attention"] += slowed
         return terms
+
+    def _awake(self) -> float:
+        """Share of their speed that products and attention keep beside traffic on links between GPUs, which draws on the
+        power that limits them."""
+        share = self.topology.efficiency.get(AWAKE)
+        linked = self.point.gpus > 1 and self.network.transport in (SYMMETRIC, "p2p")
+        return share.value if share and linked else 1.0
 
     def host_s(self) -> float:
         """Seconds the host needs to launch a step."""

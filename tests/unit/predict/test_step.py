@@ -14,7 +14,7 @@ from xdit_bench.predict.points import make_point
 from xdit_bench.predict.profiles import find
 from xdit_bench.predict.roofline import TILE_S, attention_s
 from xdit_bench.predict.workload import Attention
-from xdit_bench.topology.specs import load
+from xdit_bench.topology.specs import Number, load
 
 H100 = load("h100_nvlink")
 NCCL = dataclasses.replace(H100, links={"p2p": H100.levels("p2p")})
@@ -56,6 +56,22 @@ def test_nccls_exchanges_hide_behind_nothing_and_copies_behind_the_products_besi
     assert copies.terms["all_to_all"] < 19 * (rest + keys)
 
 
+def test_products_and_attention_are_slower_beside_traffic_on_links_between_gpus_alone(schnell: ModelSpec) -> None:
+    number = Number(0.9, "a test")
+    awake = dataclasses.replace(H100, efficiency={**H100.efficiency, "beside_links": number})
+    asleep = dataclasses.replace(H100, efficiency={k: n for k, n in H100.efficiency.items() if k != "beside_links"})
+    for point, share in (
+        (graph_point(schnell, 2048, 2), 0.9),
+        (graph_point(schnell, 2048, ring=2), 0.9),
+        (graph_point(schnell, 2048), 1.0),
+        (graph_point(schnell, 2048, 2, transport="host"), 1.0),
+    ):
+        fast, slow = (predict(point, schnell, machine).terms for machine in (asleep, awake))
+        for term in ("gemm", "attention"):
+            assert fast[term] / slow[term] == pytest.approx(share), (point.label, term)
+        assert fast["elementwise"] == slow["elementwise"]
+
+
 def test_own_chunks_are_copied_after_the_peers_one_by_one() -> None:
     link, gap = H100.levels("symmetric")[0], H100.host["kernel_gap_s"].value
     memory = H100.gpu.memory_bytes_per_s * H100.efficiency["memory"].value
@@ -78,8 +94,8 @@ def test_a_ring_begins_its_tiles_anew_at_every_hop(schnell: ModelSpec) -> None:
     ring = dataclasses.replace(H100, links={**H100.links, "symmetric": (slow,)})
     attention = {r: predict(graph_point(schnell, 4096, ring=r), schnell, ring).terms["attention"] for r in (1, 2)}
     assert attention[2] > attention[1] / 2
-    # 47 waves of half the queries instead of 94 of all, each in two calls for half the keys
-    again = 47 * (attention[1] / 57 / 94 + TILE_S)
+    # 47 waves of half the queries instead of 94 of all, each in two calls for half the keys, beside traffic
+    again = 47 * (attention[1] / 57 / 94 + TILE_S) / H100.efficiency["beside_links"].value
     assert attention[2] == pytest.approx(57 * again, rel=0.01)
 
 
