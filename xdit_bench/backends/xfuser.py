@@ -9,7 +9,7 @@ transformer); the state it keeps in its modules is `xfuser_state`'s. Everything 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -51,6 +51,7 @@ class XfuserBackend(StockBackend):
 
     def __init__(self) -> None:
         self.undo = ExitStack()
+        self.warm_up: Callable[[], object] | None = None
 
     def prepare(self, mesh: Mesh, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
         """Raises Infeasible for what xfuser can not do, MissingExtraError where it is not installed."""
@@ -71,6 +72,13 @@ class XfuserBackend(StockBackend):
         if point.execution == "compile":
             self._compile(modules.transformer)
 
+    def denoise(self, embeddings: Embeddings) -> torch.Tensor:
+        """See Backend.denoise. The first image compiles and records: what that takes of memory, the graph keeps."""
+        if self.warm_up is not None:
+            self.warm_up()
+            self.warm_up = None
+        return super().denoise(embeddings)
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
         """uint8 height width 3 on rank 0, None elsewhere and with vae=none."""
         if self.twin is not None:
@@ -82,10 +90,10 @@ class XfuserBackend(StockBackend):
     def close(self) -> None:
         """Gives the transformer back as diffusers built it, and xfuser's modules as they were imported."""
         self.undo.close()
-        self.twin = None
+        self.twin = self.warm_up = None
 
     def _compile(self, transformer: torch.nn.Module) -> None:
-        """As xfuser's runner does it: the whole transformer, then two steps to compile and to record."""
+        """As xfuser's runner does it: the whole transformer, and two steps to compile and to record before the first image."""
         from torch._inductor import config
 
         settings: dict[str, Any] = dict(OVERLAP)
@@ -97,7 +105,7 @@ class XfuserBackend(StockBackend):
         self.undo.enter_context(rounded_timestep(transformer))
         self.pipe.transformer = torch.compile(transformer, mode="reduce-overhead")
         steps = min(WARM_UP_STEPS, self.point.steps)
-        self.run(self._empty_embeddings(transformer), steps)
+        self.warm_up = lambda: self.run(self._empty_embeddings(transformer), steps)
 
     def _empty_embeddings(self, transformer: torch.nn.Module) -> Embeddings:
         widths, like = transformer.config, self.inputs.noise

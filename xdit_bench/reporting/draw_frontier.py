@@ -63,7 +63,7 @@ def _bar(axis: Axes, limit: Limit, y: int, side: int) -> None:
         least = 0.35 if between else max(0.35, CHARACTER * len(said))
         narrow = 0 < limit.fits < least * side  # holds no number
         fits = said if limit.open or pressed else f"{said} fits"
-        axis.annotate(f"OOM ({fits})" if narrow else "OOM", (limit.fails, y), (4, 0), textcoords="offset points",
+        axis.annotate(f"OOM; {fits}" if narrow else "OOM", (limit.fails, y), (4, 0), textcoords="offset points",
                       va="center", fontsize=6)  # fmt: skip
         if narrow:
             return
