@@ -37,13 +37,18 @@ def fake_point(ulysses: int = 1, ring: int = 1, *, engine: str = "fake", res: in
 
 
 def run_points(
-    points: list[Point], results: Path, *, measure: MeasureConfig = QUICK, **knobs: object
+    points: list[Point],
+    results: Path,
+    *,
+    measure: MeasureConfig = QUICK,
+    printed: io.StringIO | None = None,
+    **knobs: object,
 ) -> tuple[list[Record], str]:
     """The study's records after a plan, and what was printed."""
     config = RunConfig(**{"recheck": 0.0, "deadline_s": 60.0, **knobs})  # type: ignore[arg-type]
     model = tiny()
     jobs = [Job(p, model, measure, config, LaunchConfig(), save_outputs=True) for p in points]
-    printed = io.StringIO()
+    printed = printed or io.StringIO()
     with Store.open(results, "s") as store:
         console = Console(file=printed, width=400)
         run_plan(jobs, store, machine=MACHINE, software={}, study="s", console=console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -188,9 +189,11 @@ def test_interrupt_kills_the_ranks_and_keeps_what_is_done(tmp_path: Path) -> Non
     waiting = threading.Event()
     thread = threading.Thread(target=interrupt)
     thread.start()
+    said = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
-        run_points([fake_point(2, 1, fault="hang", gpus=2)], tmp_path)
+        run_points([fake_point(2, 1, fault="hang", gpus=2)], tmp_path, printed=said)
     thread.join()
+    assert re.search(r"interrupted +flux_tiny .*u2r1.* \d+ s in, ranks? 0.* at [a-z]", said.getvalue())
     with Store.open(tmp_path, "s") as store:
         assert [r.status for r in store.records] == ["ok"]
 
@@ -209,8 +212,6 @@ def test_ranks_that_can_not_start_are_tried_twice_then_the_rest_is_skipped(
 
 
 def test_throttled_point_is_taken_again_and_then_called_unstable(tmp_path: Path) -> None:
-    import io
-
     from rich.console import Console
 
     from xdit_bench.config import LaunchConfig, RunConfig

@@ -54,8 +54,8 @@ def pretend(machine: Topology, model: ModelSpec) -> Iterator[dict[str, Any]]:
         yield {"kind": "text_layer", "way": way, "tokens": 512, "seconds": seconds}
     yield {"kind": "launch", "seconds": machine.host["op_s"].value * eager.host_ops[1]}
     if AWAKE in machine.efficiency:
-        beside = {"bytes": 4e8, "every_s": 0.05, "seconds": 2e-3, "alone_seconds": 2e-3 * machine.efficiency[AWAKE].value}
-        yield {"kind": "beside_links", "ranks": 2, **beside}
+        seconds = {"seconds": 2e-3, "alone_seconds": 2e-3 * machine.efficiency[AWAKE].value}
+        yield {"kind": "beside_links", "ranks": 2, "bytes": 4e8, "every_s": 0.05, **seconds}
     yield {"kind": "kernel_gap", "seconds": machine.host["kernel_gap_s"].value}
     convs, side = list(decoder_convs(model)), 128
     streamed = stream_s(machine, side**2 * vae_decoder(model).traffic_bytes)

@@ -93,7 +93,7 @@ class XfuserBackend(StockBackend):
         self.twin = self.warm_up = None
 
     def _compile(self, transformer: torch.nn.Module) -> None:
-        """As xfuser's runner does it: the whole transformer, and two steps to compile and to record before the first image."""
+        """As xfuser's runner does it: the whole transformer; two steps before the first image compile and record."""
         from torch._inductor import config
 
         settings: dict[str, Any] = dict(OVERLAP)

@@ -53,7 +53,7 @@ def efficiencies(measurements: Sequence[Measurement], gpu: GpuSpec, model: Model
         cost = Number(op_s(m["seconds"]), f"measured: {what}{beside}")
         found["host"][BESIDE if ranks > 1 else "op_s"] = cost
     for m in _of(measurements, "beside_links"):
-        what = f"a product beside {m['bytes'] / 1e6:.0f} MB sent every {m['every_s'] * 1e3:.0f} ms, over that product alone"
+        what = f"a product beside {m['bytes'] / 1e6:.0f} MB sent every {m['every_s'] * 1e3:.0f} ms, over it alone"
         found["efficiency"][AWAKE] = _share([m["alone_seconds"] / m["seconds"]], what)
     for m in _of(measurements, "kernel_gap"):
         found["host"]["kernel_gap_s"] = Number(m["seconds"], "measured: tiny kernels queued one behind the other")

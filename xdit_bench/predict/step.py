@@ -133,8 +133,8 @@ class _Work:
         return terms
 
     def _awake(self) -> float:
-        """Share of their speed that products and attention keep beside traffic on links between GPUs, which draws on the
-        power that limits them."""
+        """Share of their speed that products and attention keep beside traffic on the links between GPUs, which draws
+        on the power that limits both."""
         share = self.topology.efficiency.get(AWAKE)
         linked = self.point.gpus > 1 and self.network.transport in (SYMMETRIC, "p2p")
         return share.value if share and linked else 1.0

@@ -19,7 +19,7 @@ def deadline_s(job: Job, baseline_s: float | None) -> float:
     if job.run.deadline_s is not None:
         return job.run.deadline_s
     measure = job.measure
-    setup = COMPILE_S if job.point.execution != "eager" else SETUP_S
+    setup = COMPILE_S if job.point.execution == "compile" else SETUP_S
     if baseline_s is None:
         return UNKNOWN_S + setup + 2 * measure.time_cap_s
     images = measure.warmup + EXTRA_WARMUPS + measure.repeats + 2  # and parity, and a first one that is slow

@@ -141,7 +141,13 @@ class _Runner:
     def _measure(self, cell: Cell, ranks: int) -> Record:
         """The cell's record, kept and shown."""
         self.progress.begin(cell)
-        record = self._record(cell, self._outcome(cell, ranks))
+        try:
+            record = self._record(cell, self._outcome(cell, ranks))
+        except KeyboardInterrupt:  # often because it seems to hang: then this is where
+            took = f"{time.monotonic() - self.begun:.0f} s in"
+            where = ", ".join(filter(None, [took, self.session.whereabouts()]))
+            self.progress.note(f"interrupted  {cell.point.label}  {where}")
+            raise
         now = time.monotonic()
         record.telemetry.setdefault("spent_s", {})["whole"] = now - self.begun  # a plan's add up to its wall time
         self.begun = now

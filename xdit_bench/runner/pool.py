@@ -132,6 +132,10 @@ class Pool:
         agent = [self._agent.pid] if self._agent else []
         return agent + [member.process.pid for member in self._members.values() if member.process]
 
+    def whereabouts(self) -> dict[int, tuple[str, int]]:
+        """Stage and iteration of every rank, as it noted them last; asks nobody."""
+        return {rank: self._board.read(rank) for rank in range(self.ranks)}
+
     def check(self) -> bool:
         """Whether all ranks still live; ends the pool when one died since its last answer."""
         if self.alive:

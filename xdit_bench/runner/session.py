@@ -93,6 +93,13 @@ class Session:
                 )
         return outcome
 
+    def whereabouts(self) -> str:
+        """Where the ranks are, those of one place together: `rank 0 at vae 3, ranks 1, 2 at denoise 3`."""
+        places: dict[str, list[str]] = {}
+        for rank, (stage, iteration) in (self.pool.whereabouts() if self.pool else {}).items():
+            places.setdefault(f"{stage} {iteration if iteration >= 0 else ''}".strip(), []).append(str(rank))
+        return ", ".join(f"rank{'s' if len(r) > 1 else ''} {', '.join(r)} at {at}" for at, r in places.items())
+
     def close(self, *, last: bool = False) -> None:
         """Lets the ranks go; `last` lets the other machines of a run go too, by ranks that live to tell them."""
         if self.pool is not None:

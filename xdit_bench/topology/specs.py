@@ -31,7 +31,9 @@ EFFICIENCIES = ("gemm", "memory", "elementwise", "conv", "conv_nhwc", "vae_atten
 TEXT = ("text", "text_fused")  # of what is counted of a T5 layer, attention plain or fused; optional
 PASSES = "vae_passes"  # of memory speed: the kernels between a banded decode's convolutions; optional
 TAIL = "gemm_tail"  # waves of thread blocks that a matrix product loses to filling and emptying the GPU; optional
-AWAKE = "beside_links"  # of their speed that products and attention keep while links between GPUs carry traffic; optional
+AWAKE = (
+    "beside_links"  # of their speed that products and attention keep while links between GPUs carry traffic; optional
+)
 OPTIONAL = (*TEXT, PASSES, TAIL, AWAKE)
 KERNELS = ("flash", "cudnn", "fa3", "sdpa", "flash_attn")
 HOST = ("op_s", "kernel_gap_s", "vae_cold_start_s")

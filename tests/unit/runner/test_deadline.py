@@ -10,6 +10,7 @@ from xdit_bench.config import LaunchConfig, MeasureConfig, RunConfig
 from xdit_bench.runner.deadline import deadline_s
 from xdit_bench.runner.plan import Job
 
+EXECUTIONS = ("eager", "compile", "graph")
 JOB = Job(replace(BASE, execution="eager"), MODEL, MeasureConfig(), RunConfig(), LaunchConfig())
 
 
@@ -25,4 +26,6 @@ def test_deadline_grows_with_the_baseline_and_is_long_without_one() -> None:
 
 
 def test_compiling_gets_more_time() -> None:
-    assert deadline_s(replace(JOB, point=BASE), 1.0) > deadline_s(JOB, 1.0)
+    seconds = {how: deadline_s(replace(JOB, point=replace(BASE, execution=how)), 1.0) for how in EXECUTIONS}
+    assert seconds["compile"] > 2 * seconds["graph"]
+    assert seconds["graph"] == seconds["eager"]  # a capture takes seconds
