@@ -96,8 +96,8 @@ class EngineProfile:
 # both ranks at once, where that unit is 16.9 us: a single block 1.94 ms (115 units by definition), a double block 3.15;
 # of an exchange of usp NCCL 86 to 124 us, symmetric memory 90, keys gathered 120. A functional collective of NCCL and
 # its wait, two H200s issuing 150 of them at a unit of 5.6 to 6.2 us: all-to-all 131 and 174 us (26 units in the mean;
-# torch.distributed's own 24 and 30 us), gathering 120 and 123 us (20 units). On torch's fake process group, where nothing
-# is sent, they are 9 and 11 units, and all that diffusers does for one of its four exchanges is 17.
+# torch.distributed's own 24 and 30 us), gathering 120 and 123 us (20 units). On torch's fake process group, where
+# nothing is sent, they are 9 and 11 units, and all that diffusers does for one of its four exchanges is 17.
 _EAGER = EngineProfile("", "eager", text_sharded=True, rows=(110, 103), kernels=(92, 44), host_ops=(187, 115))
 # Compiled blocks: pointwise chains fused; a collective inside the graph costs its wrapper alone.
 _COMPILED = replace(
