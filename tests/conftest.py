@@ -20,7 +20,7 @@ def gpus() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    needs = {"gpu": 1, "multigpu": 2}
+    needs = {"gpu": 1, "multigpu": 2, "fourgpu": 4}
     marked = [(item, count) for item in items for name, count in needs.items() if item.get_closest_marker(name)]
     present = gpus() if marked else 0
     for item, count in marked:

@@ -56,6 +56,7 @@ def measure_exchanges(ranks: int, device: str, transport: str, sizes: tuple[int,
         environment = {
             "OMP_NUM_THREADS": "1",
             "NCCL_NVLS_ENABLE": "0",  # NVLink multicast hangs under some virtual machines
+            "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             **os.environ,
             **TRANSPORTS[transport],

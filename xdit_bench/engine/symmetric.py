@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,40 @@ class SymmetricCarrier(DistributedCarrier):
             # torch zeroes the buffer's signals on this rank's stream: behind much queued work that would wipe out what
             # a peer has signalled since, and the barrier would wait for ever
             torch.cuda.synchronize(self.mesh.device)
-            handle = symmetric_memory.rendezvous(memory, group)
+            handle = rendezvous(memory, group)
             views = [handle.get_buffer(peer, shape, dtype) for peer in range(dist.get_world_size(group))]
             self.boxes[key] = handle, views
         return self.boxes[key]
+
+
+_made = 0  # rendezvous that this process has taken part in
+
+
+def rendezvous(memory: Tensor, group: ProcessGroup) -> Any:
+    """torch's, counted."""
+    global _made
+    _made += 1
+    return symmetric_memory.rendezvous(memory, group)
+
+
+def catch_up(mesh: Mesh) -> None:
+    """Makes every rank of the mesh have taken part in as many rendezvous, those behind by some of their own.
+
+    torch names what ranks tell each other by how many their process has made, with any group: ranks that a smaller mesh
+    left out would wait for other names than the rest writes, for ever (pytorch/pytorch#196082, September 2026).
+    """
+    most = torch.tensor([_made], device=mesh.device)
+    dist.all_reduce(most, dist.ReduceOp.MAX, group=mesh.group)
+    for _ in range(int(most) - _made):
+        rendezvous(symmetric_memory.empty(1, dtype=torch.uint8, device=mesh.device), _alone())
+
+
+@cache
+def _alone() -> ProcessGroup:
+    """A group of this rank, which no other has to know of."""
+    made = dist.new_group([dist.get_rank()], backend="gloo", use_local_synchronization=True)
+    assert isinstance(made, ProcessGroup)
+    return made
 
 
 def working_carrier(mesh: Mesh) -> SymmetricCarrier | None:
@@ -147,6 +178,7 @@ def working_carrier(mesh: Mesh) -> SymmetricCarrier | None:
     works = torch.ones(1, device=mesh.device)
     carrier = None
     try:
+        catch_up(mesh)
         carrier = SymmetricCarrier(mesh)
         works.fill_(float(_moves_rightly(carrier)))
     except (RuntimeError, ImportError, AttributeError):

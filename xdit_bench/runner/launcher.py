@@ -125,6 +125,7 @@ class Launcher:
         return {
             "OMP_NUM_THREADS": str(threads),
             "NCCL_NVLS_ENABLE": "0",  # NVLink multicast hangs under some virtual machines
+            "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order NVML counts in
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch sees GPUs without a context, which the launcher must not have
             "TORCH_FR_BUFFER_SIZE": "256",  # the flight recorder: what a stuck rank waits in
