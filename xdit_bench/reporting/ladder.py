@@ -136,7 +136,7 @@ def kept(rung: Rung, rungs: Iterable[Rung]) -> str:
     best = max(alike, key=lambda other: other.saved_s or 0.0, default=None)
     cost = ", costs here" if rung.pays is False else ""
     if best is None:
-        return f"no{cost}"
+        return f"no{cost}" if cost else "not shown"
     return f"yes, pays at {best.size[0]}px {best.factors}{cost}"
 
 

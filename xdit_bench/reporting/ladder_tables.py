@@ -23,10 +23,11 @@ def ladder_table(groups: Sequence[Group]) -> Table:
     everywhere = [rung for _, rungs in climbed for rung in rungs]
     rows = tuple(_row(group, rung, everywhere) for group, rungs in climbed for rung in rungs if rung.name != PLAIN)
     columns = ("Group", "Size", ">GPUs", "Split", "Rung", ">Step before", ">Step after", ">Saved", ">Predicted to save",
-               ">Memory saved", ">Saved at the top", "Kept")  # fmt: skip
+               ">Memory saved", ">Saved at the top", "Pays")  # fmt: skip
     note = (
         "From the plain engine up, each rung on those below it. At the top: what the whole engine would lose without "
-        "it. Kept: where the step is shorter by more than both intervals' halves, or 1 GB less is held."
+        "it. Pays: where the step is shorter by more than both intervals' halves, or 1 GB less is held; not shown: the "
+        "difference lies within them."
     )
     return Table("ladder", "The engine, rung by rung", columns, rows, note)
 

@@ -72,6 +72,7 @@ def test_a_rung_pays_beyond_its_intervals_and_is_kept_for_the_split_where_it_doe
     rungs = climb(group(records))
     assert named(rungs, "overlap", "u1r2").pays is None
     assert kept(named(rungs, "overlap", "u1r2"), rungs) == "yes, pays at 1024px u2r1"
+    assert kept(named(rungs, "overlap", "u1r2"), []) == "not shown"
 
 
 def test_all_but_one_is_measured_against_the_whole_engine() -> None:
