@@ -181,7 +181,7 @@ def working_carrier(mesh: Mesh) -> SymmetricCarrier | None:
         catch_up(mesh)
         carrier = SymmetricCarrier(mesh)
         works.fill_(float(_moves_rightly(carrier)))
-    except (RuntimeError, ImportError, AttributeError):
+    except (RuntimeError, ImportError, AttributeError, ValueError, TypeError):  # of a private part of torch
         works.zero_()
     dist.all_reduce(works, dist.ReduceOp.MIN, group=mesh.group)
     return carrier if works.item() else None
