@@ -13,8 +13,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
+
+from xdit_bench import data_dir
 from xdit_bench.config import TOKEN_PIXELS, ModelSpec, Point
-from xdit_bench.errors import ConfigError, PointFailure, UserError
+from xdit_bench.errors import ConfigError, PointFailure, UserError, did_you_mean
 from xdit_bench.keys import helped, parse, positive, whole
 from xdit_bench.predict.advice import Advice, Option, advise, ties
 from xdit_bench.predict.model import predict
@@ -27,7 +30,7 @@ from xdit_bench.topology.specs import Topology, load
 
 DEFAULTS = {
     "topology": "a100_nvlink", "res": "1024", "gpus": "", "latency_s": "", "model": "flux_schnell", "engine": "usp",
-    "execution": "", "vae": "parallel", "steps": "", "text_tokens": "", "transport": "p2p",
+    "execution": "", "vae": "", "steps": "", "text_tokens": "", "transport": "p2p",
     "inner": "ulysses", "results_dir": "results",
 }  # fmt: skip
 
@@ -78,13 +81,23 @@ def _point(options: Mapping[str, str], model: ModelSpec, topology: Topology) -> 
     if changes.get("text_tokens", 1) > 512:
         raise ConfigError(f"FLUX.1 takes 1 to 512 text tokens; text_tokens={changes['text_tokens']} is outside")
     named = {key: options[key] for key in ("engine", "execution", "vae", "transport")}
-    for key, allowed in (
-        ("vae", ("parallel", "distvae", "single", "tiled", "none")),
-        ("transport", ("p2p", "host", "socket")),
+    offered = _vaes(named["engine"])
+    named["vae"] = named["vae"] or offered[0]
+    for key, whose, allowed in (
+        ("vae", f"vae of engine={named['engine']}", offered),
+        ("transport", "transport", ("p2p", "host", "socket")),
     ):
         if named[key] not in allowed:
-            raise ConfigError(f"{key} is one of {', '.join(allowed)}; got {key}={named[key]}")
+            raise ConfigError(f"{whose} is one of {', '.join(allowed)}; got {key}={named[key]}")
     return make_point(model, topology=topology.name, height=side, width=side, **named, **changes)
+
+
+def _vaes(engine: str) -> list[str]:
+    """Decodes that an engine has, the best exact one first. Raises ConfigError with the nearest name."""
+    files = {path.stem: path for path in (data_dir("conf") / "engine").glob("*.yaml")}
+    if engine not in files:
+        raise ConfigError(f"engine={engine!r} is none of {', '.join(sorted(files))}{did_you_mean(engine, files)}")
+    return [str(vae) for vae in yaml.safe_load(files[engine].read_text())["vaes"]]
 
 
 def _inner(axis: str) -> bool:

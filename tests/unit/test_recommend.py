@@ -38,6 +38,14 @@ def test_the_engine_runs_as_it_is_fastest_unless_told_otherwise(say) -> None:  #
     assert "engine diffusers/compile" in say("topology=h100_nvlink", "engine=diffusers", "vae=single")[1]
 
 
+def test_an_engine_is_advised_with_a_decode_that_it_has(say) -> None:  # type: ignore[no-untyped-def]
+    of = ("topology=h200_nvlink", "res=2048", "engine=diffusers")
+    assert say(*of) == say(*of, "vae=single")
+    code, out, err = say(*of, "vae=parallel")
+    assert (code, out) == (2, "")
+    assert "vae of engine=diffusers is one of single, tiled, none" in err
+
+
 def test_ties_are_called_ties(say) -> None:  # type: ignore[no-untyped-def]
     _, out, _ = say("topology=a100_nvlink", "res=4096", *STUDY)
     assert "best:      u8r1 on 8 GPUs" in out
@@ -81,7 +89,8 @@ def test_a_machine_without_numbers_exits_1_and_says_why_once(say) -> None:  # ty
         ("res=big", "res must be a whole number"),
         ("gpus=16", "more than the 8 of a100_nvlink"),
         ("latency_s=0", "latency_s must be a number above 0"),
-        ("vae=paralel", "vae is one of"),
+        ("vae=paralel", "vae of engine=usp is one of"),
+        ("engine=uspp", "did you mean usp?"),
         ("inner=both", "inner is ulysses or ring"),
         ("res", "takes key=value"),
     ],

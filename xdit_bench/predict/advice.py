@@ -136,13 +136,14 @@ def from_record(record: Record) -> Option:
 def ties(one: Option, other: Option) -> bool:
     """Whether two options are within the error of their difference.
 
-    What both have in common cancels: a class of terms errs by the same share in both, so that the difference errs
-    by the difference of the two errors; `MODEL_ERROR` of the time is each prediction's own.
+    What both have in common cancels: a class of terms errs by the same factor in both, so that their ratio errs by what
+    the two relative errors differ; `MODEL_ERROR` of the time is each prediction's own.
     """
     classes = {*one.errors, *other.errors}
-    apart = [abs(one.errors.get(name, 0.0) - other.errors.get(name, 0.0)) for name in classes]
-    own = MODEL_ERROR * min(one.seconds, other.seconds) if "predicted" in (one.source, other.source) else 0.0
-    return abs(one.seconds - other.seconds) <= math.hypot(own, *apart)
+    apart = [abs(one.errors.get(name, 0.0) / one.seconds - other.errors.get(name, 0.0) / other.seconds)
+             for name in classes]  # fmt: skip
+    own = MODEL_ERROR if "predicted" in (one.source, other.source) else 0.0
+    return abs(math.log(one.seconds / other.seconds)) <= math.hypot(own, *apart)
 
 
 def _key(point: Point) -> tuple[object, ...]:

@@ -5,10 +5,8 @@ seconds = decode_s(point, model, topology, profile, network)
 
 from __future__ import annotations
 
-import math
-
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.predict.memory import SHARED, TILE_OVERLAP, tile_areas
+from xdit_bench.predict.memory import SHARED, TILE_OVERLAP, tile_areas, tile_grid
 from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import EngineProfile, vae_profile
 from xdit_bench.predict.roofline import slower_of, stream_s
@@ -31,7 +29,7 @@ def decode_s(point: Point, model: ModelSpec, topology: Topology, profile: Engine
     if point.vae == "tiled":
         tiles = tile_areas(point, model)
         work = sum(_layers_s(tile, 1, model, topology) + _mid_s(tile, model, topology) for tile in tiles)
-        work += _blend_ops(len(tiles), model) * topology.op_s(ranks)
+        work += _blend_ops(*tile_grid(point, model), model) * topology.op_s(ranks)
     else:
         work = _layers_s(area, ranks, model, topology, banded)
         work += _mid_s(area, model, topology, banded) / (ranks if vae.mid_sharded else 1)
@@ -59,10 +57,10 @@ def _mid_s(area: int, model: ModelSpec, topology: Topology, banded: bool = False
     return 4.0 * area**2 * vae_decoder(model).mid_channels / (topology.gpu.peak_flops * share)
 
 
-def _blend_ops(tiles: int, model: ModelSpec) -> float:
-    """Launches of diffusers' blending: a loop over the rows, and one over the columns, of every seam."""
-    side = round(math.sqrt(tiles))
-    return 2.0 * side * (side - 1) * TILE_OVERLAP * int(model.vae["sample_size"]) * OPS_PER_BLENDED_ROW
+def _blend_ops(rows: int, columns: int, model: ModelSpec) -> float:
+    """Launches of diffusers' blending: a loop over the rows, or the columns, of every seam between two tiles."""
+    seams = float(rows * (columns - 1) + columns * (rows - 1))
+    return seams * TILE_OVERLAP * int(model.vae["sample_size"]) * OPS_PER_BLENDED_ROW
 
 
 def _exchanges_s(

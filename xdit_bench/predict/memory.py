@@ -37,13 +37,14 @@ TILE_OVERLAP = 0.25  # diffusers' tiled decode
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes: weights on a rank while it runs, the peak of each rank, what the card or the cap allows, and the fullest
-    stage."""
+    stage; `load` where a rank can not even hold what it has to load, `loading_bytes`."""
 
     verdict: str
     parameters_bytes: int
     peak_bytes_per_rank: tuple[int, ...]
     cap_bytes: int
     stage: str
+    loading_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -62,11 +63,12 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     shared += text_encoders(model).layers_bytes if profile.shards_text else 0.0
     weights = loaded - shared * (1 - 1 / point.gpus)
     buffers = symmetric_bytes(point, model, topology, profile)
-    cap = topology.gpu.memory_bytes - CONTEXT_BYTES
-    if point.memory_cap_gb is not None:
-        cap = min(cap, point.memory_cap_gb * 1e9 + buffers)  # it binds torch's allocator alone
+    card = topology.gpu.memory_bytes - CONTEXT_BYTES
+    allowed = card if point.memory_cap_gb is None else min(card, point.memory_cap_gb * 1e9)
+    cap = min(card, allowed + buffers)  # a cap binds torch's allocator alone
     row_bytes, tokens = BF16 * model.hidden, Shard.of(point, profile).tokens
-    denoise = profile.live_rows * row_bytes * tokens if point.steps else 0.0  # or a decode beside an engine at rest
+    rows = profile.live_rows + received_rows(point, model, topology, profile)
+    denoise = rows * row_bytes * tokens if point.steps else 0.0  # or a decode beside an engine at rest
     start = loaded + KERNEL_ROWS * row_bytes * tokens if point.steps else loaded
     first = decode_bytes(point, model, profile)
     others = first if point.vae in SHARED else 0.0
@@ -75,8 +77,12 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     stage = "vae" if first > denoise else "denoise"
     vae = vae_profile(point, profile)
     wanted = held + max(denoise, first * (vae.band_reserved if _banded(point, vae) else RESERVED))
-    verdict = "oom" if max(start, *peaks) > cap else "pressure" if wanted > cap else "fits"
-    return MemoryPlan(verdict, round(weights), tuple(round(peak) for peak in peaks), round(cap), stage)
+    if start > allowed:
+        verdict, stage, cap = "oom", "load", allowed
+    else:
+        verdict = "oom" if max(peaks) > cap else "pressure" if wanted > cap else "fits"
+    of_ranks = tuple(round(peak) for peak in peaks)
+    return MemoryPlan(verdict, round(weights), of_ranks, round(cap), stage, round(start))
 
 
 def symmetric_bytes(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> float:
@@ -93,6 +99,15 @@ def symmetric_bytes(point: Point, model: ModelSpec, topology: Topology, profile:
     return rows * row_bytes
 
 
+def received_rows(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> int:
+    """Rows a token of the allocator's that hold what arrives, beyond `live_rows`: of usp what symmetric memory holds
+    elsewhere, of the others a ring's gathered keys and values, which do not shrink with the ranks."""
+    symmetric = path(topology, point, profile.symmetric) == SYMMETRIC
+    if profile.symmetric and not symmetric:
+        return (4 if point.ulysses > 1 else 0) + (2 * point.ring if point.ring > 1 else 0)
+    return 2 * point.ring if profile.ring_gathers and point.ring > 1 else 0
+
+
 def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile) -> float:
     """Peak of the decode on a rank that decodes, beyond the weights."""
     pixels, vae = float(point.height * point.width), vae_profile(point, profile)
@@ -102,7 +117,10 @@ def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile) -> floa
         side = min(int(model.vae["sample_size"]), point.height) * min(int(model.vae["sample_size"]), point.width)
         return _plain(side, model, vae) + 3 * 4 * pixels
     if _banded(point, vae):
-        held = _scaled(vae.band_bytes_per_pixel * pixels / point.gpus, model)
+        share, each = pixels / point.gpus, vae.band_bytes_per_pixel
+        if _beyond_index(share, model, vae):
+            each += vae.fallback_bytes_per_pixel - vae.plain_bytes_per_pixel
+        held = _scaled(each * share, model)
         middle = _middle_bytes(point, model) if vae.mid_sharded else 0.0
         chunks = vae.chunks_bytes if point.gpus == 1 else vae.chunks_bytes / 2
         return held + vae.band_bytes + max(chunks, middle)
@@ -125,21 +143,38 @@ def _banded(point: Point, vae: VaeProfile) -> bool:
 
 
 def _plain(pixels: float, model: ModelSpec, vae: VaeProfile) -> float:
-    beyond = vae.index_limit and pixels * vae_decoder(model).wide_channels > INDEX_LIMIT
-    return _scaled((vae.fallback_bytes_per_pixel if beyond else vae.plain_bytes_per_pixel) * pixels, model)
+    each = vae.fallback_bytes_per_pixel if _beyond_index(pixels, model, vae) else vae.plain_bytes_per_pixel
+    return _scaled(each * pixels, model)
+
+
+def _beyond_index(pixels: float, model: ModelSpec, vae: VaeProfile) -> bool:
+    """Whether a convolution over so many pixels has more elements than cuDNN could then address."""
+    return vae.index_limit and pixels * vae_decoder(model).wide_channels > INDEX_LIMIT
 
 
 def _scaled(full_width_bytes: float, model: ModelSpec) -> float:
     return full_width_bytes * vae_decoder(model).wide_channels / 256
 
 
+def tile_grid(point: Point, model: ModelSpec) -> tuple[int, int]:
+    """Rows and columns of tiles in diffusers' tiled decode."""
+    height, width, tile, stride = _tiling(point, model)
+    if height <= tile and width <= tile:
+        return 1, 1
+    return len(range(0, height, stride)), len(range(0, width, stride))
+
+
 def tile_areas(point: Point, model: ModelSpec) -> list[int]:
     """Latent pixels of each tile of diffusers' tiled decode; one tile where the image is no larger than it."""
-    tile = int(model.vae["sample_size"]) // VAE_SCALE
-    height, width = point.height // VAE_SCALE, point.width // VAE_SCALE
+    height, width, tile, stride = _tiling(point, model)
     if height <= tile and width <= tile:
         return [latent_pixels(point)]
-    stride = int(tile * (1 - TILE_OVERLAP))
     return [
         min(tile, height - y) * min(tile, width - x) for y in range(0, height, stride) for x in range(0, width, stride)
     ]
+
+
+def _tiling(point: Point, model: ModelSpec) -> tuple[int, int, int, int]:
+    """Height and width of the latents, side of a tile, and how far apart tiles begin."""
+    tile = int(model.vae["sample_size"]) // VAE_SCALE
+    return point.height // VAE_SCALE, point.width // VAE_SCALE, tile, int(tile * (1 - TILE_OVERLAP))

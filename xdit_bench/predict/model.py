@@ -96,7 +96,7 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
     }
     if memory.verdict == "pressure":
         warnings.append(_pressure(memory))
-        for name in ("vae", "total") if memory.stage == "vae" else ():
+        for name in ("vae", "total"):  # a decode's reserve alone can press
             stages[name] = replace(stages[name], high=stages[name].high + THRASHING * vae)
     return Prediction(
         point=point,
@@ -116,7 +116,7 @@ def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
         raise Infeasible(f"topology={topology.name} is measured only, nothing can be predicted on it; {topology.note}")
     if point.dtype == "fp32":
         raise Infeasible("predictions are for bf16, the published and calibrated format; dtype=fp32 has to be measured")
-    if not point.steps:
+    if point.steps < 1:
         raise Infeasible("the performance model predicts whole images; steps=0, a decode alone, has to be measured")
     if point.without:
         raise Infeasible(f"the performance model knows the whole engine; without={point.without} has to be measured")
@@ -136,9 +136,18 @@ def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
 
 
 def _out_of_memory(point: Point, memory: MemoryPlan, topology: Topology) -> OutOfMemory:
-    what = f"a cap of {memory.cap_bytes / 1e9:.1f} GB"
-    if point.memory_cap_gb is None:
-        what = f"the {memory.cap_bytes / 1e9:.1f} GB of {topology.gpu.name}"
+    what = f"the {memory.cap_bytes / 1e9:.1f} GB of {topology.gpu.name}"
+    if point.memory_cap_gb is not None:
+        what = f"a cap of {point.memory_cap_gb:g} GB"
+    if memory.stage == "load":
+        return OutOfMemory(
+            f"every rank loads all weights first, {memory.loading_bytes / 1e9:.1f} GB, more than {what}; "
+            f"use a GPU with more memory",
+            stage="load",
+            rank=0,
+            bytes_asked=memory.loading_bytes,
+            bytes_free=memory.cap_bytes,
+        )
     remedy = "vae=parallel on more GPUs, or vae=tiled" if memory.stage == "vae" else "more GPUs or a smaller image"
     return OutOfMemory(
         f"the {memory.stage} stage needs {memory.peak_bytes / 1e9:.1f} GB on rank 0, weights included, "

@@ -92,6 +92,12 @@ class Network:
         transfer = self._time(flows, all_to_all=self.ring > 2)  # two only swap, as neighbours of a ring do
         return self._after_copies(transfer, self.ring, bytes_per_rank)
 
+    def ring_gather_s(self, bytes_per_rank: float) -> Transfer:
+        """Every ring rank gets all others' `bytes_per_rank` in one collective, passed on around the ring."""
+        flows = [(self.rank(u, r), self.rank(u, (r + 1) % self.ring), bytes_per_rank * (self.ring - 1))
+                 for u in range(self.ulysses) for r in range(self.ring) if self.ring > 1]  # fmt: skip
+        return self._time(flows, all_to_all=False)
+
     def own_copies_s(self, ranks: int, chunk: float) -> float:
         """What symmetric memory adds to an exchange between `ranks`: one copy engine serves the peers one by one, a
         kernel's gap apart, and last this rank's own chunk, read and written in its memory (traces of two H100s)."""

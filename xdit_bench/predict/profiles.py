@@ -61,6 +61,7 @@ class EngineProfile:
     exchanges: tuple[int, ...] = (1, 1, 1, 1)
     ops_per_collective: float = 25.0
     ops_per_put: float = 1.0  # one copy into a peer's symmetric memory
+    ops_per_meeting: float = 3.3  # and what an exchange by such copies takes besides: two streams that wait, a barrier
     ops_per_ring: float = 100.0  # once a ring attention
     ops_per_ring_step: float = 25.0  # and a step of it
     pack_rows: float = 4.0  # copies before and after an exchange, rows read and written a row moved
@@ -71,6 +72,7 @@ class EngineProfile:
     spared: int = 0  # multiprocessors that FlashAttention-3 leaves to NCCL beside a ring step, to hide all of its hop
     hides_exchanges: bool = False
     symmetric: bool = False  # exchanges through symmetric memory between GPUs that reach each other, else NCCL
+    ring_gathers: bool = False  # its ring gets all keys and values in one collective, and attends block by block
     gathered_bytes: float = 0.0  # of keys and values on a rank up to which it may gather all and attend once
     even_shares: bool = False  # computes another image where the GPUs do not divide image and text tokens
     modulation_once: bool = False  # for all steps at once, before the loop
@@ -129,7 +131,7 @@ _USP = EngineProfile(
     ),
 )  # fmt: skip
 _CAPTURED = {  # inside a CUDA graph nothing is launched
-    "host_ops": (0.0, 0.0), "ops_per_collective": 0.0, "ops_per_put": 0.0, "ops_per_ring": 0.0,
+    "host_ops": (0.0, 0.0), "ops_per_collective": 0.0, "ops_per_put": 0.0, "ops_per_meeting": 0.0, "ops_per_ring": 0.0,
     "ops_per_ring_step": 0.0,
 }  # fmt: skip
 _CAPTURED_VAE = replace(_USP.vae, host_ops=0.0, ops_per_exchange=0.0)
@@ -148,13 +150,21 @@ PROFILES: dict[tuple[str, str], EngineProfile] = {
         _named(_COMPILED, "stock", max_gpus=1),
         # functional collectives, waited for one by one: 26 units and the 8 around it; its ring gathers all keys before
         # the first attention, 9 units more than nothing gathered takes
-        _named(_EAGER, "diffusers", ops_per_collective=34.0, ops_per_ring=109.0, overlap=0.0),
-        _named(_COMPILED, "diffusers", overlap=0.0),
+        _named(_EAGER, "diffusers", ops_per_collective=34.0, ops_per_ring=109.0, overlap=0.0, ring_gathers=True),
+        _named(_COMPILED, "diffusers", overlap=0.0, ring_gathers=True),
         # q, k and v stacked, permuted and sent in one functional collective, permuted again on arrival (18 rows for 3),
         # the output permuted before and after (4 rows); torch's ring template gathers keys beside the first attention
-        _named(_EAGER, "xfuser", exchanges=(3, 1), pack_rows=5.5, ops_per_collective=60.0, even_shares=True),
+        _named(
+            _EAGER,
+            "xfuser",
+            exchanges=(3, 1),
+            pack_rows=5.5,
+            ops_per_collective=60.0,
+            even_shares=True,
+            ring_gathers=True,
+        ),
         # the whole transformer in CUDA graphs (reduce-overhead), stacking and permuting fused into one copy
-        _named(_COMPILED, "xfuser", exchanges=(3, 1), pack_rows=4.0, even_shares=True, **_CAPTURED),
+        _named(_COMPILED, "xfuser", exchanges=(3, 1), pack_rows=4.0, even_shares=True, ring_gathers=True, **_CAPTURED),
         _USP,
         replace(_USP, execution="compile", rows=(20, 16)),  # torch's GELU is a pass of its own over 4 h: 8 rows
         replace(_USP, execution="graph", text_graph=True, vae=_CAPTURED_VAE, **_CAPTURED),  # type: ignore[arg-type]

@@ -59,9 +59,11 @@ def gemm_s(topology: Topology, gemm: Gemm) -> float:
 
 
 def attention_quality(kernel: str, heads: float, queries: int, sms: int) -> float:
-    """Share of a kernel's full speed that so many tiles of queries reach, `TILE_S` aside."""
+    """Share of a kernel's full speed that so many tiles of queries reach, `TILE_S` aside. A tile that queries do not
+    fill takes as long as a full one."""
     tiles = _tiles(heads, queries)
-    return tiles / sms / math.ceil(tiles / sms) if kernel in WHOLE_WAVES else fill(tiles, sms)
+    filled = queries / (ATTENTION_TILE * -(-queries // ATTENTION_TILE))
+    return filled * (tiles / sms / math.ceil(tiles / sms) if kernel in WHOLE_WAVES else fill(tiles, sms))
 
 
 def attention_tiles_s(kernel: str, heads: float, queries: int, sms: int) -> float:

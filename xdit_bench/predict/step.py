@@ -8,13 +8,14 @@ Owns `(gpu^6 + host^6)^(1/6)` and what stands in each of the two; `model` adds t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from xdit_bench.config import ModelSpec, Point
 from xdit_bench.errors import Infeasible
 from xdit_bench.predict import workload as w
-from xdit_bench.predict.network import Network
+from xdit_bench.predict.network import Network, Transfer
 from xdit_bench.predict.profiles import EngineProfile
 from xdit_bench.predict.roofline import (
     SHARPNESS,
@@ -32,6 +33,7 @@ CLASSES = {  # class of error of each term
     "gemm": "compute", "attention": "compute", "modulation": "compute", "elementwise": "compute", "merge": "compute",
     "kernel_gaps": "compute", "pack": "compute", "all_to_all": "network", "ring": "network", "launch": "host",
 }  # fmt: skip
+AWAKE_S = 0.08  # that links stay awake: beside traffic every 0.2 s a GPU loses 0.4 of what it loses at 0.05 (two H200s)
 WORDS = {
     "gemm": "matrix products", "attention": "attention", "modulation": "reading the modulation's weights",
     "elementwise": "memory traffic of elementwise kernels", "merge": "merging partial attention outputs",
@@ -63,8 +65,8 @@ def denoising_step(
     on_gpu = sum(gpu.values())
     seconds = slower_of(on_gpu, host)
     terms = {**gpu, "launch": seconds - on_gpu}
-    errors = _errors(topology, terms, on_gpu, host, seconds)
-    return Step(seconds, once, terms, errors, work.sent_bytes, _bottleneck(terms, work.limits))
+    errors = _errors(topology, terms, work.network_error_s(), on_gpu, host, seconds)
+    return Step(seconds, once, terms, errors, work.bytes_sent(), _bottleneck(terms, work.limits))
 
 
 def attention_kernel(point: Point, topology: Topology, profile: EngineProfile) -> str:
@@ -85,19 +87,25 @@ def fastest_kernel(topology: Topology, profile: EngineProfile) -> str:
     """The fastest attention kernel of the machine that the engine may pick; another where it has none of these."""
     kernels = topology.attention
     mine = [kernel for kernel in profile.attention if kernel in kernels]
-    return max(mine, key=lambda kernel: kernels[kernel].value) if mine else next(iter(kernels))
+    return max(mine or kernels, key=lambda kernel: kernels[kernel].value)
+
+
+class _Way(NamedTuple):
+    """How keys travel a ring: seconds waited, of merges, and added to attention; launches of the host."""
+
+    seconds: tuple[float, float, float]
+    ops: float
 
 
 @dataclass
 class _Work:
-    """A point's step on a machine. `sent_bytes` and `limits` (the link a term waits for) fill as terms are computed."""
+    """A point's step on a machine. `limits` (the link a term waits for) fills as terms are computed."""
 
     point: Point
     model: ModelSpec
     topology: Topology
     profile: EngineProfile
     network: Network
-    sent_bytes: float = 0.0
     limits: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -117,39 +125,55 @@ class _Work:
             self.model, shard.image, shard.text, fused=profile.fused_projections, keys_first=self.keys_first,
             split_out=profile.split_out,
         )  # fmt: skip
-        awake = self._awake()
         terms = {
-            "gemm": sum(gemm.count * gemm_s(self.topology, gemm) for gemm in gemms) / awake,
-            "attention": sum(call.count * self._call_s(call) for call in self.calls) / awake,
+            "gemm": sum(gemm.count * gemm_s(self.topology, gemm) for gemm in gemms),
+            "attention": sum(call.count * self._call_s(call) for call in self.calls),
             "modulation": stream_s(self.topology, w.modulation_bytes(self.model)),
             "elementwise": self._rows_s(self._all_blocks(profile.rows), shard.tokens),
             "kernel_gaps": self._all_blocks(profile.kernels) * self.topology.host["kernel_gap_s"].value,
         }
+        beside = self._beside_links((terms["gemm"] + terms["attention"]) / sum(self.blocks))
+        terms["gemm"] *= beside
+        terms["attention"] *= beside
         if self.point.ulysses > 1:
-            terms["all_to_all"], terms["pack"] = self._exchanges_s()
+            terms["all_to_all"], terms["pack"] = self._exposed_s(), self._packed_s()
         if self.point.ring > 1:
             terms["ring"], terms["merge"], slowed = self._rings_s()
             terms["attention"] += slowed
         return terms
 
-    def _awake(self) -> float:
-        """Share of their speed that products and attention keep beside traffic on the links between GPUs, which draws
-        on the power that limits both."""
+    def network_error_s(self) -> float:
+        """How much longer a step would wait for links that are slower by their standard error: what all but hides then
+        shows."""
+        slower = 1.0 + self.topology.uncertainty["network"].value
+        error = self._exposed_s(slower) - self._exposed_s() if self.point.ulysses > 1 else 0.0
+        if self.point.ring > 1:
+            error += sum(self._rings_s(slower)) - sum(self._rings_s())
+        return error
+
+    def _beside_links(self, block_s: float) -> float:
+        """How much longer products and attention take beside traffic on links between GPUs, which draws on the power
+        that limits both. Links doze between blocks that are far apart."""
         share = self.topology.efficiency.get(AWAKE)
-        linked = self.point.gpus > 1 and self.network.transport in (SYMMETRIC, "p2p")
-        return share.value if share and linked else 1.0
+        if not share or self.point.gpus == 1 or self.network.transport not in (SYMMETRIC, "p2p"):
+            return 1.0
+        return 1.0 + (1.0 / share.value - 1.0) * min(1.0, AWAKE_S / block_s)
 
     def host_s(self) -> float:
         """Seconds the host needs to launch a step."""
         profile, blocks = self.profile, sum(self.blocks)
         ops = self._all_blocks(profile.host_ops)
         if self.point.ulysses > 1:
-            puts = self.point.ulysses * profile.ops_per_put if self.copies else 0.0
-            ops += blocks * len(profile.exchanges) * (profile.ops_per_collective + puts)
+            ops += blocks * len(profile.exchanges) * self._exchange_ops(self.point.ulysses)
         if self.point.ring > 1:
-            puts = profile.ops_per_put if self.copies else 0.0
-            ops += blocks * (profile.ops_per_ring + (self.point.ring - 1) * (profile.ops_per_ring_step + puts))
+            ops += sum(call.count * way.ops for call, way in zip(self.calls, self._ways(), strict=True))
         return ops * self.topology.op_s(self.point.gpus)
+
+    def _exchange_ops(self, peers: int) -> float:
+        """Launches of an exchange between so many ranks."""
+        if self.copies:
+            return self.profile.ops_per_meeting + peers * self.profile.ops_per_put
+        return self.profile.ops_per_collective
 
     def _all_blocks(self, pair: tuple[float, float]) -> float:
         return pair[0] * self.blocks[0] + pair[1] * self.blocks[1]
@@ -175,66 +199,100 @@ class _Work:
         first, second = (gemm_s(self.topology, w.Gemm(tokens, *shape)) for shape in ((h, 4 * h), (4 * h, h)))
         return queries, first, second
 
-    def _exchanges_s(self) -> tuple[float, float]:
-        """All-to-alls around every attention, less what hides behind the work beside them, and the copies they need."""
-        exposed = packed = 0.0
+    def _transfers(self) -> Iterator[tuple[int, list[Transfer], float, int]]:
+        """The all-to-alls of an attention that run beside one piece of work: how many blocks have them, the transfers,
+        seconds of that work, and how many of the transfers may hide behind it. Of a double block's, what leaves before
+        the queries' projection ends alone can."""
         queries, *halves = self._beside_s()
         profile = self.profile
         for single, (blocks, tokens) in enumerate(zip(self.blocks, self._exchanged_tokens(), strict=True)):
             besides = halves if single else (queries, 0.0)
             for beside, group in zip(besides, (profile.exchanges[:-1], profile.exchanges[-1:]), strict=True):
-                moved = [rows * tokens * self.row_bytes for rows in group]
-                transfers = [self.network.all_to_all_s(size) for size in moved]
-                # of a double block's, what leaves before the queries' projection ends alone can hide behind it
-                hideable = sum(t.seconds for t in (transfers if single else transfers[:1]))
-                exposed += blocks * (sum(t.seconds for t in transfers) - min(beside, hideable))
-                packed += blocks * self._rows_s(profile.pack_rows * sum(group), tokens)
-                self.sent_bytes += blocks * sum(moved) * (1 - 1 / self.point.ulysses)
-                self.limits["all_to_all"] = transfers[0].limit
-            packed += blocks * self._rows_s(profile.send_rows, tokens)
-            packed += blocks * stream_s(self.topology, profile.join_rows * tokens * self.row_bytes) / STRIDED_SHARE
-        return exposed, packed
+                transfers = [self.network.all_to_all_s(rows * tokens * self.row_bytes) for rows in group]
+                yield blocks, transfers, beside, len(transfers) if single else 1
 
-    def _rings_s(self) -> tuple[float, float, float]:
-        """Keys and values of the other ring ranks: hop by hop beside the attention, or gathered before it; on a ring
-        alone they leave before what runs beside an exchange. Seconds waited, of merges, and that attention takes longer
-        in several calls and on the multiprocessors that NCCL leaves to it."""
+    def _exposed_s(self, slower: float = 1.0) -> float:
+        """All-to-alls around every attention, less what hides behind the work beside them, on links so much slower."""
+        exposed = 0.0
+        for blocks, transfers, beside, hideable in self._transfers():
+            seconds = [slower * transfer.seconds for transfer in transfers]
+            exposed += blocks * (sum(seconds) - min(beside, sum(seconds[:hideable])))
+            self.limits["all_to_all"] = transfers[0].limit
+        return exposed
+
+    def _packed_s(self) -> float:
+        """The copies that all-to-alls need."""
+        packed, profile = 0.0, self.profile
+        for blocks, tokens in zip(self.blocks, self._exchanged_tokens(), strict=True):
+            packed += blocks * self._rows_s(profile.pack_rows * sum(profile.exchanges) + profile.send_rows, tokens)
+            packed += blocks * stream_s(self.topology, profile.join_rows * tokens * self.row_bytes) / STRIDED_SHARE
+        return packed
+
+    def bytes_sent(self) -> float:
+        """Bytes that a rank sends to others in a step."""
+        sent = 0.0
+        for blocks, tokens in zip(self.blocks, self._exchanged_tokens(), strict=True):
+            rows = sum(self.profile.exchanges) * (1 - 1 / self.point.ulysses) + 2 * (self.point.ring - 1)
+            sent += blocks * rows * tokens * self.row_bytes
+        return sent
+
+    def _rings_s(self, slower: float = 1.0) -> tuple[float, float, float]:
+        """Over all attentions, on links so much slower: seconds that keys and values of other ring ranks are waited
+        for, of merges, and that attention takes longer for them."""
         found = [0.0, 0.0, 0.0]
-        queries, half, _ = self._beside_s() if self.point.ulysses == 1 else (0.0, 0.0, 0.0)
-        for call, tokens, beside in zip(self.calls, self._exchanged_tokens(), (queries, half), strict=True):
-            moved = 2 * self.row_bytes * tokens
-            ways = [self._hops_s(call, moved, beside)]
-            if moved * self.point.ring <= self.profile.gathered_bytes:
-                ways.append((max(0.0, self.network.collect_s(moved).seconds - beside), 0.0, 0.0))
-            found = [sum(pair) for pair in zip(found, (call.count * s for s in min(ways, key=sum)), strict=True)]
-            self.sent_bytes += call.count * (self.point.ring - 1) * moved
-            self.limits["ring"] = self.network.ring_step_s(moved).limit
+        for call, way in zip(self.calls, self._ways(slower), strict=True):
+            found = [total + call.count * s for total, s in zip(found, way.seconds, strict=True)]
+        self.limits["ring"] = self.network.ring_step_s(2 * self.row_bytes * self.shard.tokens).limit
         return found[0], found[1], found[2]
 
-    def _hops_s(self, call: w.Attention, moved: float, beside: float) -> tuple[float, float, float]:
-        """One attention whose keys come hop by hop, each beside the attention to the block before it."""
-        steps, ring, sms = self.point.ring - 1, self.point.ring, self.topology.gpu.sms
-        hop, step = self.network.ring_step_s(moved).seconds, self._call_s(call) / ring
-        spared = self.profile.spared if self.kernel == "fa3" and not self.copies else 0
+    def _ways(self, slower: float = 1.0) -> list[_Way]:
+        """How keys and values travel a ring in each kind of block: hop by hop beside the attention, or gathered before
+        it, whichever device or host is done with first; on a ring alone they leave before what runs beside an
+        exchange."""
+        queries, half, _ = self._beside_s() if self.point.ulysses == 1 else (0.0, 0.0, 0.0)
+        chosen, ring, op_s = [], self.point.ring, self.topology.op_s(self.point.gpus)
+        for call, tokens, beside in zip(self.calls, self._exchanged_tokens(), (queries, half), strict=True):
+            moved = 2 * self.row_bytes * tokens
+            ways = [self._block_by_block(call, moved, beside, slower)]
+            if moved * ring <= self.profile.gathered_bytes:
+                wait = max(0.0, slower * self.network.collect_s(moved).seconds - beside)
+                ways.append(_Way((wait, 0.0, 0.0), self.profile.ops_per_ring + self._exchange_ops(ring)))
+            attended = self._call_s(call)
+            chosen.append(min(ways, key=lambda way: (max(attended + sum(way.seconds), way.ops * op_s), way.ops)))
+        return chosen
+
+    def _block_by_block(self, call: w.Attention, moved: float, beside: float, slower: float) -> _Way:
+        """An attention in as many calls as the ring has ranks, its keys coming hop by hop, each beside the attention to
+        the block before it, or all at once beside the first."""
+        profile, steps, ring, sms = self.profile, self.point.ring - 1, self.point.ring, self.topology.gpu.sms
+        step = self._call_s(call) / ring
+        spared = profile.spared if self.kernel == "fa3" and not self.copies else 0
         slowed = step * spared / (sms - spared)
-        hidden = (step + slowed) * (1.0 if self.copies or spared else self.profile.overlap)
-        wait = max(0.0, hop - hidden - beside) + (steps - 1) * max(0.0, hop - hidden)
+        hidden = (step + slowed) * (1.0 if self.copies or spared else profile.overlap)
+        if profile.ring_gathers:
+            wait = max(0.0, slower * self.network.ring_gather_s(moved).seconds - hidden - beside)
+        else:
+            hop = slower * self.network.ring_step_s(moved).seconds
+            wait = max(0.0, hop - hidden - beside) + (steps - 1) * max(0.0, hop - hidden)
         again = attention_tiles_s(self.kernel, call.heads, call.queries, sms)  # every call begins its tiles anew
-        merges = self._rows_s(steps * self.profile.merge_rows, self.shard.tokens)
-        return wait, merges, steps * (slowed + again)
+        merges = self._rows_s(steps * profile.merge_rows, self.shard.tokens)
+        puts = profile.ops_per_put if self.copies else 0.0
+        ops = profile.ops_per_ring + steps * (profile.ops_per_ring_step + puts)
+        return _Way((wait, merges, steps * (slowed + again)), ops)
 
 
 def _errors(
-    topology: Topology, terms: Mapping[str, float], gpu: float, host: float, seconds: float
+    topology: Topology, terms: Mapping[str, float], network_s: float, gpu: float, host: float, seconds: float
 ) -> dict[str, float]:
-    """Standard errors of a step by class, carried through the soft maximum of GPU and host."""
+    """Standard errors of a step by class, `network_s` the links', carried through the soft maximum of GPU and host."""
     relative = {name: number.value for name, number in topology.uncertainty.items()}
     to_gpu, to_host = ((part / seconds) ** (SHARPNESS - 1) for part in (gpu, host))
-    errors = {"compute": 0.0, "network": 0.0, "host": relative["host"] * host * to_host}
-    for name, value in terms.items():
-        if CLASSES[name] != "host":
-            errors[CLASSES[name]] += relative[CLASSES[name]] * value * to_gpu
-    return errors
+    computed = sum(value for name, value in terms.items() if CLASSES[name] == "compute")
+    return {
+        "compute": relative["compute"] * computed * to_gpu,
+        "network": network_s * to_gpu,
+        "host": relative["host"] * host * to_host,
+    }
 
 
 def _bottleneck(terms: Mapping[str, float], limits: Mapping[str, str]) -> str:

@@ -18,13 +18,13 @@ OPS = 2850  # cheapest-launch units, eager: T5 1880, CLIP 970; timed on a CPU, n
 
 
 def text_s(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> float:
-    """Seconds of both encoders on whichever rank a layer is; inside a CUDA graph the device alone sets them. What a
-    shared-out encoder exchanges, 4 MB a rank, is left out."""
+    """Seconds of both encoders on whichever rank a layer is; inside a CUDA graph the device alone sets them. Ranks that
+    share T5's layers out issue theirs one after the other; what they exchange, 4 MB a rank, is left out."""
     text, share = text_encoders(model), topology.efficiency.get(profile.text_share)
     layer = layer_s(topology, model, point.text_tokens, profile, attention_kernel(point, topology, profile))
     others = text.other_kernels * topology.host["kernel_gap_s"].value
     on_gpu = text.layers * layer / (share.value if share else 1.0) + others
-    return on_gpu if profile.text_graph else max(on_gpu, OPS * topology.op_s(point.gpus))
+    return on_gpu if profile.text_graph else max(on_gpu, OPS * topology.op_s(1 if profile.shards_text else point.gpus))
 
 
 def layer_s(topology: Topology, model: ModelSpec, tokens: int, profile: EngineProfile, kernel: str) -> float:

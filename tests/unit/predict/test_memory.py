@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.predict.memory import MemoryPlan, decode_bytes, plan_memory, symmetric_bytes, tile_areas
+from xdit_bench.errors import OutOfMemory
+from xdit_bench.predict.memory import MemoryPlan, decode_bytes, plan_memory, symmetric_bytes, tile_areas, tile_grid
+from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import make_point
 from xdit_bench.predict.profiles import find
 from xdit_bench.predict.workload import modulation_bytes, text_encoders
@@ -138,3 +140,39 @@ def test_tiles_cover_the_picture_with_a_quarter_of_overlap(schnell: ModelSpec) -
     point = make_point(schnell, height=1024, width=2048)
     assert tile_areas(point, schnell) == [128 * 128, 128 * 128, 128 * 64, 32 * 128, 32 * 128, 32 * 64]
     assert tile_areas(make_point(schnell, height=768, width=1024), schnell) == [96 * 128]
+
+
+def test_weights_that_can_not_be_loaded_do_not_fit_whatever_buffers_the_cap_leaves_out(schnell: ModelSpec) -> None:
+    """Symmetric memory lies outside a cap, but all weights are loaded before there is any."""
+    h200 = load("h200_nvlink")
+    two = make_point(schnell, topology="h200_nvlink", height=4096, width=4096, ring=2, execution="graph", vae="none")
+    plans = [plan_memory(replace(two, memory_cap_gb=gb), schnell, h200, find("usp", "graph")) for gb in (33.0, 36.0)]
+    assert [(plan.verdict, plan.stage) for plan in plans] == [("oom", "load"), ("fits", "denoise")]
+    assert plans[0].loading_bytes > 33.0e9
+    with pytest.raises(OutOfMemory, match=r"loads all weights first, 34\.\d GB, more than a cap of 33 GB"):
+        predict(replace(two, memory_cap_gb=33.0), schnell, h200)
+
+
+def test_a_band_of_too_many_elements_fell_back_too(study_point: Make, schnell: ModelSpec) -> None:
+    a100, profile = load("a100_nvlink"), find("xdit_2024", "eager")
+    two, four = (study_point("a100_nvlink", 4096, gpus, vae="parallel") for gpus in (2, 4))
+    assert plan_memory(two, schnell, a100, profile).verdict == "oom"  # 256 channels over half of 4096 x 4096: 2**31
+    assert plan_memory(four, schnell, a100, profile).verdict == "fits"
+
+
+def test_what_arrives_is_held_whichever_way_it_came(schnell: ModelSpec) -> None:
+    h200, row = load("h200_nvlink"), 6144 * (65536 + 512) / 8
+    for engine, execution, transport in (("usp", "graph", "host"), ("diffusers", "eager", "p2p")):
+        ring = make_point(schnell, topology="h200_nvlink", height=4096, width=4096, ring=8, engine=engine,
+                          execution=execution, transport=transport, vae="none")  # fmt: skip
+        profile = find(engine, execution)
+        bare = replace(profile, symmetric=False, ring_gathers=False)
+        more = [plan_memory(ring, schnell, h200, p).peak_bytes for p in (profile, bare)]
+        assert more[0] - more[1] == pytest.approx(16 * row, rel=1e-3), engine
+
+
+def test_tiles_make_a_grid(schnell: ModelSpec) -> None:
+    def grid(height: int, width: int) -> tuple[int, int]:
+        return tile_grid(make_point(schnell, topology="h200_nvlink", height=height, width=width), schnell)
+
+    assert [grid(1024, 1024), grid(1024, 2048), grid(2048, 2048)] == [(1, 1), (2, 3), (3, 3)]

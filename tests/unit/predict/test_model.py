@@ -178,3 +178,17 @@ def test_a_banded_decode_waits_for_its_passes_where_a_machine_knows_their_speed(
     streamed = stream_s(H200, 256**2 * vae_decoder(schnell).traffic_bytes * FUSED_TRAFFIC)
     assert decode(slow, "parallel") - decode(unknown, "parallel") == pytest.approx(streamed, rel=0.01)
     assert decode(slow, "single") == decode(unknown, "single")
+
+
+def test_t5_shared_out_is_issued_one_rank_after_the_other(schnell: ModelSpec) -> None:
+    points = [make_point(schnell, topology="h200_nvlink", ulysses=u, execution="eager") for u in (1, 2, 8)]
+    text = [predict(point, schnell, H200).stages["text"].median for point in points]
+    assert text[1:] == pytest.approx([text[0]] * 2)
+
+
+def test_a_decode_that_presses_widens_the_interval_whatever_the_fuller_stage(schnell: ModelSpec) -> None:
+    point = make_point(schnell, topology="h200_nvlink", height=2816, width=2816, engine="stock", vae="tiled",
+                       memory_cap_gb=38.0)  # fmt: skip
+    found = predict(point, schnell, H200)
+    assert (found.memory.verdict, found.memory.stage) == ("pressure", "denoise")
+    assert found.stages["vae"].high > 5 * found.stages["vae"].median

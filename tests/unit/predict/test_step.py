@@ -13,6 +13,7 @@ from xdit_bench.predict.network import Network, path
 from xdit_bench.predict.points import make_point
 from xdit_bench.predict.profiles import find
 from xdit_bench.predict.roofline import TILE_S, attention_s
+from xdit_bench.predict.step import denoising_step
 from xdit_bench.predict.workload import Attention
 from xdit_bench.topology.specs import Number, load
 
@@ -154,3 +155,62 @@ def test_usps_steps_on_one_and_two_h100s_are_within_a_tenth(
     topology = H100 if symmetric else NCCL
     terms = predict(graph_point(schnell, res, ulysses, ring), schnell, topology).terms
     assert 1e3 * sum(terms.values()) == pytest.approx(measured_ms, rel=0.10)
+
+
+def test_more_keys_cost_what_they_should_and_a_tile_that_queries_do_not_fill_as_much_as_a_full_one() -> None:
+    for kernel in ("fa3", "cudnn", "flash"):
+        one, ragged, two = (attention_s(H100, Attention(24, q, 4608, 1), 128, kernel) for q in (128, 129, 256))
+        assert ragged == pytest.approx(two), kernel
+        assert one <= ragged, kernel
+
+
+def test_the_host_issues_what_the_device_runs_where_a_ring_gathers(schnell: ModelSpec) -> None:
+    point = dataclasses.replace(graph_point(schnell, 512, ring=8), execution="eager")
+    network = Network(H100, "symmetric", 1, 8)
+    gathers = find("usp", "eager")
+    hops = dataclasses.replace(gathers, gathered_bytes=0.0)
+    fast, slow = (denoising_step(point, schnell, H100, profile, network).seconds for profile in (gathers, hops))
+    blocks, op_s = 57, H100.op_s(8)
+    spared = blocks * op_s * (7 * (hops.ops_per_ring_step + 1) - (gathers.ops_per_meeting + 8))
+    assert slow - fast == pytest.approx(spared, rel=0.1)
+
+
+def test_a_ring_that_gathers_in_one_collective_waits_for_one_latency(schnell: ModelSpec) -> None:
+    point = dataclasses.replace(graph_point(schnell, 512, ring=8), engine="diffusers", execution="compile")
+    moved = 2 * ROW * (1024 + 512) / 8
+    network = Network(H100, "p2p", 1, 8)
+    each, hop = network.ring_gather_s(moved).seconds, network.ring_step_s(moved)
+    assert predict(point, schnell, H100).terms["ring"] == pytest.approx(57 * each)
+    assert each == pytest.approx(7 * hop.seconds - 6 * hop.latency_s)
+
+
+def test_links_slower_by_their_error_stay_within_the_interval_where_transfers_all_but_hide(schnell: ModelSpec) -> None:
+    slower = 1 + 1.645 * H100.uncertainty["network"].value
+    links = {
+        name: tuple(
+            dataclasses.replace(
+                level,
+                bytes_per_s=level.bytes_per_s / slower,
+                all_to_all_bytes_per_s=level.all_to_all_bytes_per_s / slower,
+                latency_s=level.latency_s * slower,
+                all_to_all_latency_s=level.all_to_all_latency_s * slower,
+            )
+            for level in levels
+        )
+        for name, levels in H100.links.items()
+    }
+    worse = dataclasses.replace(H100, links=links)
+    for changes in ({"ring": 4}, {"ulysses": 2}, {"ulysses": 2, "ring": 2}):
+        point = graph_point(schnell, 4096, transport="host", **changes)
+        assert predict(point, schnell, worse).total_s <= 1.02 * predict(point, schnell, H100).stages["total"].high
+
+
+def test_links_doze_between_blocks_that_are_far_apart(schnell: ModelSpec) -> None:
+    asleep = dataclasses.replace(H100, efficiency={k: n for k, n in H100.efficiency.items() if k != "beside_links"})
+    lost = []
+    for res in (1024, 4096, 8192):
+        point = graph_point(schnell, res, ring=2)
+        lost.append(predict(point, schnell, H100).terms["gemm"] / predict(point, schnell, asleep).terms["gemm"] - 1)
+    full = 1 / H100.efficiency["beside_links"].value - 1
+    assert lost[:2] == pytest.approx([full, full])
+    assert 0 < lost[2] < full / 4
