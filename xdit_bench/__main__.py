@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from xdit_bench import data_dir
+from xdit_bench import __version__, data_dir
 from xdit_bench.arguments import knobs, nearest, one_line, reproducible, with_topology_files
 from xdit_bench.config import Config, Point, lacking
 from xdit_bench.errors import ConfigError, RankCrashed, UserError
@@ -37,6 +37,7 @@ from xdit_bench.topology.probe import fingerprint, probe, software
 
 CPU_RANKS = 8
 NO_POINT_OK, BAD_INPUT, INTERRUPTED = 1, 2, 130
+MULTIRUN = ("-m", "--multirun")
 
 
 def run(plan: Plan, console: Console, command: str, *, shared: bool = False) -> int:
@@ -95,6 +96,8 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
         record.warnings = [*planned.notes, *record.warnings]
         if not store.find(record.run_id):
             store.append(record)
+        if record.status != "ok":
+            console.print(f"{record.status:>10}  {planned.point.label}  {record.reason}", soft_wrap=True, markup=False)
     caution = "predictions never stand in for measurements: calibrate or measure before you buy"
     console.print(f"{len(points)} point{'s' * (len(points) > 1)} predicted; {caution}", soft_wrap=True)
 
@@ -218,6 +221,10 @@ def main(argv: list[str] | None = None) -> int:
     if {"-h", "--help"} & set(given):
         print(knobs(__doc__ or ""))
         return 0
+    if "--version" in given:
+        print(f"xdit_bench {__version__}")
+        return 0
+    given = sorted(given, key=lambda argument: argument not in MULTIRUN)  # Hydra takes it in the first place alone
     command = reproducible(given)
     console = Console(stderr=False, highlight=False)
     plan = Plan(machine=probe())

@@ -12,6 +12,7 @@ measurements that a run left beside its file instead of measuring: the same mach
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         base = _base(options["base"], machine) if kind == "cuda" or options["base"] else None
         out = Path(options["out"] or (Path("results", CALIBRATED, f"{base.name}.yaml") if base else UNNAMED))
         kept = _kept(options["measured"])
+        _writable(out)
         import torch  # only now: bad input is refused at once
 
         from xdit_bench.calibration.machine import calibrate, write
@@ -70,6 +72,13 @@ def _device(wanted: str, here: str) -> str:
     if wanted == "cuda" and here != "cuda":
         raise ConfigError("device=cuda needs a GPU, and this machine has none; use device=cpu")
     return wanted or here
+
+
+def _writable(out: Path) -> None:
+    """Refuses before minutes of measuring what could not be kept after them. Raises ConfigError."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)) or out.is_dir():
+        raise ConfigError(f"out={out} can not be written; name a file in a folder that can")
 
 
 def _kept(path: str) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from xdit_bench.errors import ConfigError, ResultsError, UserError
+from xdit_bench.errors import ConfigError, ResultsError, UserError, did_you_mean
 from xdit_bench.reporting import words
 from xdit_bench.reporting.cells import escape
-from xdit_bench.reporting.comparison import NOT_COMPARABLE, VERDICTS, Row, compare, label
+from xdit_bench.reporting.comparison import MACHINE_FIELDS, NOT_COMPARABLE, VERDICTS, Row, compare, label
 from xdit_bench.reporting.entry import number
 from xdit_bench.results.schema import METRICS, Metric, Record
 from xdit_bench.results.store import RECORDS, read_records
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(argv)
         threshold = parse_threshold(options.threshold)
         base, new = load(Path(options.base)), load(Path(options.new))
+        _check_allowed(options.allow, [*base, *new])
         rows = compare(base, new, threshold=threshold, metric=options.metric, allow=options.allow)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,6 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if all(row.verdict == NOT_COMPARABLE for row in rows) or not _both(rows):
         return NOTHING_COMPARABLE
     return REGRESSION if options.fail_on == "regression" and any(row.regression for row in rows) else 0
+
+
+def _check_allowed(fields: Sequence[str], records: Sequence[Record]) -> None:
+    """Raises ConfigError for a field that no fingerprint has, with the nearest name."""
+    known = {*MACHINE_FIELDS, "fingerprint"}.union(*(record.software for record in records))
+    for field in fields:
+        if field not in known:
+            raise ConfigError(
+                f"--allow takes a field of the fingerprint; {field!r} is none{did_you_mean(field, known)}"
+            )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,7 +191,7 @@ def render_memory(rows: Sequence[Row]) -> str:
     for row in moved:
         sizes = f"{words.gigabytes(row.base)} -> {words.gigabytes(row.new)}"
         lines.append(f"- {row.verdict}: {escape(label(row))}, {sizes}")
-    return "\n".join([*lines, ""])
+    return "\n".join(["", *lines, ""])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -273,7 +274,7 @@ def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]
         raise ConfigError("steps=0 is the decode alone, and vae=none leaves that out too; give steps=1 or another vae")
     if not 1 <= cfg.text_tokens <= 512:
         raise ConfigError(f"FLUX.1 takes 1 to 512 text tokens; text_tokens={cfg.text_tokens} is outside")
-    if cfg.memory_cap_gb is not None and cfg.memory_cap_gb <= 0:
+    if cfg.memory_cap_gb is not None and not 0 < cfg.memory_cap_gb < math.inf:
         raise ConfigError(f"memory_cap_gb must be above 0, or null for no cap; got {cfg.memory_cap_gb}")
     _check_measure(cfg.measure)
     _check_run(cfg.run)
@@ -281,8 +282,7 @@ def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]
         _check_frontier(height, width)
     if cfg.launch.nnodes > 1 and not cfg.launch.rdzv_endpoint:
         raise ConfigError(f"launch.nnodes={cfg.launch.nnodes} machines need launch.rdzv_endpoint=<host:port> to meet")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.study):
-        raise ConfigError(f"a study is named in letters, digits, '.', '_' and '-'; study={cfg.study!r} is not")
+    check_study(cfg.study)
     point = Point(
         model=model.name,
         height=height,
@@ -326,10 +326,17 @@ def settle(point: Point) -> Point:
     return dataclasses.replace(point, **left)  # type: ignore[arg-type]
 
 
+def check_study(name: str) -> None:
+    """Raises ConfigError for a name that would lead out of the folder of results, or of reports."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"a study is named in letters, digits, '.', '_' and '-'; study={name!r} is not")
+
+
 def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
     """Why this cell of the grid can not run on `gpus` GPUs, or None. A sweep may hold such cells."""
     if point.gpus > gpus:
-        return f"ulysses={point.ulysses} x ring={point.ring} needs {point.gpus} GPUs, and there are {gpus}"
+        needed = f"ulysses={point.ulysses} x ring={point.ring} needs {point.gpus} GPUs"
+        return f"{needed}, and there are {gpus}; use at most that many"
     if model.heads % point.ulysses:
         divisors = [str(u) for u in range(1, model.heads + 1) if model.heads % u == 0]
         options = f"{', '.join(divisors[:-1])} or {divisors[-1]}"

@@ -122,7 +122,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--transport", choices=sorted(TRANSPORTS), default="p2p", help="how ranks reach each other")
     parser.add_argument("--quiet", action="store_true", help="describe alone; exchange nothing")
     parser.add_argument("--results-dir", default="results", help="where machines/<fingerprint>.json goes")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.ranks is not None and options.ranks < 1:
+        parser.error(f"--ranks is a whole number above 0; got {options.ranks}")
+    return options
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ The engine runs in the execution that is its fastest there, unless one is named.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -25,7 +26,7 @@ from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import executions
 from xdit_bench.reporting.words import digits
 from xdit_bench.results.schema import Record
-from xdit_bench.results.store import RECORDS, latest, read_records
+from xdit_bench.results.store import latest, read_records, studies
 from xdit_bench.topology.specs import Topology, load
 
 DEFAULTS = {
@@ -76,7 +77,11 @@ def _fastest(found: list[tuple[Point, Advice]]) -> tuple[Point, Advice]:
 def _point(options: Mapping[str, str], model: ModelSpec, topology: Topology) -> Point:
     side = whole(options, "res")
     if side % TOKEN_PIXELS:
-        raise ConfigError(f"an image side must be a multiple of {TOKEN_PIXELS} pixels; res={side} is not")
+        near = side // TOKEN_PIXELS * TOKEN_PIXELS
+        raise ConfigError(
+            f"an image side must be a multiple of {TOKEN_PIXELS} pixels; res={side} is not, "
+            f"use {f'{near} or ' if near else ''}{near + TOKEN_PIXELS}"
+        )
     changes = {key: whole(options, key) for key in ("steps", "text_tokens") if options[key]}
     if changes.get("text_tokens", 1) > 512:
         raise ConfigError(f"FLUX.1 takes 1 to 512 text tokens; text_tokens={changes['text_tokens']} is outside")
@@ -110,8 +115,8 @@ def _inner(axis: str) -> bool:
 def _measured(results: Path, topology: Topology) -> list[Record]:
     """Measured records of this machine in all studies, of whole engines; a later study's come last and win."""
     found = []
-    for path in sorted(results.glob(f"*/{RECORDS}")):
-        records = [r for r in latest(read_records(path.parent)) if not r.point.get("without")]
+    for folder in studies(results):
+        records = [r for r in latest(read_records(folder)) if not r.point.get("without")]
         found += [r for r in records if r.source == "measured" and r.point["topology"] == topology.name]
     return sorted(found, key=lambda record: record.time)
 
@@ -122,7 +127,7 @@ def render(advice: Advice, point: Point, model: ModelSpec, topology: Topology, l
         f"{model.name}, {point.res}px, {point.steps} steps on {topology.name}, engine {point.engine}/{point.execution}"
     ]
     if not advice.options:
-        return [*lines, *(f"no split can run: {reason}" for reason in dict.fromkeys(advice.failures.values()))]
+        return [*lines, *_reasons("no split can run", advice.failures.values())]
     best, second = advice.best, advice.runner_up
     lines.append(f"best:      {_describe(best)}")
     limit = _limit(best, model, topology)
@@ -134,7 +139,16 @@ def render(advice: Advice, point: Point, model: ModelSpec, topology: Topology, l
             lines.append(f"           limited by {other}")
     if latency_s is not None:
         lines.append(_meeting(advice, latency_s))
+    if all(option.point.gpus == 1 for option in advice.options):
+        alone = [reason for split, reason in advice.failures.items() if split != "u1r1"]
+        lines += _reasons("several GPUs can not run", alone)
     return [*lines, *_warnings(best, model, topology)]
+
+
+def _reasons(what: str, reasons: Iterable[str]) -> list[str]:
+    """A line a reason, of those that differ in numbers alone the first."""
+    kinds = {re.sub(r"[\d.]+", "", reason): reason for reason in reversed(list(reasons))}
+    return [f"{what}: {reason}" for reason in reversed(kinds.values())]
 
 
 def _limit(option: Option, model: ModelSpec, topology: Topology) -> str:

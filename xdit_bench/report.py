@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from xdit_bench.config import check_study
 from xdit_bench.errors import ConfigError, UserError
 from xdit_bench.keys import helped, parse
 from xdit_bench.reporting.page import write_report
@@ -52,6 +53,7 @@ def _checked(options: dict[str, str]) -> dict[str, str]:
     """The options as they are. Raises ConfigError for one that is none of its values."""
     if not options["study"]:
         raise ConfigError("study=<name> says which folder of results_dir to report on; it is missing")
+    check_study(options["study"])
     wrong = [name for name in options["formats"].split(",") if name not in FORMATS]
     if wrong:
         raise ConfigError(f"formats are any of {', '.join(FORMATS)}; got {', '.join(wrong)}")

@@ -130,3 +130,11 @@ def test_a_folder_that_can_not_be_written_exits_2(tmp_path: Path, capsys: pytest
     (tmp_path / "file").write_text("")
     assert main([base, base, "--out", str(tmp_path / "file")]) == 2
     assert "can not be written" in capsys.readouterr().err
+
+
+def test_a_field_that_no_fingerprint_has_is_not_allowed_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [keep(tmp_path / name, [record(samples=history(1))]) for name in ("base", "new")]
+    assert main([*both, "--allow", "drivr"]) == 2
+    assert "'drivr' is none; did you mean driver?" in capsys.readouterr().err

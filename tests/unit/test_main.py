@@ -45,6 +45,8 @@ def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["ulysses=x"], ("ulysses must be a whole number", "ulysses=x")),
         (["-m", "ulysses=1,x"], ("ulysses must be a whole number", "ulysses=x")),
         (["ulysses=1,2"], ("ulysses=1,2", "add -m")),
+        (["ulysses=x", "-m"], ("ulysses must be a whole number", "ulysses=x")),
+        (["memory_cap_gb=nan"], ("memory_cap_gb must be above 0", "nan")),
         (["memory_cap_gb=much"], ("memory_cap_gb must be a number", "memory_cap_gb=much")),
         (["run.resume=maybe"], ("run.resume must be true or false", "run.resume=maybe")),
         (["ulysses"], ("name=value", "'ulysses'")),
@@ -234,3 +236,16 @@ def test_a_point_that_fails_now_is_no_success_because_it_once_was(here: Path) ->
     with Store.open(here / "results", "s") as store:
         store.append(dataclasses.replace(good, status="crashed", reason="rank 1 died", latency_s={}))
     assert main(argv) == 1
+
+
+def test_predicted_points_that_fail_say_why_on_the_console(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = ["topology=a100_nvlink", "study=s", "run.report=false", "ulysses=1,2", "transport=host", "-m"]
+    assert main(grid) == 0, "one GPU needs no link"
+    out = capsys.readouterr().out
+    assert "infeasible  flux_schnell 1024px u2r1 usp/graph" in out.replace("usp/eager", "usp/graph")
+    assert "no link numbers for transport=host" in out
+
+
+def test_says_which_version_it_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("xdit_bench 0.")

@@ -49,7 +49,7 @@ def test_needs_no_torch(results: Path, tmp_path: Path) -> None:
     ("words", "said"),
     [([], "study=<name>"), (["study"], "key=value"), (["what=1"], "report has no 'what'"),
      (["study=gone"], "no records at"), (["study=demo", "formats=png,gif"], "formats are any of"),
-     (["study=demo", "widths=column"], "widths is one of")],
+     (["study=demo", "widths=column"], "widths is one of"), (["study=../demo"], "a study is named in letters")],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_2(
     results: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]

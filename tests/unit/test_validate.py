@@ -19,8 +19,8 @@ from xdit_bench.validate import main, render
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
-    return validate(data_dir("published"), Path("nowhere"))
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return validate(data_dir("published"), tmp_path_factory.mktemp("no_studies"))
 
 
 def test_published_latencies_are_within_the_promised_errors(report: Report) -> None:

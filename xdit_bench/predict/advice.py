@@ -125,7 +125,7 @@ def from_record(record: Record) -> Option:
     total = record.latency_s["total"]
     median = float(total["median"])
     low, high = (float(bound) for bound in total.get("ci95") or (median, median))
-    parts = {k: v for k, v in record.attribution.items() if isinstance(v, int | float)}
+    parts = {k: v for k, v in record.attribution.items() if k != "utilisation" and isinstance(v, int | float)}
     largest = max(parts, key=lambda name: parts[name]) if parts else ""
     return Option(
         Point.from_dict(record.point), median, low, high, {"run": (high - low) / 3.92},

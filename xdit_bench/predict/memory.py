@@ -37,7 +37,8 @@ TILE_OVERLAP = 0.25  # diffusers' tiled decode
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes: weights on a rank while it runs, the peak of each rank, what the card or the cap allows, and the fullest
-    stage; `load` where a rank can not even hold what it has to load, `loading_bytes`."""
+    stage; `load` or `prepare` where a rank can not even hold all weights, or these while it chooses an attention
+    kernel: `loading_bytes`."""
 
     verdict: str
     parameters_bytes: int
@@ -78,7 +79,7 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     vae = vae_profile(point, profile)
     wanted = held + max(denoise, first * (vae.band_reserved if _banded(point, vae) else RESERVED))
     if start > allowed:
-        verdict, stage, cap = "oom", "load", allowed
+        verdict, stage, cap = "oom", "load" if loaded > allowed else "prepare", allowed
     else:
         verdict = "oom" if max(peaks) > cap else "pressure" if wanted > cap else "fits"
     of_ranks = tuple(round(peak) for peak in peaks)

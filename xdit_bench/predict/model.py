@@ -27,6 +27,15 @@ Z90 = 1.645  # standard errors to the 5th and 95th percentile
 TEXT_ERROR = 0.2  # relative standard error; on H100 and H200 what is counted comes out 10 to 20 % short of the stage
 THRASHING = 9.0  # a decode under memory pressure takes up to so many times longer on top (25.3 s for 2.9 s)
 CALIBRATED_HIDDEN = 3072  # FLUX.1
+HELD_WHOLE = {  # stages before a rank has put others' shares of the weights away
+    "load": "loads all weights first",
+    "prepare": "holds all weights while it chooses an attention kernel",
+}
+BANDS_OR_TILES = {  # where a decode does not fit, of engines without vae=parallel
+    "stock": "vae=tiled, or vae=parallel with engine=usp",
+    "diffusers": "vae=tiled, or vae=parallel with engine=usp",
+    "xfuser": "vae=distvae on more GPUs, or vae=tiled",
+}
 
 
 @dataclass(frozen=True)
@@ -137,18 +146,20 @@ def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
 
 def _out_of_memory(point: Point, memory: MemoryPlan, topology: Topology) -> OutOfMemory:
     what = f"the {memory.cap_bytes / 1e9:.1f} GB of {topology.gpu.name}"
-    if point.memory_cap_gb is not None:
+    if point.memory_cap_gb is not None and point.memory_cap_gb * 1e9 < topology.gpu.memory_bytes:
         what = f"a cap of {point.memory_cap_gb:g} GB"
-    if memory.stage == "load":
+    if memory.stage in HELD_WHOLE:
         return OutOfMemory(
-            f"every rank loads all weights first, {memory.loading_bytes / 1e9:.1f} GB, more than {what}; "
+            f"every rank {HELD_WHOLE[memory.stage]}, {memory.loading_bytes / 1e9:.1f} GB, more than {what}; "
             f"use a GPU with more memory",
-            stage="load",
+            stage=memory.stage,
             rank=0,
             bytes_asked=memory.loading_bytes,
             bytes_free=memory.cap_bytes,
         )
-    remedy = "vae=parallel on more GPUs, or vae=tiled" if memory.stage == "vae" else "more GPUs or a smaller image"
+    remedy = "more GPUs or a smaller image"
+    if memory.stage == "vae":
+        remedy = BANDS_OR_TILES.get(point.engine, "vae=parallel on more GPUs, or vae=tiled")
     return OutOfMemory(
         f"the {memory.stage} stage needs {memory.peak_bytes / 1e9:.1f} GB on rank 0, weights included, "
         f"more than {what}; use {remedy}",

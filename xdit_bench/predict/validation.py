@@ -21,7 +21,7 @@ from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import find
 from xdit_bench.predict.published import Latency, is_memory, read_latencies, read_peaks
-from xdit_bench.results.store import RECORDS
+from xdit_bench.results.store import studies
 from xdit_bench.topology.specs import Topology, load
 
 FIT_AT_LEAST = 6  # samples of a machine, with free numbers, that a leave-one-out error means anything for
@@ -54,8 +54,8 @@ def validate(published: Path, results: Path) -> Report:
             peaks.append(_published_peaks(path))
         else:
             latencies += _published_latencies(path)
-    for path in sorted(results.glob(f"*/{RECORDS}")):
-        for one, other in compare_study(path.parent):
+    for folder in studies(results):
+        for one, other in compare_study(folder):
             latencies.append(one)
             if other.rows or other.verdicts:
                 peaks.append(other)

@@ -54,7 +54,10 @@ def read_records(study_dir: Path, *, strict: bool = False) -> list[Record]:
         if not line.strip():
             continue
         try:
-            records.append(Record.from_dict(json.loads(line)))
+            found = json.loads(line)
+            if not isinstance(found, dict):
+                raise TypeError(f"it is a {type(found).__name__}, not an object")
+            records.append(Record.from_dict(found))
         except (ValueError, TypeError) as error:
             torn = number == len(lines) and not isinstance(error, ResultsError)
             if torn and not strict:
@@ -63,8 +66,24 @@ def read_records(study_dir: Path, *, strict: bool = False) -> list[Record]:
                     file=sys.stderr,
                 )
                 continue
-            raise ResultsError(f"{path}, line {number}: {error}") from error
+            raise ResultsError(
+                f"{path}, line {number} is no record ({error}); take that line out, the others stand"
+            ) from error
     return records
+
+
+def studies(results_dir: Path) -> Iterator[Path]:
+    """Folders of studies with records that can be read; of one that can not, a warning says why. Raises ResultsError
+    where there is a file in the folder's place, or nothing where a folder was named."""
+    if not results_dir.is_dir() and (results_dir.exists() or results_dir != Path("results")):
+        raise ResultsError(f"results_dir={results_dir} is no folder; name the one that holds the studies")
+    for path in sorted(results_dir.glob(f"*/{RECORDS}")):
+        try:
+            read_records(path.parent)
+        except ResultsError as error:
+            print(f"warning: {error}; its study is left out", file=sys.stderr)
+            continue
+        yield path.parent
 
 
 def latest(records: Iterable[Record]) -> list[Record]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.predict.advice import Option, advise, splits, ties
+from xdit_bench.predict.advice import Option, advise, from_record, splits, ties
 from xdit_bench.predict.points import make_point
 from xdit_bench.predict.records import predicted_record
 from xdit_bench.results.schema import Record
@@ -70,3 +70,14 @@ def test_measured_records_stand_in_for_their_own_point_alone(schnell: ModelSpec)
     assert (advice.best.seconds, advice.best.low) == (0.1, 0.09)
     longer = advise(dataclasses.replace(point, steps=9), schnell, load("h200_nvlink"), 2, [measured])
     assert {o.source for o in longer.options} == {"predicted"}
+
+
+def test_what_limits_a_measured_point_is_a_part_of_its_step(schnell: ModelSpec) -> None:
+    made = predicted_record(make_point(schnell, topology="l40_pcie"), schnell, L40, "s")
+    shares = {"gemm": 0.0006, "attention": 0.0004, "utilisation": 0.42}
+    assert from_record(dataclasses.replace(made, source="measured", attribution=shares)).bottleneck == "gemm"
+
+
+def test_options_whose_intervals_are_far_apart_do_not_tie() -> None:
+    slow, fast = option(0.45, {"host": 0.3}), option(0.07, {"compute": 0.003})
+    assert not ties(slow, fast)

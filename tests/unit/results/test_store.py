@@ -15,7 +15,7 @@ from synthetic import record
 
 from xdit_bench.errors import ResultsError
 from xdit_bench.results.schema import Record
-from xdit_bench.results.store import Store, latest, read_records
+from xdit_bench.results.store import Store, latest, read_records, studies
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -159,3 +159,15 @@ def test_jobs_of_one_sweep_share_a_study_and_keep_other_sweeps_out(tmp_path: Pat
         with pytest.raises(ResultsError, match="one sweep at a time"):
             Store.open(tmp_path, "s")
     assert [r.point["res"] for r in read_records(tmp_path / "s")] == [256, 512, 768]
+
+
+def test_a_study_that_can_not_be_read_is_left_out_of_all_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, line in (("bad", "[1]\n{}\n"), ("good", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "records.jsonl").write_text(line)
+    assert [folder.name for folder in studies(tmp_path)] == ["good"]
+    assert "bad/records.jsonl, line 1 is no record (it is a list, not an object)" in capsys.readouterr().err
+    with pytest.raises(ResultsError, match="is no folder; name the one that holds the studies"):
+        list(studies(tmp_path / "nowhere"))
