@@ -339,7 +339,7 @@ def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
         return f"{needed}, and there are {gpus}; use at most that many"
     if model.heads % point.ulysses:
         divisors = [str(u) for u in range(1, model.heads + 1) if model.heads % u == 0]
-        options = f"{', '.join(divisors[:-1])} or {divisors[-1]}"
+        options = " or ".join(filter(None, [", ".join(divisors[:-1]), divisors[-1]]))
         return f"{model.heads} heads cannot be split over ulysses={point.ulysses}; use {options}"
     if point.engine == "stock" and point.gpus > 1:
         return "engine=stock is plain diffusers on one GPU; use engine=usp for several"

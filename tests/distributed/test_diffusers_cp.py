@@ -64,6 +64,8 @@ def test_two_ranks_give_the_one_device_latents(tmp_path: Path) -> None:
         ({"vae": "parallel"}, "no parallel VAE"),
         ({"ring": 2, "ulysses": 1}, "LSE"),
         ({"ring": 2, "text_tokens": 77}, "hybrid"),
+        ({"attention": "fa3"}, "does not know attention=fa3"),
+        ({"height": 48, "width": 48}, "2 ranks do not divide 9"),
     ],
 )
 def test_its_limits_are_reasons(knobs: dict, reason: str) -> None:

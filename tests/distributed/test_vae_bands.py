@@ -33,6 +33,15 @@ def tiny_vae() -> AutoencoderKL:
     return vae
 
 
+def even_vae() -> AutoencoderKL:
+    """As wide everywhere: what the mid block's keys leave of the slabs holds no scores."""
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    vae = AutoencoderKL(latent_channels=16, block_out_channels=[64] * 4, layers_per_block=1, norm_num_groups=32,
+                        use_quant_conv=False, use_post_quant_conv=False, **blocks)  # fmt: skip
+    fill_random(vae, torch.Generator().manual_seed(5))
+    return vae.eval().requires_grad_(False)
+
+
 def latents(height: int, width: int) -> Tensor:
     noise = torch.randn(1, 16, height // 8, width // 8, generator=torch.Generator().manual_seed(height))
     return noise + torch.linspace(-4, 4, height // 8)[:, None]  # statistics differ from band to band
@@ -88,6 +97,8 @@ def worker(rank: int, folder: Path) -> None:
             patch.setattr(vae_module, name, wrong)
             if (mesh := meshes[2]) is not None:
                 run(vae, mesh, 112, 48, 1 << 20, folder, fault)
+    if (mesh := meshes[1]) is not None:
+        run(even_vae(), mesh, 112, 48, 1 << 20, folder, "even")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -132,3 +143,8 @@ def test_bands_equal_the_whole_decode(
 @pytest.mark.parametrize("fault", PATCHES)
 def test_planted_fault_moves_the_result(results: Path, truths: dict[tuple[int, int], Tensor], fault: str) -> None:
     assert distance(rows_of(results, fault, 3), truths[112, 48]) > 1e-2
+
+
+def test_a_decoder_that_is_as_wide_everywhere_has_room_for_its_attention(results: Path) -> None:
+    truth = even_vae().decode(latents(112, 48)).sample
+    assert distance(rows_of(results, "even", 2), truth) < 1e-5

@@ -65,9 +65,16 @@ def context_parallel_config(mesh: Mesh, point: Point, model: ModelSpec) -> Conte
             f"diffusers' Ulysses x ring hybrid needs text and image tokens that {mesh.size} GPUs divide; "
             f"{point.text_tokens} and {point.image_tokens} are not; use one of the two alone, or engine=usp"
         )
-    if mesh.ring > 1 and (mesh.device.type == "cpu" or point.dtype == "fp32"):
+    if mesh.device.type == "cpu" and point.image_tokens % mesh.size:
         raise Infeasible(
-            "diffusers' ring needs an attention kernel that returns its LSE, and has none for CPUs or fp32"
+            f"diffusers joins the ranks' image tokens in a collective that gloo has for equal shares alone; "
+            f"{mesh.size} ranks do not divide {point.image_tokens}; use a size that they do, or engine=usp"
+        )
+    if point.attention == "fa3":
+        raise Infeasible("diffusers' context parallelism does not know attention=fa3; use cudnn, or engine=usp")
+    if mesh.ring > 1 and (mesh.device.type == "cpu" or point.dtype == "fp32" or point.attention == "sdpa"):
+        raise Infeasible(
+            "diffusers' ring needs an attention kernel that returns its LSE, and has none for CPUs, fp32 or sdpa"
         )
     check_heads(model.heads, mesh.ulysses)
     config = ContextParallelConfig(

@@ -62,6 +62,7 @@ class UspBackend:
         if "shard_text" not in left_out(self.point):
             self.t5 = ShardedT5(self.modules.text_encoder_2, self.mesh, self.flux.carrier)
             self.opened.callback(self.t5.close)
+            self.opened.callback(self.flux.close)  # before the layers come back: they may need what it frees
         if self.point.execution == "graph":
             self.t5, self.clip = LoopGraphs(self.t5), LoopGraphs(self.clip)
             self.opened.callback(self.t5.clear)

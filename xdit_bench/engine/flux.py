@@ -86,7 +86,9 @@ class UspFlux:
         self.text_range = self.shares.text_range(mesh.rank)
         self.rope = Rope(
             self.shares.text[mesh.rank],
-            *rope_angles(transformer.pos_embed, self.shares, mesh.rank, mesh.device),
+            *rope_angles(
+                transformer.pos_embed, self.shares, mesh.rank, mesh.device, transformer.x_embedder.weight.dtype
+            ),
         )
         with torch.no_grad():
             self.double = [double_weights(block) for block in transformer.transformer_blocks]
@@ -265,9 +267,8 @@ def check_heads(heads: int, ulysses: int) -> None:
     """Raises Infeasible when the heads can not be split evenly."""
     if heads % ulysses:
         divisors = [str(u) for u in range(1, heads + 1) if heads % u == 0]
-        raise Infeasible(
-            f"{heads} heads cannot be split over ulysses={ulysses}; use {', '.join(divisors[:-1])} or {divisors[-1]}"
-        )
+        use = " or ".join(filter(None, [", ".join(divisors[:-1]), divisors[-1]]))
+        raise Infeasible(f"{heads} heads cannot be split over ulysses={ulysses}; use {use}")
 
 
 def _parameters(layer: torch.nn.Linear) -> tuple[Tensor, Tensor]:

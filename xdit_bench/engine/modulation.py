@@ -94,7 +94,8 @@ class Modulation:
         if guidance is not None:
             conditions.append((guidance.to(pooled.dtype) * 1000).expand(steps * batch))
         embedded = F.silu(self.embed(*conditions, pooled.repeat(steps, 1)))
-        rows = self._gather([F.linear(embedded, self.layers[i].weight, self.layers[i].bias) for i in self.own])
+        own = [F.linear(embedded, self.layers[i].weight, self.layers[i].bias) for i in self.own]
+        rows = self._gather(own or [embedded[:, :0]])  # more ranks than layers leave one without
         tables = [row.view(steps, batch, -1, embedded.shape[1]) for row in rows]
         doubles = [Pair(tables[2 * i], tables[2 * i + 1]) for i in range(self.doubles)]
         return Table(doubles, tables[2 * self.doubles : -1], tables[-1])

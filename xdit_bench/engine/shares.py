@@ -66,12 +66,17 @@ def share_tokens(height: int, width: int, text_tokens: int, ranks: int) -> Share
 
 
 def rope_angles(
-    pos_embed: Callable[[Tensor], tuple[Tensor, Tensor]], shares: Shares, rank: int, device: torch.device
+    pos_embed: Callable[[Tensor], tuple[Tensor, Tensor]],
+    shares: Shares,
+    rank: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine of a rank's tokens by their global position, each `S D/2` float32, text first.
 
     `pos_embed` is the model's own (ids `S 3` to interleaved tables `S D`); text sits at (0, 0, 0), image at (0, row,
-    column), as in FLUX.1.
+    column), as in FLUX.1, rounded to the model's `dtype` as diffusers' pipeline rounds it: above 4096px bf16 does not
+    hold every position, and exact ones paint another picture.
     """
     start, stop = shares.image_range(rank)
     index = torch.arange(start, stop, device=device)
@@ -79,5 +84,5 @@ def rope_angles(
         [torch.zeros_like(index), index.div(shares.columns, rounding_mode="floor"), index % shares.columns], dim=1
     )
     ids = torch.cat([image_ids.new_zeros(shares.text[rank], 3), image_ids])
-    cos, sin = pos_embed(ids)
+    cos, sin = pos_embed(ids.to(dtype))
     return cos[:, ::2].float().contiguous(), sin[:, ::2].float().contiguous()

@@ -39,11 +39,11 @@ class ShardedT5:
         self.counts = split_sizes(len(layers), mesh.size)
         start = sum(self.counts[: mesh.rank])
         own = range(start, start + self.counts[mesh.rank])
-        self.others = [layer for i, layer in enumerate(layers) if i not in own]
+        self.layers, others = layers, [layer for i, layer in enumerate(layers) if i not in own]
         self.close()  # a sharing that was never closed
         self.stage = _stage(encoder, own, last=own.stop == len(layers))
         if mesh.device.type == "cuda":
-            put_away(self.others, mesh.size)
+            put_away(others, mesh.size)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Embeddings `B T C` of ids `B T`, on every rank. All ranks call in step."""
@@ -57,7 +57,7 @@ class ShardedT5:
 
     def close(self) -> None:
         """Brings every layer back to the device."""
-        for layer in self.others:
+        for layer in self.layers:
             bring_back(layer, self.mesh.device)
 
 

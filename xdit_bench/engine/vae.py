@@ -23,7 +23,7 @@ from torch import Tensor
 
 from xdit_bench.engine.graphs import LoopGraphs
 from xdit_bench.engine.mesh import Mesh, split_sizes
-from xdit_bench.engine.vae_attention import attention_dtype, blocked_attention_
+from xdit_bench.engine.vae_attention import ALIGNED, QUERIES_A_BLOCK, attention_dtype, blocked_attention_
 from xdit_bench.engine.vae_exchange import exchange, gather_rows, gather_tokens
 from xdit_bench.engine.vae_memory import CHUNK_BYTES, Slabs, chunks, others, recomputed, slab_elements
 from xdit_bench.engine.vae_operations import operations
@@ -197,6 +197,9 @@ class BandVae:
         mixed = _linear(tokens, block.query)
         del tokens
         scratch = next(slab for slab in reversed(free) if slab.data_ptr() != pairs[0].data_ptr())
+        least = min(len(mixed), QUERIES_A_BLOCK) * ALIGNED
+        if scratch.numel() < least:  # of a decoder whose slabs are no wider than the keys
+            scratch = mixed.new_empty(least)
         halves = [(pair[:, :channels], pair[:, channels:]) for pair in pairs]
         blocked_attention_(mixed, halves, self._ops, scratch)
         del pairs, halves

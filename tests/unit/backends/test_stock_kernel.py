@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from xdit_bench.backends.stock import StockBackend
+from xdit_bench.errors import Infeasible
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,11 @@ def test_auto_takes_cudnn_where_it_has_a_kernel(device: str, dtype: torch.dtype,
     with patch("xdit_bench.backends.stock.make_pipe"):
         StockBackend().bind(torch.device(device), modules, point, Mock(), Mock())
     transformer.set_attention_backend.assert_called_once_with(kernel)
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "flash"])
+def test_a_kernel_that_the_device_rules_out_is_a_reason(kernel: str) -> None:
+    modules: Any = SimpleNamespace(transformer=Mock(dtype=torch.float32))
+    point: Any = SimpleNamespace(attention=kernel, execution="eager")
+    with patch("xdit_bench.backends.stock.make_pipe"), pytest.raises(Infeasible, match="needs a CUDA GPU and bf16"):
+        StockBackend().bind(torch.device("cpu"), modules, point, Mock(), Mock())

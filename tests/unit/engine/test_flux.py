@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xdit_bench.engine import weights
+from xdit_bench.engine import text, weights
 from xdit_bench.engine.flux import UspFlux, check_heads
 from xdit_bench.engine.mesh import Mesh
+from xdit_bench.engine.modulation import Modulation
 from xdit_bench.engine.weights import fuse, host_room, put_away
 from xdit_bench.errors import Infeasible
 
@@ -123,3 +124,41 @@ def test_compiled_blocks_equal_eager(model: Any) -> None:
     sigmas = torch.tensor([1.0, 0.4, 0.0])
     compiled = make(model, execution="compile").denoise(*inputs(), sigmas, None)
     torch.testing.assert_close(compiled, make(model).denoise(*inputs(), sigmas, None), rtol=1e-5, atol=1e-5)
+
+
+class Joined:
+    """A carrier that keeps what a rank gives, then hands out what all gave."""
+
+    def __init__(self, whole: Tensor | None = None) -> None:
+        self.whole = whole
+
+    def join(self, own: Tensor, rows: list[int]) -> Tensor:
+        assert own.shape[0] in rows
+        self.own = own
+        return own.new_zeros(sum(rows), *own.shape[1:]) if self.whole is None else self.whole
+
+
+def test_more_ranks_than_modulated_layers_leave_one_without(model: Any) -> None:
+    five, sigmas, pooled = 5, torch.tensor([1.0, 0.5]), torch.randn(1, 8)  # 4 layers
+    meshes = [Mesh(1, five, rank, torch.device("cpu")) for rank in range(five)]
+    given = []
+    for mesh in meshes:
+        carrier: Any = Joined()
+        Modulation(model, mesh, carrier).table(sigmas, pooled, None)
+        given.append(carrier.own)
+    assert len(given[4]) == 0
+    last: Any = Joined(torch.cat(given))
+    alone: Any = None
+    whole = Modulation(model, MESH, alone).table(sigmas, pooled, None)
+    torch.testing.assert_close(Modulation(model, meshes[4], last).table(sigmas, pooled, None).last, whole.last)
+
+
+def test_t5_brings_back_every_layer_of_a_sharing_that_was_never_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    shape = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 3}
+    encoder, back = T5EncoderModel(T5Config(vocab_size=9, feed_forward_proj="gated-gelu", **shape)), []
+    monkeypatch.setattr(text, "bring_back", lambda layer, device: back.append(layer))
+    carrier: Any = None
+    text.ShardedT5(encoder, Mesh(1, 2, 0, torch.device("cpu")), carrier)
+    assert back == list(encoder.encoder.block), "also those that another mesh's rank had put away"

@@ -57,7 +57,20 @@ def test_rope_angles_of_all_ranks_are_the_model_s_own_table() -> None:
     image = torch.cartesian_prod(torch.zeros(1), torch.arange(5.0), torch.arange(7.0))
     whole = embed(torch.cat([torch.zeros(7, 3), image]))
     for table in (0, 1):
-        parts = [rope_angles(embed, shares, rank, torch.device("cpu"))[table] for rank in range(3)]
+        parts = [rope_angles(embed, shares, rank, torch.device("cpu"), torch.float32)[table] for rank in range(3)]
         text = torch.cat([part[:t] for part, t in zip(parts, shares.text, strict=True)])
         pixels = torch.cat([part[t:] for part, t in zip(parts, shares.text, strict=True)])
         torch.testing.assert_close(torch.cat([text, pixels]), whole[table][:, ::2])
+
+
+def test_positions_are_rounded_as_diffusers_pipeline_rounds_them() -> None:
+    from diffusers import FluxPipeline
+    from diffusers.models.transformers.transformer_flux import FluxPosEmbed
+
+    embed, cpu = FluxPosEmbed(theta=10000, axes_dim=[4, 6, 6]), torch.device("cpu")
+    shares = share_tokens(16, 16 * 300, 1, 1)  # 257 is none of bf16's
+    for dtype in (torch.bfloat16, torch.float32):
+        ids = FluxPipeline._prepare_latent_image_ids(1, 1, 300, cpu, dtype)
+        mine = rope_angles(embed, shares, 0, cpu, dtype)[0][1:]
+        assert torch.equal(mine, embed(ids)[0][:, ::2])
+    assert not torch.equal(mine, rope_angles(embed, shares, 0, cpu, torch.bfloat16)[0][1:])
