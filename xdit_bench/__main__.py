@@ -27,7 +27,7 @@ from rich.console import Console
 
 from xdit_bench import __version__, data_dir
 from xdit_bench.arguments import knobs, nearest, one_line, reproducible, with_topology_files
-from xdit_bench.config import Config, Point, lacking
+from xdit_bench.config import Config, Point, check_study, lacking
 from xdit_bench.errors import ConfigError, RankCrashed, UserError
 from xdit_bench.planning import Plan, PlannedPoint, predicted_baselines, to_job
 from xdit_bench.results.store import Store, read_records
@@ -175,6 +175,8 @@ class Jobs:
 
 def compose_and_plan(argv: list[str], plan: Plan, command: str) -> None:
     """Lets Hydra compose every job of the command line into the plan. Raises UserError for what it refuses."""
+    for study in (argument.removeprefix("study=") for argument in argv if argument.startswith("study=")):
+        check_study(study.split(",")[0])  # before Hydra makes its folder
     register()
     jobs = Jobs(plan, command)
 

@@ -353,8 +353,8 @@ def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
 
 
 def lacking(cfg: Config) -> str | None:
-    """What the engine lacks for this execution or VAE, as its file in `conf/engine/` says, or rungs to leave out; None
-    when nothing.
+    """What the engine lacks for this execution or VAE, as its file in `conf/engine/` says, or rungs to leave out, and
+    what CPU ranks lack; None when nothing.
 
     A cell of a grid may ask for it: it becomes an infeasible record.
     """
@@ -363,6 +363,8 @@ def lacking(cfg: Config) -> str | None:
         offered = [str(option) for option in engine[f"{knob}s"]]
         if asked not in offered:
             return f"engine={engine['name']} has no {knob}={asked}; use {', '.join(offered)}, or engine=usp"
+    if cfg.memory_cap_gb is not None and cfg.topology["name"] == "cpu":
+        return f"memory_cap_gb={cfg.memory_cap_gb:g} caps a GPU's allocator, and topology=cpu has none; use null"
     if rungs.checked(cfg.without) and engine["name"] != rungs.ENGINE:
         return f"engine={engine['name']} runs whole, without={cfg.without} is for engine=usp alone; use without=none"
     return None

@@ -249,3 +249,17 @@ def test_predicted_points_that_fail_say_why_on_the_console(here: Path, capsys: p
 def test_says_which_version_it_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("xdit_bench 0.")
+
+
+def test_a_study_that_would_lead_out_of_the_results_leaves_no_folder(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "a study is named in letters" in error_line(["study=../out", "topology=a100_nvlink"], capsys)
+    assert list(here.iterdir()) == []
+    assert not (here.parent / "out").exists()
+
+
+def test_cpu_ranks_have_no_memory_to_cap(here: Path) -> None:
+    assert main(["topology=cpu", "model=flux_tiny", "memory_cap_gb=1", "study=s", "run.report=false"]) == 1
+    (record,) = read_records(here / "results/s")
+    assert (record.status, "caps a GPU's allocator" in record.reason) == ("infeasible", True)
