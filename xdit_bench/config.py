@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from xdit_bench import rungs
-from xdit_bench.errors import ConfigError, MissingExtraError, WeightsError
+from xdit_bench.errors import ConfigError, MissingExtraError, WeightsError, either
 
 VAE_SCALE = 8  # pixels a latent, each way; FLUX.1's AutoencoderKL
 PATCH = 2  # latents a token, each way
@@ -326,6 +326,16 @@ def settle(point: Point) -> Point:
     return dataclasses.replace(point, **left)  # type: ignore[arg-type]
 
 
+def check_side(name: str, side: int) -> None:
+    """Raises ConfigError, with the nearest sides, for one that whole tokens do not fill."""
+    if side < TOKEN_PIXELS or side % TOKEN_PIXELS:
+        below = max(TOKEN_PIXELS, side - side % TOKEN_PIXELS)
+        raise ConfigError(
+            f"an image side must be a positive multiple of {TOKEN_PIXELS} pixels; {name}={side} is not, "
+            f"use {below} or {below + TOKEN_PIXELS}"
+        )
+
+
 def check_study(name: str) -> None:
     """Raises ConfigError for a name that would lead out of the folder of results, or of reports."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -339,8 +349,7 @@ def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
         return f"{needed}, and there are {gpus}; use at most that many"
     if model.heads % point.ulysses:
         divisors = [str(u) for u in range(1, model.heads + 1) if model.heads % u == 0]
-        options = " or ".join(filter(None, [", ".join(divisors[:-1]), divisors[-1]]))
-        return f"{model.heads} heads cannot be split over ulysses={point.ulysses}; use {options}"
+        return f"{model.heads} heads cannot be split over ulysses={point.ulysses}; use {either(divisors)}"
     if point.engine == "stock" and point.gpus > 1:
         return "engine=stock is plain diffusers on one GPU; use engine=usp for several"
     rows = point.height // VAE_SCALE
@@ -417,12 +426,7 @@ def _size(cfg: Config, size_typed: bool) -> tuple[int, int]:
     else:
         sides = {"height": cfg.height, "width": cfg.width}
     for name, side in sides.items():
-        if side < TOKEN_PIXELS or side % TOKEN_PIXELS:
-            below = max(TOKEN_PIXELS, side - side % TOKEN_PIXELS)
-            raise ConfigError(
-                f"an image side must be a positive multiple of {TOKEN_PIXELS} pixels; {name}={side} is not, "
-                f"use {below} or {below + TOKEN_PIXELS}"
-            )
+        check_side(name, side)
     values = list(sides.values())
     return values[0], values[-1]
 

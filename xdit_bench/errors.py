@@ -22,7 +22,7 @@ The messages state the rule, the value and the remedy.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class XditBenchError(Exception):
@@ -112,6 +112,11 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`; did you mean a100_nvlink?` for a message that ends in what was given; empty where nothing is near."""
     close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.4)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def either(options: Sequence[str]) -> str:
+    """`1, 2 or 4`; a lone option is itself."""
+    return " or ".join(filter(None, [", ".join(options[:-1]), options[-1]]))
 
 
 def first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from xdit_bench import data_dir
-from xdit_bench.config import TOKEN_PIXELS, ModelSpec, Point
+from xdit_bench.config import ModelSpec, Point, check_side
 from xdit_bench.errors import ConfigError, PointFailure, UserError, did_you_mean
 from xdit_bench.keys import helped, parse, positive, whole
 from xdit_bench.predict.advice import Advice, Option, advise, ties
@@ -26,7 +26,7 @@ from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import executions
 from xdit_bench.reporting.words import digits
 from xdit_bench.results.schema import Record
-from xdit_bench.results.store import latest, read_records, studies
+from xdit_bench.results.store import latest, studies
 from xdit_bench.topology.specs import Topology, load
 
 DEFAULTS = {
@@ -76,12 +76,7 @@ def _fastest(found: list[tuple[Point, Advice]]) -> tuple[Point, Advice]:
 
 def _point(options: Mapping[str, str], model: ModelSpec, topology: Topology) -> Point:
     side = whole(options, "res")
-    if side % TOKEN_PIXELS:
-        near = side // TOKEN_PIXELS * TOKEN_PIXELS
-        raise ConfigError(
-            f"an image side must be a multiple of {TOKEN_PIXELS} pixels; res={side} is not, "
-            f"use {f'{near} or ' if near else ''}{near + TOKEN_PIXELS}"
-        )
+    check_side("res", side)
     changes = {key: whole(options, key) for key in ("steps", "text_tokens") if options[key]}
     if changes.get("text_tokens", 1) > 512:
         raise ConfigError(f"FLUX.1 takes 1 to 512 text tokens; text_tokens={changes['text_tokens']} is outside")
@@ -115,9 +110,9 @@ def _inner(axis: str) -> bool:
 def _measured(results: Path, topology: Topology) -> list[Record]:
     """Measured records of this machine in all studies, of whole engines; a later study's come last and win."""
     found = []
-    for folder in studies(results):
-        records = [r for r in latest(read_records(folder)) if not r.point.get("without")]
-        found += [r for r in records if r.source == "measured" and r.point["topology"] == topology.name]
+    for _, records in studies(results):
+        whole_engines = [r for r in latest(records) if not r.point.get("without")]
+        found += [r for r in whole_engines if r.source == "measured" and r.point["topology"] == topology.name]
     return sorted(found, key=lambda record: record.time)
 
 

@@ -12,7 +12,7 @@ from xdit_bench.backends.base import Embeddings, Inputs, Modules
 from xdit_bench.backends.modules import make_scheduler
 from xdit_bench.backends.pipeline import decode_whole, encode_text
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.engine.attention import choose
+from xdit_bench.engine.attention import named
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.errors import Infeasible
 
@@ -44,8 +44,7 @@ class StockBackend:
         self.pipe = make_pipe(modules, model)
         kernel = point.attention
         if kernel in ("cudnn", "flash", "flash_attn"):  # diffusers' FlashAttention-3 is another package than ours
-            tiny = torch.Size((1, 1, 1, 64))  # says in our words what rules a kernel out here
-            choose(kernel, tiny, tiny, modules.transformer.dtype, device)
+            named(kernel, modules.transformer.dtype, device)  # says in our words what rules it out here
         if kernel == "auto":  # cuDNN is the fastest that torch ships on GPUs that have it; it takes no fp32
             kernel = "cudnn" if device.type == "cuda" and modules.transformer.dtype != torch.float32 else "sdpa"
         modules.transformer.set_attention_backend(DIFFUSERS_ATTENTION[kernel])

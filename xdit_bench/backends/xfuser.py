@@ -21,7 +21,7 @@ from xdit_bench.backends.pipeline import decode_whole
 from xdit_bench.backends.stock import StockBackend, make_pipe
 from xdit_bench.backends.xfuser_state import import_xfuser, join, setting, with_fa3
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.engine.attention import choose
+from xdit_bench.engine.attention import named
 from xdit_bench.engine.flux import check_heads
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.errors import Infeasible
@@ -57,8 +57,7 @@ class XfuserBackend(StockBackend):
         """Raises Infeasible for what xfuser can not do, MissingExtraError where it is not installed."""
         check_point(mesh, point, model)
         if point.attention not in ("auto", "sdpa"):
-            tiny = torch.Size((1, 1, 1, 64))  # says in our words what rules a kernel out here
-            choose(point.attention, tiny, tiny, inputs.noise.dtype, mesh.device)
+            named(point.attention, inputs.noise.dtype, mesh.device)  # says in our words what rules it out here
         import_xfuser(mesh.device)
         self.mesh, self.modules, self.point, self.inputs = mesh, modules, point, inputs
         self.twin = DistVae(modules.vae, mesh) if point.vae == "distvae" else None

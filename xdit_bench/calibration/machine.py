@@ -32,6 +32,7 @@ TAKEN_OVER = {  # where there is neither a measurement nor a base
     "host": {"kernel_gap_s": 3.5e-6, "vae_cold_start_s": 0.2},
     "uncertainty": {"compute": 0.05, "network": 0.15, "host": 0.2, "vae": 0.2},
 }
+OF_RANKS = ("launch", "beside_links")  # what ranks measure together beside exchanges
 REACHED = 0.8  # share of an unknown GPU's peak that its best product or copy is taken for
 
 
@@ -75,8 +76,8 @@ def write(out: Path, base: Topology | None, raw: dict[str, Any]) -> Path:
         raise TopologyError("these measurements do not say of which GPU; name its topology as base=<name>")
     spec = base.gpu if base else GpuSpec(**raw["gpu"])
     exchanged = {transport: raw[transport] for transport in TRANSPORTS if transport in raw}
-    of_ranks = [m for part in exchanged.values() for m in part if m["kind"] in ("launch", "beside_links")]
-    rows = [m for part in exchanged.values() for m in part if m not in of_ranks and m["kind"] != "failed"]
+    of_ranks = [m for part in exchanged.values() for m in part if m["kind"] in OF_RANKS]
+    rows = [m for part in exchanged.values() for m in part if m["kind"] not in ("failed", *OF_RANKS)]
     gpus = raw.get("gpus") or max((m["ulysses"] * m["ring"] for m in rows), default=1)
     found = efficiencies([*raw["compute"], *of_ranks], spec, load_model(raw.get("model", "flux_schnell")))
     levels = {path: base.levels(path) if base else () for path in LINKS}

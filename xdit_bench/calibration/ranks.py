@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xdit_bench.errors import RankCrashed
-from xdit_bench.topology.specs import TRANSPORTS
+from xdit_bench.topology.specs import NO_MULTICAST, TRANSPORTS
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +55,7 @@ def measure_exchanges(ranks: int, device: str, transport: str, sizes: tuple[int,
         ]  # fmt: skip
         environment = {
             "OMP_NUM_THREADS": "1",
-            "NCCL_NVLS_ENABLE": "0",  # NVLink multicast hangs under some virtual machines
-            "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+            **NO_MULTICAST,
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             **os.environ,
             **TRANSPORTS[transport],

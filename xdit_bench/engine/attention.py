@@ -109,6 +109,17 @@ def available(device: torch.device, dtype: torch.dtype) -> list[str]:
     return [name for name in KERNELS if _obstacle(name, device, dtype) is None]
 
 
+def named(name: str, dtype: torch.dtype, device: torch.device) -> Kernel:
+    """The kernel of that name. Raises MissingExtraError when its package is not installed, Infeasible when the device
+    or number format rules it out, ConfigError for an unknown name."""
+    if name not in KERNELS:
+        raise ConfigError(f"attention is auto, {', '.join(KERNELS)}; got {name!r}")
+    obstacle = _obstacle(name, device, dtype)
+    if obstacle is not None:
+        raise obstacle
+    return KERNELS[name]
+
+
 def choose(
     name: str,
     queries: torch.Size,
@@ -121,16 +132,10 @@ def choose(
     of those it was timed beside.
 
     `slowest` makes of a rank's seconds those of the slowest rank, so that all take the same kernel; with it every rank
-    calls in step. Raises MissingExtraError when a named kernel's package is not installed, Infeasible when the device
-    or number format rules it out, ConfigError for an unknown name.
+    calls in step. Raises as `named` does.
     """
     if name != "auto":
-        if name not in KERNELS:
-            raise ConfigError(f"attention is auto, {', '.join(KERNELS)}; got {name!r}")
-        obstacle = _obstacle(name, device, dtype)
-        if obstacle is not None:
-            raise obstacle
-        return KERNELS[name], {}
+        return named(name, dtype, device), {}
     own = _seconds(queries, keys, dtype, device)
     seconds = dict(zip(own, slowest(list(own.values())), strict=True))
     best = min(seconds, key=lambda kernel: seconds[kernel])

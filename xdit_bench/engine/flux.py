@@ -31,7 +31,7 @@ from xdit_bench.engine.ops import TORCH, Ops
 from xdit_bench.engine.shares import rope_angles, share_tokens
 from xdit_bench.engine.usp import UspAttention
 from xdit_bench.engine.weights import double_weights, single_weights
-from xdit_bench.errors import Infeasible
+from xdit_bench.errors import Infeasible, either
 
 SHAPES_COMPILED = 256  # of one part of a block in one process
 
@@ -267,8 +267,7 @@ def check_heads(heads: int, ulysses: int) -> None:
     """Raises Infeasible when the heads can not be split evenly."""
     if heads % ulysses:
         divisors = [str(u) for u in range(1, heads + 1) if heads % u == 0]
-        use = " or ".join(filter(None, [", ".join(divisors[:-1]), divisors[-1]]))
-        raise Infeasible(f"{heads} heads cannot be split over ulysses={ulysses}; use {use}")
+        raise Infeasible(f"{heads} heads cannot be split over ulysses={ulysses}; use {either(divisors)}")
 
 
 def _parameters(layer: torch.nn.Linear) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ Owns one comparison a study, machine and transport. A machine's numbers are its 
 No time of a study's images ever moves a number of either; the host's launch cost and the speed of links through it are
 those taken beside each point.
 
-    for latencies, peaks in compare_study(Path("results/h200x1")): ...
+    for latencies, peaks in compare_study(folder, read_records(folder)): ...
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import load_model
 from xdit_bench.predict.profiles import find, op_s
 from xdit_bench.results.schema import Record
-from xdit_bench.results.store import newest, read_records
+from xdit_bench.results.store import newest
 from xdit_bench.topology.specs import BESIDE, Number, Topology, load
 
 CALIBRATED = "calibrated"  # folder of results/ that holds this machine's own topology files
@@ -32,12 +32,12 @@ OTHER_WEIGHTS = 0.03  # of a rank's weights: farther from the plan's, another en
 NEAR = 0.05  # of the capacity: closer than that, either verdict may come true
 
 
-def compare_study(folder: Path) -> Iterator[tuple[Set, Set]]:
+def compare_study(folder: Path, records: Iterable[Record]) -> Iterator[tuple[Set, Set]]:
     """Latencies and peaks of a study's measured records, by machine and transport."""
-    whole = [r for r in newest(read_records(folder)) if r.source == "measured" and not r.point.get("without")]
-    records = [r for r in whole if r.status in ("ok", "oom") and r.point.get("dtype") != "fp32"]
-    for name, transport in dict.fromkeys((str(r.point["topology"]), str(r.point["transport"])) for r in records):
-        mine = [r for r in records if (r.point["topology"], r.point["transport"]) == (name, transport)]
+    whole = [r for r in newest(records) if r.source == "measured" and not r.point.get("without")]
+    kept = [r for r in whole if r.status in ("ok", "oom") and r.point.get("dtype") != "fp32"]
+    for name, transport in dict.fromkeys((str(r.point["topology"]), str(r.point["transport"])) for r in kept):
+        mine = [r for r in kept if (r.point["topology"], r.point["transport"]) == (name, transport)]
         title = f"{folder.name}: {name}" + (f" over {transport}" if transport != "p2p" else "")
         try:
             topology, notes = calibrated(name, folder.parent)

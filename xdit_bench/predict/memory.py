@@ -159,23 +159,19 @@ def _scaled(full_width_bytes: float, model: ModelSpec) -> float:
 
 def tile_grid(point: Point, model: ModelSpec) -> tuple[int, int]:
     """Rows and columns of tiles in diffusers' tiled decode."""
-    height, width, tile, stride = _tiling(point, model)
-    if height <= tile and width <= tile:
-        return 1, 1
-    return len(range(0, height, stride)), len(range(0, width, stride))
+    heights, widths = _tile_sides(point, model)
+    return len(heights), len(widths)
 
 
 def tile_areas(point: Point, model: ModelSpec) -> list[int]:
     """Latent pixels of each tile of diffusers' tiled decode; one tile where the image is no larger than it."""
-    height, width, tile, stride = _tiling(point, model)
-    if height <= tile and width <= tile:
-        return [latent_pixels(point)]
-    return [
-        min(tile, height - y) * min(tile, width - x) for y in range(0, height, stride) for x in range(0, width, stride)
-    ]
+    heights, widths = _tile_sides(point, model)
+    return [height * width for height in heights for width in widths]
 
 
-def _tiling(point: Point, model: ModelSpec) -> tuple[int, int, int, int]:
-    """Height and width of the latents, side of a tile, and how far apart tiles begin."""
-    tile = int(model.vae["sample_size"]) // VAE_SCALE
-    return point.height // VAE_SCALE, point.width // VAE_SCALE, tile, int(tile * (1 - TILE_OVERLAP))
+def _tile_sides(point: Point, model: ModelSpec) -> tuple[list[int], list[int]]:
+    """Heights of the rows of tiles and widths of the columns, in latent pixels."""
+    tile, sides = int(model.vae["sample_size"]) // VAE_SCALE, (point.height // VAE_SCALE, point.width // VAE_SCALE)
+    stride = int(tile * (1 - TILE_OVERLAP)) if max(sides) > tile else tile
+    heights, widths = ([min(tile, side - start) for start in range(0, side, stride)] for side in sides)
+    return heights, widths

@@ -145,11 +145,12 @@ class _Work:
     def network_error_s(self) -> float:
         """How much longer a step would wait for links that are slower by their standard error: what all but hides then
         shows."""
-        slower = 1.0 + self.topology.uncertainty["network"].value
-        error = self._exposed_s(slower) - self._exposed_s() if self.point.ulysses > 1 else 0.0
-        if self.point.ring > 1:
-            error += sum(self._rings_s(slower)) - sum(self._rings_s())
-        return error
+        return self._waits_s(1.0 + self.topology.uncertainty["network"].value) - self._waits_s()
+
+    def _waits_s(self, slower: float = 1.0) -> float:
+        """What a step takes for its exchanges over links so much slower."""
+        exposed = self._exposed_s(slower) if self.point.ulysses > 1 else 0.0
+        return exposed + (sum(self._rings_s(slower)) if self.point.ring > 1 else 0.0)
 
     def _beside_links(self, block_s: float) -> float:
         """How much longer products and attention take beside traffic on links between GPUs, which draws on the power

@@ -54,8 +54,8 @@ def validate(published: Path, results: Path) -> Report:
             peaks.append(_published_peaks(path))
         else:
             latencies += _published_latencies(path)
-    for folder in studies(results):
-        for one, other in compare_study(folder):
+    for folder, records in studies(results):
+        for one, other in compare_study(folder, records):
             latencies.append(one)
             if other.rows or other.verdicts:
                 peaks.append(other)

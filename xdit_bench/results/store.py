@@ -72,18 +72,18 @@ def read_records(study_dir: Path, *, strict: bool = False) -> list[Record]:
     return records
 
 
-def studies(results_dir: Path) -> Iterator[Path]:
-    """Folders of studies with records that can be read; of one that can not, a warning says why. Raises ResultsError
+def studies(results_dir: Path) -> Iterator[tuple[Path, list[Record]]]:
+    """Folders of studies with their records; of one that can not be read, a warning says why. Raises ResultsError
     where there is a file in the folder's place, or nothing where a folder was named."""
     if not results_dir.is_dir() and (results_dir.exists() or results_dir != Path("results")):
         raise ResultsError(f"results_dir={results_dir} is no folder; name the one that holds the studies")
     for path in sorted(results_dir.glob(f"*/{RECORDS}")):
         try:
-            read_records(path.parent)
+            records = read_records(path.parent)
         except ResultsError as error:
             print(f"warning: {error}; its study is left out", file=sys.stderr)
             continue
-        yield path.parent
+        yield path.parent, records
 
 
 def latest(records: Iterable[Record]) -> list[Record]:

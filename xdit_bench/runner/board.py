@@ -18,6 +18,11 @@ SLOT = struct.Struct("<16sq")  # stage, iteration
 NO_ITERATION = -1
 
 
+def place(stage: str, iteration: int) -> str:
+    """A note in words: `denoise 3`, or the stage alone outside an iteration."""
+    return f"{stage} {iteration}" if iteration >= 0 else stage
+
+
 class Board:
     """A slot a rank: its stage and iteration."""
 

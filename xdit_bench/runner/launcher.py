@@ -23,7 +23,7 @@ import psutil
 
 from xdit_bench.config import LaunchConfig
 from xdit_bench.runner.agent import GO, NOW, SPARE
-from xdit_bench.topology.specs import TRANSPORTS
+from xdit_bench.topology.specs import NO_MULTICAST, TRANSPORTS
 
 COLLECTIVE_S = 7200.0  # collectives never time out before the point's deadline does
 LOG_TAIL = 2000  # characters of a dead rank's log in its record
@@ -124,8 +124,7 @@ class Launcher:
         }
         return {
             "OMP_NUM_THREADS": str(threads),
-            "NCCL_NVLS_ENABLE": "0",  # NVLink multicast hangs under some virtual machines
-            "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+            **NO_MULTICAST,
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order NVML counts in
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch sees GPUs without a context, which the launcher must not have
             "TORCH_FR_BUFFER_SIZE": "256",  # the flight recorder: what a stuck rank waits in

@@ -19,6 +19,7 @@ from typing import Any
 from xdit_bench.config import Point
 from xdit_bench.measure.stats import summarise
 from xdit_bench.results.schema import STATUSES, Record
+from xdit_bench.runner.board import place
 from xdit_bench.runner.pool import Answer, killed_by
 
 GIB = 2**30
@@ -214,4 +215,4 @@ def _bytes(body: dict[str, Any]) -> str:
 
 def _whereabouts(answer: Answer) -> str:
     stage, iteration = answer.body.get("stage", ""), answer.body.get("iteration", -1)
-    return f"{answer.kind} {stage} {iteration if iteration >= 0 else ''}".strip()
+    return f"{answer.kind} {place(stage, iteration)}".strip()

@@ -22,6 +22,7 @@ from xdit_bench.config import Point
 from xdit_bench.errors import RankCrashed, ResultsError
 from xdit_bench.measure.nvml import Telemetry
 from xdit_bench.results.store import Store
+from xdit_bench.runner.board import place
 from xdit_bench.runner.cards import used_bytes, wait_until_free
 from xdit_bench.runner.deadline import deadline_s
 from xdit_bench.runner.outcome import START_STAGE, Outcome, judge, own_s
@@ -96,8 +97,8 @@ class Session:
     def whereabouts(self) -> str:
         """Where the ranks are, those of one place together: `rank 0 at vae 3, ranks 1, 2 at denoise 3`."""
         places: dict[str, list[str]] = {}
-        for rank, (stage, iteration) in (self.pool.whereabouts() if self.pool else {}).items():
-            places.setdefault(f"{stage} {iteration if iteration >= 0 else ''}".strip(), []).append(str(rank))
+        for rank, note in (self.pool.whereabouts() if self.pool else {}).items():
+            places.setdefault(place(*note), []).append(str(rank))
         return ", ".join(f"rank{'s' if len(r) > 1 else ''} {', '.join(r)} at {at}" for at, r in places.items())
 
     def close(self, *, last: bool = False) -> None:

@@ -25,15 +25,17 @@ TRANSPORTS: dict[str, dict[str, str]] = {  # how ranks of one machine reach each
     "host": {"NCCL_P2P_DISABLE": "1"},
     "socket": {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"},
 }
+NO_MULTICAST = {  # over NVLink: hangs under some virtual machines, and nothing of ours needs it
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+}
 SYMMETRIC = "symmetric"  # peers' copies through symmetric memory: what the engine usp does under transport=p2p
 LINKS = (*TRANSPORTS, SYMMETRIC)
 EFFICIENCIES = ("gemm", "memory", "elementwise", "conv", "conv_nhwc", "vae_attention", "vae_attention_blocked")
 TEXT = ("text", "text_fused")  # of what is counted of a T5 layer, attention plain or fused; optional
 PASSES = "vae_passes"  # of memory speed: the kernels between a banded decode's convolutions; optional
 TAIL = "gemm_tail"  # waves of thread blocks that a matrix product loses to filling and emptying the GPU; optional
-AWAKE = (
-    "beside_links"  # of their speed that products and attention keep while links between GPUs carry traffic; optional
-)
+AWAKE = "beside_links"  # of their speed that products and attention keep beside traffic on links; optional
 OPTIONAL = (*TEXT, PASSES, TAIL, AWAKE)
 KERNELS = ("flash", "cudnn", "fa3", "sdpa", "flash_attn")
 HOST = ("op_s", "kernel_gap_s", "vae_cold_start_s")

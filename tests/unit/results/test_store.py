@@ -167,7 +167,7 @@ def test_a_study_that_can_not_be_read_is_left_out_of_all_with_a_warning(
     for name, line in (("bad", "[1]\n{}\n"), ("good", "")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "records.jsonl").write_text(line)
-    assert [folder.name for folder in studies(tmp_path)] == ["good"]
+    assert [folder.name for folder, _ in studies(tmp_path)] == ["good"]
     assert "bad/records.jsonl, line 1 is no record (it is a list, not an object)" in capsys.readouterr().err
     with pytest.raises(ResultsError, match="is no folder; name the one that holds the studies"):
         list(studies(tmp_path / "nowhere"))
