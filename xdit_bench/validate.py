@@ -68,6 +68,9 @@ def _over_all(kind: str, latencies: list[Set], peaks: list[Set]) -> list[str]:
             lines.append(f"  the others: {_errors(others)} ({len(others)})")
     if held := [row.error for one in peaks for row in one.rows]:
         lines.append(f"all peaks of memory: {_errors(held)} ({len(held)} points)")
+    if pressed := [row for one in (*latencies, *peaks) for row in one.pressed]:
+        inside = sum(row.inside for row in pressed)
+        lines.append(f"under memory pressure, foretold as a range: {inside} of {len(pressed)} times and peaks inside")
     verdicts = [said for one in peaks for _, said in one.verdicts]
     if verdicts:
         counts = ", ".join(f"{verdicts.count(said)} {said}" for said in ("right", "wrong", "near"))
@@ -97,6 +100,9 @@ def _set(one: Set, unit: str, scale: float) -> list[str]:
         left_out = f"  left out {one.left_out[number]:+6.1%}" if one.left_out else ""
         seen, predicted = row.seen / scale, row.predicted / scale
         lines.append(f"  {row.point.label:62s} {seen:8.2f} {predicted:8.2f} {row.error:+6.1%}{left_out}")
+    for row in one.pressed:
+        held = f"{row.predicted / scale:8.2f} to {row.at_most / scale:.2f}, {'inside' if row.inside else 'OUTSIDE'}"
+        lines.append(f"  {row.point.label:62s} {row.seen / scale:8.2f} {held}, under memory pressure")
     lines += [f"  out of memory or not, foretold wrongly: {label}" for label, said in one.verdicts if said == "wrong"]
     return [*lines, *(f"  note: {note}" for note in one.notes), ""]
 

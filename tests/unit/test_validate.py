@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,27 @@ def test_a_point_is_predicted_with_the_speed_its_links_had(tmp_path: Path) -> No
     assert -0.25 < fast < -0.15  # most of such a step is exchange, and was made 1.3 times as fast
     assert -0.25 < fast_ring < -0.15
     assert "the speed of links taken beside 4 of 6 points" in mine.notes
+
+
+def test_points_under_pressure_are_held_to_a_range_and_are_in_no_error(tmp_path: Path) -> None:
+    h100, model = load("h100_nvlink"), load_model("flux_schnell")
+    point = make_point(model, topology="h100_nvlink", height=4096, width=4096, engine="stock", vae="single")
+    with Store.open(tmp_path, "mine") as store:
+        for seed, factor in enumerate((1.5, 3.0)):
+            record = predicted_record(replace(point, seed=seed), model, h100, "s")
+            record.source, record.run_id = "measured", f"{factor}"
+            record.latency_s["total"]["median"] *= factor
+            store.append(record)
+    report = validate(data_dir("published"), tmp_path)
+    (times,) = (one for one in report.latencies if one.kind == "measured")
+    (peaks,) = (one for one in report.peaks if one.kind == "measured")
+    assert not times.rows
+    assert [row.inside for row in times.pressed] == [True, False]
+    assert [row.inside for row in peaks.pressed] == [True, True]
+    lines = render(report).splitlines()
+    assert any("inside, under memory pressure" in line for line in lines)
+    assert any("OUTSIDE, under memory pressure" in line for line in lines)
+    assert "under memory pressure, foretold as a range: 3 of 4 times and peaks inside" in lines
 
 
 def test_peaks_of_an_engine_that_held_other_weights_are_left_out(tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ class Option:
         return self.point.gpus * self.seconds
 
     @property
+    def counted_s(self) -> float:
+        """Seconds to count on: under memory pressure that was not measured, the most it may take."""
+        return self.high if self.source == "predicted" and self.verdict == "pressure" else self.seconds
+
+    @property
     def split(self) -> str:
         """`u2r4`."""
         return f"u{self.point.ulysses}r{self.point.ring}"
@@ -59,7 +64,7 @@ class Advice:
     def best(self) -> Option:
         """The fastest; of those that tie with it, the one with the fewest GPUs."""
         fastest = self.options[0]
-        return min(self.options, key=lambda o: (o.point.gpus if ties(o, fastest) else math.inf, o.seconds))
+        return min(self.options, key=lambda o: (o.point.gpus if ties(o, fastest) else math.inf, o.counted_s))
 
     @property
     def runner_up(self) -> Option | None:
@@ -68,8 +73,8 @@ class Advice:
 
     def fewest(self, latency_s: float) -> Option | None:
         """The option with the fewest GPUs that meets a latency, the fastest of these."""
-        able = [option for option in self.options if option.seconds <= latency_s]
-        return min(able, key=lambda option: (option.point.gpus, option.seconds)) if able else None
+        able = [option for option in self.options if option.counted_s <= latency_s]
+        return min(able, key=lambda option: (option.point.gpus, option.counted_s)) if able else None
 
 
 def splits(gpus: int) -> list[tuple[int, int]]:
@@ -108,7 +113,7 @@ def advise(
             )
         except PointFailure as failure:
             failures[f"u{ulysses}r{ring}"] = str(failure)
-    return Advice(tuple(sorted(options, key=lambda option: option.seconds)), failures)
+    return Advice(tuple(sorted(options, key=lambda option: option.counted_s)), failures)
 
 
 def from_prediction(prediction: Prediction) -> Option:
@@ -143,7 +148,7 @@ def ties(one: Option, other: Option) -> bool:
     apart = [abs(one.errors.get(name, 0.0) / one.seconds - other.errors.get(name, 0.0) / other.seconds)
              for name in classes]  # fmt: skip
     own = MODEL_ERROR if "predicted" in (one.source, other.source) else 0.0
-    return abs(math.log(one.seconds / other.seconds)) <= math.hypot(own, *apart)
+    return abs(math.log(one.counted_s / other.counted_s)) <= math.hypot(own, *apart)
 
 
 def _key(point: Point) -> tuple[object, ...]:

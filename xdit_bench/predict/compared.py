@@ -17,12 +17,19 @@ from xdit_bench.config import Point
 @dataclass(frozen=True)
 class Row:
     """One sample: its point, what was seen, what the model says (seconds or bytes). `host_unknown` where a
-    slower host of the kind could have bound it and nobody took what launches cost then."""
+    slower host of the kind could have bound it and nobody took what launches cost then. Under memory pressure the model
+    has a range, from `predicted` to `at_most`."""
 
     point: Point
     seen: float
     predicted: float
     host_unknown: bool = False
+    at_most: float = math.inf
+
+    @property
+    def inside(self) -> bool:
+        """Whether what was seen is in the range."""
+        return self.predicted <= self.seen <= self.at_most
 
     @property
     def error(self) -> float:
@@ -35,7 +42,8 @@ class Set:
     """One published figure or measured study on one machine. `left_out` are leave-one-out errors, `regrets` those of
     the split the model picks, a group of one picture and GPU count; `fitted` are the machine's free numbers (key, what
     the file has, what a fit to these samples gives, the prior); `notes` say what could not be compared. `verdicts` are
-    those of out of memory or not, a point: right, wrong, or near (within 5 % of the capacity, where either may be)."""
+    those of out of memory or not, a point: right, wrong, or near (within 5 % of the capacity, where either may be).
+    `pressed` are samples under memory pressure that the model foretold, held to its range and in no error."""
 
     name: str
     kind: str  # published | measured
@@ -45,6 +53,7 @@ class Set:
     notes: tuple[str, ...] = ()
     fitted: tuple[tuple[str, float, float, float], ...] = ()
     verdicts: tuple[tuple[str, str], ...] = ()
+    pressed: tuple[Row, ...] = ()
 
 
 def mean(errors: Iterable[float]) -> float:

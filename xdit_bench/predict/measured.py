@@ -65,6 +65,7 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
     rows: list[Row] = []
     peaks: list[Row] = []
     verdicts: list[tuple[str, str]] = []
+    pressed: tuple[list[Row], list[Row]] = ([], [])  # seconds, bytes
     others = hosts = links = 0
     for record in records:
         point = Point.from_dict(record.point)
@@ -72,19 +73,29 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
         try:
             plan = plan_memory(point, model, topology, find(point.engine, point.execution))
             verdicts.append((point.label, verdict(plan, record.status == "oom")))
+            presses = plan.verdict == record.memory.get("verdict") == "pressure"
             held = float(record.memory.get("parameters_bytes") or plan.parameters_bytes)
             if record.status == "ok" and record.memory.get("peak_bytes"):
+                seen = float(record.memory["peak_bytes"])
                 if abs(held / plan.parameters_bytes - 1) <= OTHER_WEIGHTS:
-                    peaks.append(Row(point, float(record.memory["peak_bytes"]), plan.peak_bytes))
+                    if presses and plan.least_bytes < plan.peak_bytes:
+                        pressed[1].append(Row(point, seen, plan.least_bytes, at_most=plan.cap_bytes))
+                    else:
+                        peaks.append(Row(point, seen, plan.peak_bytes))
                 else:
                     others += 1
             if record.status == "ok" and point.steps and record.total_s:
                 op, link = launch_cost(record), link_taken(record)
                 here = with_link(with_host(topology, op) if op else topology, point.transport, link)
-                said = predict(point, model, here).total_s
+                found = predict(point, model, here)
+                said = found.total_s
                 slow = with_host(here, SLOW_HOST * here.op_s(point.gpus))
                 unknown = not op and predict(point, model, slow).total_s > (1 + HOST_BOUND) * said
-                rows.append(Row(point, record.total_s, said, host_unknown=unknown))
+                if presses:
+                    total = found.stages["total"]
+                    pressed[0].append(Row(point, record.total_s, total.low, at_most=total.high))
+                else:
+                    rows.append(Row(point, record.total_s, said, host_unknown=unknown))
                 hosts, links = hosts + bool(op), links + bool(link)
         except PointFailure as failure:
             notes.append(f"{point.label}: {failure}")
@@ -95,8 +106,8 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
     if others:
         notes.append(f"peaks of {others} points left out: the engine of then held other weights on a rank")
     return (
-        Set(title, "measured", tuple(rows), (), tuple(regrets(rows)), tuple(notes)),
-        Set(title, "measured", tuple(peaks), verdicts=tuple(verdicts)),
+        Set(title, "measured", tuple(rows), (), tuple(regrets(rows)), tuple(notes), pressed=tuple(pressed[0])),
+        Set(title, "measured", tuple(peaks), verdicts=tuple(verdicts), pressed=tuple(pressed[1])),
     )
 
 
@@ -144,7 +155,7 @@ def with_link(topology: Topology, transport: str, taken: dict[str, dict[str, flo
 
 def verdict(plan: MemoryPlan, ran_out: bool) -> str:
     """Whether the plan says of a point what happened to it: `right`, `wrong`, or `near` the capacity."""
-    if abs(plan.peak_bytes / plan.cap_bytes - 1) <= NEAR:
+    if abs(max(plan.needed_bytes, plan.loading_bytes) / plan.cap_bytes - 1) <= NEAR:
         return "near"
     return "right" if (plan.verdict == "oom") is ran_out else "wrong"
 

@@ -1,8 +1,8 @@
 """Peak memory of a rank and whether it fits: three verdicts, `fits`, `pressure` and `oom`.
 
 Owns bytes of weights and activations by stage. `pressure` is a point that fits only because the
-allocator gives cached blocks back again and again: it ends, many times slower (25.3 s instead of 2.9 s for one decode
-at 4096px on 80 GB).
+allocator gives cached blocks back again and again, or because cuDNN makes do with less workspace: it ends, many times
+slower (25.1 s instead of 2.9 s for one decode at 4096px on 80 GB, 122 s at 5376px).
 
     plan = plan_memory(point, model, topology, profile)
 """
@@ -29,6 +29,9 @@ CONTEXT_BYTES = 0.7e9  # CUDA context and library handles, outside the allocator
 KERNEL_ROWS = 4  # hidden states a token that choosing an attention kernel holds: q, k, v and the output
 SHARED = ("parallel", "distvae")  # decodes that all ranks take part in
 RESERVED = 1.75  # reserved over allocated activations of a decode: 69 GiB reserved at 3072px on one H100 80 GB
+# and at the least: 1173 and 1192 B a pixel in use and 512 asked for where 3072px ended below a cap of 48 GB and 5504px
+# on 80 GB, which 5376px fitted with a peak of 1541
+LEAST_RESERVED = 1.11
 SLAB_HOLDS = 8  # ranks whose slabs have room for all keys and values of the mid block (engine.vae_memory)
 INDEX_LIMIT = 2**31 - 1  # elements of a tensor that cuDNN before 9.3 could address
 TILE_OVERLAP = 0.25  # diffusers' tiled decode
@@ -38,7 +41,8 @@ TILE_OVERLAP = 0.25  # diffusers' tiled decode
 class MemoryPlan:
     """Bytes: weights on a rank while it runs, the peak of each rank, what the card or the cap allows, and the fullest
     stage; `load` or `prepare` where a rank can not even hold all weights, or these while it chooses an attention
-    kernel: `loading_bytes`."""
+    kernel: `loading_bytes`. `least_bytes` is the lowest peak that the fullest rank can end with, `needed_bytes` what
+    its allocator needs for that; `cramped` where a decode has these and not the workspace of fast convolutions."""
 
     verdict: str
     parameters_bytes: int
@@ -46,6 +50,9 @@ class MemoryPlan:
     cap_bytes: int
     stage: str
     loading_bytes: int = 0
+    least_bytes: int = 0
+    needed_bytes: int = 0
+    cramped: bool = False
 
     @property
     def peak_bytes(self) -> int:
@@ -78,12 +85,21 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     stage = "vae" if first > denoise else "denoise"
     vae = vae_profile(point, profile)
     wanted = held + max(denoise, first * (vae.band_reserved if _banded(point, vae) else RESERVED))
+    lowest = decode_bytes(point, model, profile, least=True)
+    spare = LEAST_RESERVED if lowest < first else 1.0
+    needed = held + max(denoise, min(first, spare * lowest))
     if start > allowed:
         verdict, stage, cap = "oom", "load" if loaded > allowed else "prepare", allowed
     else:
-        verdict = "oom" if max(peaks) > cap else "pressure" if wanted > cap else "fits"
+        verdict = "oom" if needed > cap else "pressure" if wanted > cap else "fits"
+    cramped = verdict == "pressure" and max(peaks) > cap
+    if cramped:
+        peaks = [min(peak, cap) for peak in peaks]
     of_ranks = tuple(round(peak) for peak in peaks)
-    return MemoryPlan(verdict, round(weights), of_ranks, round(cap), stage, round(start))
+    least = held + max(denoise, lowest)
+    return MemoryPlan(
+        verdict, round(weights), of_ranks, round(cap), stage, round(start), round(least), round(needed), cramped
+    )
 
 
 def symmetric_bytes(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> float:
@@ -109,14 +125,14 @@ def received_rows(point: Point, model: ModelSpec, topology: Topology, profile: E
     return 2 * point.ring if profile.ring_gathers and point.ring > 1 else 0
 
 
-def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile) -> float:
-    """Peak of the decode on a rank that decodes, beyond the weights."""
+def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile, *, least: bool = False) -> float:
+    """Peak of the decode on a rank that decodes, beyond the weights; `least` with cuDNN's smallest workspace."""
     pixels, vae = float(point.height * point.width), vae_profile(point, profile)
     if point.vae == "none":
         return 0.0
     if point.vae == "tiled":
         side = min(int(model.vae["sample_size"]), point.height) * min(int(model.vae["sample_size"]), point.width)
-        return _plain(side, model, vae) + 3 * 4 * pixels
+        return _plain(side, model, vae, least) + 3 * 4 * pixels
     if _banded(point, vae):
         share, each = pixels / point.gpus, vae.band_bytes_per_pixel
         if _beyond_index(share, model, vae):
@@ -125,7 +141,7 @@ def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile) -> floa
         middle = _middle_bytes(point, model) if vae.mid_sharded else 0.0
         chunks = vae.chunks_bytes if point.gpus == 1 else vae.chunks_bytes / 2
         return held + vae.band_bytes + max(chunks, middle)
-    return _plain(pixels, model, vae)
+    return _plain(pixels, model, vae, least)
 
 
 def _middle_bytes(point: Point, model: ModelSpec) -> float:
@@ -143,8 +159,10 @@ def _banded(point: Point, vae: VaeProfile) -> bool:
     return point.vae in SHARED and (point.gpus > 1 or vae.banded_alone)
 
 
-def _plain(pixels: float, model: ModelSpec, vae: VaeProfile) -> float:
-    each = vae.fallback_bytes_per_pixel if _beyond_index(pixels, model, vae) else vae.plain_bytes_per_pixel
+def _plain(pixels: float, model: ModelSpec, vae: VaeProfile, least: bool) -> float:
+    each = vae.least_bytes_per_pixel if least else vae.plain_bytes_per_pixel
+    if _beyond_index(pixels, model, vae):  # what computes it then has no other way
+        each = vae.fallback_bytes_per_pixel
     return _scaled(each * pixels, model)
 
 

@@ -26,6 +26,7 @@ from xdit_bench.topology.specs import Topology
 Z90 = 1.645  # standard errors to the 5th and 95th percentile
 TEXT_ERROR = 0.2  # relative standard error; on H100 and H200 what is counted comes out 10 to 20 % short of the stage
 THRASHING = 9.0  # a decode under memory pressure takes up to so many times longer on top (25.3 s for 2.9 s)
+CRAMPED = 20.0  # and where cuDNN's workspace does not fit either (19.6 s for 1.4 s, 122 s for 6.3 s)
 CALIBRATED_HIDDEN = 3072  # FLUX.1
 HELD_WHOLE = {  # stages before a rank has put others' shares of the weights away
     "load": "loads all weights first",
@@ -105,8 +106,9 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
     }
     if memory.verdict == "pressure":
         warnings.append(_pressure(memory))
+        longer = CRAMPED if memory.cramped else THRASHING
         for name in ("vae", "total"):  # a decode's reserve alone can press
-            stages[name] = replace(stages[name], high=stages[name].high + THRASHING * vae)
+            stages[name] = replace(stages[name], high=stages[name].high + longer * vae)
     return Prediction(
         point=point,
         stages=stages,
@@ -171,9 +173,10 @@ def _out_of_memory(point: Point, memory: MemoryPlan, topology: Topology) -> OutO
 
 
 def _pressure(memory: MemoryPlan) -> str:
+    more = "twenty" if memory.cramped else "ten"
     return (
         f"memory pressure: {memory.peak_bytes / 1e9:.1f} GB of {memory.cap_bytes / 1e9:.1f} GB at the peak; "
-        f"the allocator may thrash and the decode take up to ten times as long"
+        f"the allocator may thrash and the decode take up to {more} times as long"
     )
 
 

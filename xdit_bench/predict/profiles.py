@@ -24,6 +24,7 @@ class VaeProfile:
     """
 
     plain_bytes_per_pixel: float = 2436.0  # cuDNN 9.19: 38.1 GiB at 4096px
+    least_bytes_per_pixel: float = 3 * 512.0  # with no workspace: a residual block's input, its norm, its activation
     band_bytes_per_pixel: float = 2436.0 + 512.0  # DistVAE adds the band's padded copy: 256 channels of bf16
     band_bytes: float = 0.0  # and what does not grow with the image: weights laid out anew, tables, pixels' buffers
     chunks_bytes: float = 0.0  # and of the rows in work on one GPU; on several, chunks are half as large

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.predict.advice import Option, advise, from_record, splits, ties
+from xdit_bench.predict.advice import Advice, Option, advise, from_record, splits, ties
 from xdit_bench.predict.points import make_point
 from xdit_bench.predict.records import predicted_record
 from xdit_bench.results.schema import Record
@@ -43,6 +43,16 @@ def test_of_tied_options_the_one_with_fewer_gpus_is_best(schnell: ModelSpec) -> 
     advice = advise(make_point(schnell, topology="l40_pcie"), schnell, L40)
     tied = tuple(dataclasses.replace(o, seconds=1.0 + 0.001 * n, errors={}) for n, o in enumerate(advice.options))
     assert dataclasses.replace(advice, options=tied).best.point.gpus == 1
+
+
+def test_an_option_under_pressure_counts_as_slow_as_it_may_be_until_it_is_measured() -> None:
+    pressed = dataclasses.replace(option(1.0, {}, ulysses=1), high=12.0, verdict="pressure")
+    roomy = option(1.01, {}, ulysses=2)
+    assert Advice((roomy, pressed), {}).best is roomy
+    assert Advice((roomy, pressed), {}).fewest(2.0) is roomy
+    assert Advice((roomy, pressed), {}).fewest(0.5) is None
+    measured = dataclasses.replace(pressed, source="measured")
+    assert Advice((measured, roomy), {}).fewest(2.0) is measured
 
 
 def test_the_fewest_gpus_that_meet_a_latency(study_point: Callable[..., Point], schnell: ModelSpec) -> None:
