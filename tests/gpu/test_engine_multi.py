@@ -43,10 +43,48 @@ def worker(rank: int, folder: str, ranks: int, meshes: list[tuple[int, int, str]
             assert type(flux.carrier).__name__ == "SymmetricCarrier"
         results[ulysses, ring, keys, execution, exchange] = cases.relative(latents, reference)
         flux.close()
+    results |= run_texts(device, meshes)
     if rank == 0:
         torch.save(results, f"{folder}/results")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+@torch.no_grad()
+def run_texts(device: torch.device, meshes: list[tuple[int, int, str]]) -> Results:
+    """T5 shared out by depth and by width, op by op and captured, a prompt after another; layers come back between."""
+    from transformers import T5Config, T5EncoderModel
+
+    from xdit_bench.backends.modules import fill_random
+    from xdit_bench.engine.collectives import DistributedCarrier
+    from xdit_bench.engine.graphs import LoopGraphs
+    from xdit_bench.engine.mesh import build_mesh
+    from xdit_bench.engine.text import ShardedT5
+
+    encoder = T5EncoderModel(
+        T5Config(vocab_size=99, d_model=256, d_kv=64, num_heads=6, d_ff=500, num_layers=3,
+                 feed_forward_proj="gated-gelu")
+    )  # fmt: skip
+    fill_random(encoder, torch.Generator().manual_seed(3))
+    encoder = encoder.to(device, torch.bfloat16).eval().requires_grad_(False)
+    prompts = [torch.arange(first, first + 64, device=device)[None] for first in (0, 30)]
+    whole = [encoder(ids)[0] for ids in prompts]
+    results = {}
+    for ulysses, ring in dict.fromkeys((u, r) for u, r, _ in meshes):
+        mesh = build_mesh(ulysses, ring, device)
+        if mesh is None:
+            continue
+        for by_width, execution in product((False, True), EXECUTIONS):
+            sharded = ShardedT5(encoder, mesh, DistributedCarrier(mesh), by_width=by_width)
+            assert sharded.by_width is by_width
+            call = LoopGraphs(sharded) if execution == "graph" else sharded
+            errors = [cases.relative(call(ids), said) for ids, said in zip(prompts, whole, strict=True)]
+            results[ulysses, ring, f"t5 by {'width' if by_width else 'depth'}", execution, ""] = max(errors)
+            if isinstance(call, LoopGraphs):
+                call.clear()
+            sharded.close()
+        torch.testing.assert_close(encoder(prompts[0])[0], whole[0], rtol=0.0, atol=0.0)
+    return results
 
 
 def run(folder: str, ranks: int, meshes: list[tuple[int, int, str]]) -> Results:
@@ -72,6 +110,15 @@ def test_two_gpus_equal_one(
     ulysses: int, ring: int, keys: str, execution: str, exchange: str, results: Results
 ) -> None:
     assert results[ulysses, ring, keys, execution, exchange] <= 5e-2
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("share", ["t5 by depth", "t5 by width"])
+@pytest.mark.parametrize(("ulysses", "ring"), [(2, 1), (1, 2)])
+def test_t5_shared_out_over_two_gpus_equals_the_whole(
+    ulysses: int, ring: int, share: str, execution: str, results: Results
+) -> None:
+    assert results[ulysses, ring, share, execution, ""] <= 5e-2
 
 
 @pytest.mark.fourgpu

@@ -56,12 +56,15 @@ class UspBackend:
 
     def _bind_text(self) -> None:
         """T5 shared out over the ranks; both encoders as CUDA graphs, where launching their operations takes longer
-        than running them."""
+        than running them. By width it issues twice as much, which only a graph hides."""
         self.t5: Callable[[torch.Tensor], torch.Tensor] = partial(encode_t5, self.modules)
         self.clip: Callable[[torch.Tensor], torch.Tensor] = partial(encode_clip, self.modules)
+        self.sharded_t5: ShardedT5 | None = None
         if "shard_text" not in left_out(self.point):
-            self.t5 = ShardedT5(self.modules.text_encoder_2, self.mesh, self.flux.carrier)
-            self.opened.callback(self.t5.close)
+            carrier, encoder = self.flux.carrier, self.modules.text_encoder_2
+            by_width = self.point.execution == "graph" and not carrier.holds_processors
+            self.t5 = self.sharded_t5 = ShardedT5(encoder, self.mesh, carrier, by_width=by_width)
+            self.opened.callback(self.sharded_t5.close)
             self.opened.callback(self.flux.close)  # before the layers come back: they may need what it frees
         if self.point.execution == "graph":
             self.t5, self.clip = LoopGraphs(self.t5), LoopGraphs(self.clip)
@@ -87,6 +90,11 @@ class UspBackend:
     def choices(self) -> dict[str, Any]:
         """See UspFlux.choices; nothing for a decode alone."""
         return self.flux.choices if self.point.steps else {}
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of weights on this rank that are copies of a share of the pipeline's own."""
+        return self.sharded_t5.copied_bytes if self.sharded_t5 else 0
 
     @property
     def symmetric_bytes(self) -> int:

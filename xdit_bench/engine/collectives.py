@@ -68,6 +68,9 @@ class Carrier(Protocol):
     def spread(self, block: Tensor, source: int) -> Tensor:
         """Mesh rank `source`'s block on all of them; the others give one of its shape."""
 
+    def total(self, block: Tensor) -> Tensor:
+        """The sum of every mesh rank's block on all of them; may overwrite it."""
+
     def close(self) -> None:
         """Frees what the carrier holds."""
 
@@ -141,6 +144,12 @@ class DistributedCarrier:
         received = block.contiguous() if self.mesh.rank == source else torch.empty_like(block).contiguous()
         dist.broadcast(received, source, group=self.mesh.group)
         return received
+
+    def total(self, block: Tensor) -> Tensor:
+        """See Carrier."""
+        if self.mesh.group is not None:
+            dist.all_reduce(block, group=self.mesh.group)
+        return block
 
     def close(self) -> None:
         """See Carrier; there is nothing to free."""

@@ -1,4 +1,4 @@
-"""Seconds of the text stage: T5's layers one after the other, and CLIP. No split over ranks shortens it.
+"""Seconds of the text stage: T5's layers one after the other, each on one rank or shared out over all, and CLIP.
 
 Owns the sum and what of a layer is counted; `calibrate` measures a layer and finds the share of that speed it reaches.
 
@@ -8,33 +8,48 @@ Owns the sum and what of a layer is counted; `calibrate` measures a layer and fi
 from __future__ import annotations
 
 from xdit_bench.config import ModelSpec, Point
+from xdit_bench.predict.network import Network, path
 from xdit_bench.predict.profiles import EngineProfile
 from xdit_bench.predict.roofline import attention_s, gemm_s, rows_s, stream_s
 from xdit_bench.predict.step import attention_kernel
 from xdit_bench.predict.workload import Attention, text_encoders, text_gemms
-from xdit_bench.topology.specs import Topology
+from xdit_bench.topology.specs import SYMMETRIC, Topology
 
 OPS = 2850  # cheapest-launch units, eager: T5 1880, CLIP 970; timed on a CPU, narrow, beside a single block's 115
 
+SUMS = 2  # over the ranks, a layer that is shared out by width
+
 
 def text_s(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> float:
-    """Seconds of both encoders on whichever rank a layer is; inside a CUDA graph the device alone sets them. Ranks that
-    share T5's layers out issue theirs one after the other; what they exchange, 4 MB a rank, is left out."""
+    """Seconds of both encoders; inside a CUDA graph the device alone sets them. There T5 is shared out by width where
+    exchanges go through symmetric memory. Else each layer is whole on some rank and ranks issue theirs one after the
+    other; what that exchanges, 4 MB a rank, is left out."""
     text, share = text_encoders(model), topology.efficiency.get(profile.text_share)
-    layer = layer_s(topology, model, point.text_tokens, profile, attention_kernel(point, topology, profile))
+    wide = profile.shards_text and profile.text_graph and path(topology, point, profile.symmetric) == SYMMETRIC
+    ranks = point.gpus if wide else 1
+    kernel = attention_kernel(point, topology, profile)
+    layer = layer_s(topology, model, point.text_tokens, profile, kernel, ranks) / (share.value if share else 1.0)
+    sums = 0.0
+    if ranks > 1:  # a sum over the ranks: every rank's part to its owner, and back
+        moved = text.row_bytes * point.text_tokens
+        sums = SUMS * 2 * Network(topology, "p2p", ranks, 1).all_to_all_s(moved).seconds
     others = text.other_kernels * topology.host["kernel_gap_s"].value
-    on_gpu = text.layers * layer / (share.value if share else 1.0) + others
+    on_gpu = text.layers * (layer + sums) + others
     return on_gpu if profile.text_graph else max(on_gpu, OPS * topology.op_s(1 if profile.shards_text else point.gpus))
 
 
-def layer_s(topology: Topology, model: ModelSpec, tokens: int, profile: EngineProfile, kernel: str) -> float:
-    """What is counted of a T5 layer on the device: products, elementwise passes, scores that an attention which is not
-    fused writes and reads, the attention's own products, gaps between kernels."""
+def layer_s(
+    topology: Topology, model: ModelSpec, tokens: int, profile: EngineProfile, kernel: str, ranks: int = 1
+) -> float:
+    """What is counted of a rank's share of a T5 layer on the device: products, elementwise passes, scores that an
+    attention which is not fused writes and reads, the attention's own products, gaps between kernels."""
     text = text_encoders(model)
-    products = sum(gemm.count * gemm_s(topology, gemm) for gemm in text_gemms(model, tokens))
-    elementwise = rows_s(topology, text.rows, tokens, text.row_bytes, fused=False)
-    scores = stream_s(topology, profile.score_bytes * text.heads * tokens**2, "elementwise")
-    attention = attention_s(topology, Attention(text.heads, tokens, tokens, 1), text.head_dim, kernel)
+    products = sum(gemm.count * gemm_s(topology, gemm) for gemm in text_gemms(model, tokens, ranks))
+    rows = text.rows + text.wide_rows / ranks
+    elementwise = rows_s(topology, rows, tokens, text.row_bytes, fused=False)
+    heads = text.heads / ranks
+    scores = stream_s(topology, profile.score_bytes * heads * tokens**2, "elementwise")
+    attention = attention_s(topology, Attention(heads, tokens, tokens, 1), text.head_dim, kernel)
     gaps = text.kernels * topology.host["kernel_gap_s"].value
-    weights = stream_s(topology, text.layers_bytes / text.layers)
+    weights = stream_s(topology, text.layers_bytes / text.layers / ranks)
     return max(products, weights) + elementwise + scores + attention + gaps

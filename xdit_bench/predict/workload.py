@@ -157,12 +157,14 @@ def step_flops(model: ModelSpec, point: Point) -> float:
 
 class Text(NamedTuple):
     """Both text encoders: bytes of T5's layers, and of both encoders; of a T5 layer the elementwise passes over a row
-    of its width, kernels, attention heads and their size; kernels of all else."""
+    of its width, those of its MLP's inside (in such rows), kernels, attention heads and their size; kernels of all
+    else."""
 
     layers: int
     layers_bytes: float
     all_bytes: float
     rows: float
+    wide_rows: float
     row_bytes: float
     kernels: float
     heads: int
@@ -180,17 +182,19 @@ def text_encoders(model: ModelSpec) -> Text:
     clip_weights = int(clip["num_hidden_layers"]) * (4 * c * c + 2 * c * f) + int(clip["vocab_size"]) * c
     # transformers' modules, op by op, a layer: two RMSNorms through fp32 (17 rows each), two sums, a transposed output,
     # and the tanh GELU with its gate, 21 passes over the wide rows; 36 kernels, CLIP 14
-    rows = 2 * 17 + 2 * 3 + 2 + 21 * wide / width
+    rows, wide_rows = 2 * 17 + 2 * 3 + 2.0, 21 * wide / width
     return Text(
-        layers, float(BF16 * linears), float(BF16 * (linears + table + clip_weights)), rows, float(BF16 * width), 36.0,
-        int(t5["num_heads"]), int(t5["d_kv"]), 14.0 * int(clip["num_hidden_layers"]) + 43,
+        layers, float(BF16 * linears), float(BF16 * (linears + table + clip_weights)), rows, wide_rows,
+        float(BF16 * width), 36.0, int(t5["num_heads"]), int(t5["d_kv"]), 14.0 * int(clip["num_hidden_layers"]) + 43,
     )  # fmt: skip
 
 
-def text_gemms(model: ModelSpec, tokens: int) -> list[Gemm]:
-    """Products of a T5 layer for a prompt of so many tokens. CLIP's, 77 tokens 768 wide, are too small to count."""
+def text_gemms(model: ModelSpec, tokens: int, ranks: int = 1) -> list[Gemm]:
+    """Products of the fullest rank's share of a T5 layer for a prompt of so many tokens. CLIP's, of 77 tokens 768 wide,
+    are too small to count."""
     t5 = model.text_encoder_2
-    inner, width, wide = int(t5["num_heads"]) * int(t5["d_kv"]), int(t5["d_model"]), int(t5["d_ff"])
+    inner, width = -(-int(t5["num_heads"]) // ranks) * int(t5["d_kv"]), int(t5["d_model"])
+    wide = -(-int(t5["d_ff"]) // ranks)
     shapes = ((3, width, inner), (1, inner, width), (2, width, wide), (1, wide, width))
     return [Gemm(tokens, k, n, count) for count, k, n in shapes]
 

@@ -166,7 +166,7 @@ class Rank:
         modules = self._load(point, model)
         self.note("prepare")
         backend.prepare(mesh, modules, point, model, make_inputs(point, model, self.device, DTYPES[point.dtype]))
-        return parameter_bytes(modules)
+        return parameter_bytes(modules) + getattr(backend, "copied_bytes", 0)
 
     def _host_now(self, mesh: Mesh, point: Point) -> tuple[float | None, Link]:
         """How fast this rank's host issues work, and the links that lead through it carry bytes."""

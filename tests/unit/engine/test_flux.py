@@ -162,3 +162,20 @@ def test_t5_brings_back_every_layer_of_a_sharing_that_was_never_closed(monkeypat
     carrier: Any = None
     text.ShardedT5(encoder, Mesh(1, 2, 0, torch.device("cpu")), carrier)
     assert back == list(encoder.encoder.block), "also those that another mesh's rank had put away"
+
+
+def test_t5_is_shared_out_by_depth_on_all_ranks_where_the_host_of_one_has_no_room() -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    class Short:
+        """Another rank has no room."""
+
+        def total(self, block: torch.Tensor) -> torch.Tensor:
+            return block
+
+    shape = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 3}
+    encoder = T5EncoderModel(T5Config(vocab_size=9, feed_forward_proj="gated-gelu", **shape))
+    carrier: Any = Short()
+    shared = text.ShardedT5(encoder, Mesh(1, 2, 0, torch.device("cpu")), carrier, by_width=True)
+    assert not shared.by_width
+    assert len(shared.stage.encoder.block) == 2
