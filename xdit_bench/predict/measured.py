@@ -100,9 +100,9 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
         except PointFailure as failure:
             notes.append(f"{point.label}: {failure}")
     if hosts:
-        notes.append(f"the host's launch cost taken beside {hosts} of {len(rows)} points")
+        notes.append(f"the host's launch cost taken beside {hosts} of {len(rows) + len(pressed[0])} points")
     if links:
-        notes.append(f"the speed of links taken beside {links} of {len(rows)} points")
+        notes.append(f"the speed of links taken beside {links} of {len(rows) + len(pressed[0])} points")
     if others:
         notes.append(f"peaks of {others} points left out: the engine of then held other weights on a rank")
     return (

@@ -161,7 +161,7 @@ def test_more_keys_cost_what_they_should_and_a_tile_that_queries_do_not_fill_as_
     for kernel in ("fa3", "cudnn", "flash"):
         one, ragged, two = (attention_s(H100, Attention(24, q, 4608, 1), 128, kernel) for q in (128, 129, 256))
         assert ragged == pytest.approx(two), kernel
-        assert one <= ragged, kernel
+        assert one <= ragged * (1 + 1e-9), kernel  # equal where one tile fills no wave
 
 
 def test_the_host_issues_what_the_device_runs_where_a_ring_gathers(schnell: ModelSpec) -> None:
