@@ -27,7 +27,7 @@ from rich.console import Console
 
 from xdit_bench import __version__, data_dir
 from xdit_bench.arguments import knobs, nearest, one_line, reproducible, with_topology_files
-from xdit_bench.config import Config, Point, check_study, lacking
+from xdit_bench.config import Config, Point, check_study
 from xdit_bench.errors import ConfigError, RankCrashed, UserError
 from xdit_bench.planning import Plan, PlannedPoint, predicted_baselines, to_job
 from xdit_bench.results.store import Store, read_records
@@ -89,7 +89,7 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
 
     for note in dict.fromkeys(note for planned in points for note in planned.notes):
         console.print(f"[bold yellow]PREDICTED[/] {note}", soft_wrap=True)
-    asked = [(planned, lacking(planned.cfg)) for planned in points]
+    asked = [(planned, planned.why_not) for planned in points]
     for planned, why_not in [*asked, *((base, None) for base in predicted_baselines(points))]:
         record = predicted_record(planned.point, planned.model, planned.topology, study, why_not)
         record.command = command

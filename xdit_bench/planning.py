@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xdit_bench.config import Config, ModelSpec, Point, check_available, lacking, resolve
 from xdit_bench.errors import ConfigError, TopologyError, UserError
+from xdit_bench.predict.memory import weights_bytes
 from xdit_bench.runner.plan import Job, baselines
 from xdit_bench.topology import match
 from xdit_bench.topology.specs import Topology, from_dict
@@ -24,7 +25,8 @@ from xdit_bench.topology.specs import Topology, from_dict
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """One job's point with all that running it needs. `measured` says whether it is run or predicted."""
+    """One job's point with all that running it needs. `measured` says whether it is run or predicted; `why_not`, why it
+    can be neither here."""
 
     point: Point
     model: ModelSpec
@@ -32,6 +34,7 @@ class PlannedPoint:
     cfg: Config
     measured: bool
     notes: tuple[str, ...] = ()
+    why_not: str | None = None
 
 
 @dataclass
@@ -67,13 +70,29 @@ def plan_point(raw: DictConfig, machine: dict[str, Any]) -> PlannedPoint:
             f"run.frontier tries sizes on the machine, and this point would be predicted for {topology.name}; "
             f"run it where the GPUs are, or on topology=cpu"
         )
+    point = dataclasses.replace(point, dtype=dtype, topology=topology.name)
     return PlannedPoint(
-        point=dataclasses.replace(point, dtype=dtype, topology=topology.name),
+        point=point,
         model=model,
         topology=topology,
         cfg=cfg,
         measured=measured,
         notes=notes,
+        why_not=lacking(cfg) or (too_large(point, model, machine) if topology.name == "cpu" else None),
+    )
+
+
+def too_large(point: Point, model: ModelSpec, machine: dict[str, Any]) -> str | None:
+    """Why the weights of a point on CPU ranks do not fit the host, whose last resort is to kill processes; None if they
+    do. Ranks share none."""
+    each = weights_bytes(model) * (2 if point.dtype == "fp32" else 1)
+    memory = float(machine["memory_bytes"])
+    if point.gpus * each <= memory:
+        return None
+    ranks = "1 CPU rank" if point.gpus == 1 else f"{point.gpus} CPU ranks"
+    return (
+        f"{ranks} of model={point.model} hold {point.gpus * each / 1e9:.0f} GB of weights in {point.dtype}, and this "
+        f"host has {memory / 1e9:.0f} GB of memory; use model=flux_tiny, or GPUs"
     )
 
 
@@ -134,5 +153,5 @@ def to_job(planned: PlannedPoint, command: str) -> Job:
         launch=cfg.launch,
         save_outputs=cfg.save_outputs,
         command=command,
-        why_not=lacking(cfg),
+        why_not=planned.why_not,
     )

@@ -263,3 +263,11 @@ def test_cpu_ranks_have_no_memory_to_cap(here: Path) -> None:
     assert main(["topology=cpu", "model=flux_tiny", "memory_cap_gb=1", "study=s", "run.report=false"]) == 1
     (record,) = read_records(here / "results/s")
     assert (record.status, "caps a GPU's allocator" in record.reason) == ("infeasible", True)
+
+
+def test_weights_that_the_host_can_not_hold_are_a_record_and_load_nothing(here: Path) -> None:
+    assert main(["topology=cpu", "ulysses=24", "run.report=false", "study=big"]) == 1  # 24 ranks of 12 billion weights
+    (record,) = [r for r in read_records(here / "results" / "big") if r.point["ulysses"] == 24]
+    assert record.status == "infeasible"
+    for word in ("24 CPU ranks", "GB of weights in fp32", "this host has", "model=flux_tiny"):
+        assert word in record.reason

@@ -66,7 +66,7 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     Every rank has loaded all weights before an engine puts others' shares away, so that these have to fit too.
     Symmetric memory counts towards the peak; outside torch's allocator, it takes from what the card leaves to that.
     """
-    loaded = transformer_bytes(model) + text_encoders(model).all_bytes + vae_decoder(model).weights_bytes
+    loaded = weights_bytes(model)
     shared = modulation_bytes(model) if profile.shards_modulation else 0.0
     shared += text_encoders(model).layers_bytes if profile.shards_text else 0.0
     weights = loaded - shared * (1 - 1 / point.gpus)
@@ -100,6 +100,11 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     return MemoryPlan(
         verdict, round(weights), of_ranks, round(cap), stage, round(start), round(least), round(needed), cramped
     )
+
+
+def weights_bytes(model: ModelSpec) -> float:
+    """Of the whole pipeline's weights in bf16."""
+    return transformer_bytes(model) + text_encoders(model).all_bytes + vae_decoder(model).weights_bytes
 
 
 def symmetric_bytes(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> float:

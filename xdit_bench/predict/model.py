@@ -105,7 +105,7 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
         "total": Interval.around(total, math.hypot(*errors.values()) / total),
     }
     if memory.verdict == "pressure":
-        warnings.append(_pressure(memory))
+        warnings.append(_pressure(point, memory))
         longer = CRAMPED if memory.cramped else THRASHING
         for name in ("vae", "total"):  # a decode's reserve alone can press
             stages[name] = replace(stages[name], high=stages[name].high + longer * vae)
@@ -161,7 +161,7 @@ def _out_of_memory(point: Point, memory: MemoryPlan, topology: Topology) -> OutO
         )
     remedy = "more GPUs or a smaller image"
     if memory.stage == "vae":
-        remedy = BANDS_OR_TILES.get(point.engine, "vae=parallel on more GPUs, or vae=tiled")
+        remedy = _roomier_decode(point)
     return OutOfMemory(
         f"the {memory.stage} stage needs {memory.peak_bytes / 1e9:.1f} GB on rank 0, weights included, "
         f"more than {what}; use {remedy}",
@@ -172,12 +172,18 @@ def _out_of_memory(point: Point, memory: MemoryPlan, topology: Topology) -> OutO
     )
 
 
-def _pressure(memory: MemoryPlan) -> str:
+def _pressure(point: Point, memory: MemoryPlan) -> str:
     more = "twenty" if memory.cramped else "ten"
     return (
-        f"memory pressure: {memory.peak_bytes / 1e9:.1f} GB of {memory.cap_bytes / 1e9:.1f} GB at the peak; "
-        f"the allocator may thrash and the decode take up to {more} times as long"
+        f"memory pressure: {memory.peak_bytes / 1e9:.1f} GB of {memory.cap_bytes / 1e9:.1f} GB at the peak; the "
+        f"allocator may thrash and the decode take up to {more} times as long; use {_roomier_decode(point)}"
     )
+
+
+def _roomier_decode(point: Point) -> str:
+    if point.engine == "usp" and point.vae in ("single", "distvae"):
+        return "vae=parallel"
+    return BANDS_OR_TILES.get(point.engine, "vae=parallel on more GPUs, or vae=tiled")
 
 
 def _extrapolation(point: Point, model: ModelSpec, topology: Topology) -> tuple[float, list[str]]:
