@@ -264,6 +264,7 @@ def _rank(group: Group) -> tuple[Any, ...]:
         setting.memory_cap_gb is not None,
         setting.transport != "p2p",
         -succeeded,
+        setting.topology,
         tuple(str(part) for part in setting),
     )
 

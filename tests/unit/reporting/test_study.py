@@ -44,6 +44,15 @@ def test_measured_groups_stand_before_predicted_ones_and_successes_before_failur
     assert [group.setting.source for group in groups] == ["measured", "predicted", "measured"]
 
 
+def test_a_fingerprint_decides_no_order() -> None:
+    for first, second in (("a", "b"), ("b", "a")):
+        records = [
+            record(machine=H200 | {"fingerprint": first}, topology="l40_pcie", source="predicted"),
+            record(machine=H200 | {"fingerprint": second}, topology="a100_nvlink", source="predicted"),
+        ]
+        assert [group.setting.topology for group in group_records(records)] == ["a100_nvlink", "l40_pcie"]
+
+
 def test_the_newest_record_of_a_point_stands_even_when_it_failed() -> None:
     assert newest([record(1.0), record(2.0)])[0].total_s == 2.0
     assert newest([record(1.0), record(status="timeout")])[0].status == "timeout"
