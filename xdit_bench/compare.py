@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from xdit_bench.errors import ConfigError, ResultsError, UserError, did_you_mean
 from xdit_bench.reporting import words
 from xdit_bench.reporting.cells import escape
-from xdit_bench.reporting.comparison import MACHINE_FIELDS, NOT_COMPARABLE, VERDICTS, Row, compare, label
+from xdit_bench.reporting.comparison import MACHINE, MACHINE_FIELDS, NOT_COMPARABLE, VERDICTS, Row, compare, label
 from xdit_bench.reporting.entry import number
 from xdit_bench.results.schema import METRICS, Metric, Record
 from xdit_bench.results.store import RECORDS, read_records
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check_allowed(fields: Sequence[str], records: Sequence[Record]) -> None:
     """Raises ConfigError for a field that no fingerprint has, with the nearest name."""
-    known = {*MACHINE_FIELDS, "fingerprint"}.union(*(record.software for record in records))
+    known = {*MACHINE_FIELDS, MACHINE, "fingerprint"}.union(*(record.software for record in records))
     for field in fields:
         if field not in known:
             raise ConfigError(
@@ -79,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metric", choices=GATED, default="total_s", help="what is compared")
     parser.add_argument(
         "--allow", action="append", default=[], metavar="FIELD",
-        help="field of the fingerprint that may differ, such as driver or torch: it is what changed on purpose",
+        help="field of the fingerprint that may differ, such as driver or torch: it is what changed on purpose; "
+        "machine: all but the software, to see one machine beside another",
     )  # fmt: skip
     parser.add_argument("--out", metavar="FOLDER", help="also write comparison.md and a figure of the ratios there")
     return parser

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xdit_bench.reporting import words
@@ -27,6 +27,7 @@ VERDICTS = (NEWLY_FAILING, SLOWER, "larger", FASTER, "smaller", FIXED, SAME, NOT
 REGRESSIONS = (NEWLY_FAILING, SLOWER, "larger")
 # what the fingerprint is made of; only these can make two machines unequal
 MACHINE_FIELDS = ("device", "gpus", "gpu", "gpu_kinds", "links", "pcie", "driver", "cpu", "cores", "topology")
+MACHINE = "machine"  # all of these at once: one machine beside another, whatever their topologies are called
 
 
 @dataclass(frozen=True)
@@ -74,40 +75,65 @@ def compare(
     """A row for every point of either side, the worst first.
 
     Points are joined by their identity less machine and code. Unequal fingerprints are not comparable, unless all
-    that differs is named in `allow` (`driver`, `torch`, ...). A point that succeeded in `base` and is not in `new`
-    is newly failing: a gate must not pass because points vanished.
+    that differs is named in `allow` (`driver`, `torch`, ...; `machine` for all but the software, the topology's name
+    included). A point that succeeded in `base` and is not in `new` is newly failing: a gate must not pass because
+    points vanished. One that `new` holds on another topology, or a second machine never ran, is not comparable.
     """
-    ours, theirs = _by_point(base), _by_point(new)
+    across = MACHINE in allow
+    allowed = frozenset([*allow, *(MACHINE_FIELDS if across else ())])  # MACHINE too: a vanished point is no failure
+    ours, theirs = _by_point(base, across), _by_point(new, across)
+    elsewhere: dict[str, str] = {}
+    for records in theirs.values():
+        elsewhere.setdefault(_key(records[-1], across=True), str(records[-1].point["topology"]))
     rows = []
     for key in dict.fromkeys([*ours, *theirs]):
-        rows += _join(ours.get(key, []), theirs.get(key, []), METRICS[metric], threshold, frozenset(allow))
+        left = ours.get(key, [])
+        other = elsewhere.get(_key(left[-1], across=True)) if left else None
+        rows += _join(left, theirs.get(key, []), METRICS[metric], threshold, allowed, other)
     return sorted(rows, key=lambda row: (VERDICTS.index(row.verdict), -abs(math.log(row.ratio)) if row.ratio else 0.0))
 
 
-def _by_point(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """The newest record of each point on each machine."""
+def _by_point(records: Iterable[Record], across: bool) -> dict[str, list[Record]]:
+    """The newest record of each point on each machine; `across` machines, those of one point stand together."""
     found: dict[str, list[Record]] = {}
     for record in newest(records):
-        found.setdefault(json.dumps(record.point, sort_keys=True, default=str), []).append(record)
+        found.setdefault(_key(record, across), []).append(record)
     return found
 
 
-def _join(base: list[Record], new: list[Record], metric: Metric, threshold: float, allow: frozenset[str]) -> list[Row]:
+def _key(record: Record, across: bool) -> str:
+    point = {**record.point, "topology": None} if across else record.point
+    return json.dumps(point, sort_keys=True, default=str)
+
+
+def _join(
+    base: list[Record],
+    new: list[Record],
+    metric: Metric,
+    threshold: float,
+    allow: frozenset[str],
+    elsewhere: str | None,
+) -> list[Row]:
+    """Rows of one point; `elsewhere` is a topology that the new side holds it on."""
     rows = []
     left = list(base)
     for record in new:
         partner = next((other for other in left if not differences(other, record, allow)), None)
         if partner is not None:
             left.remove(partner)
-            rows.append(judge(partner, record, metric, threshold))
+            row = judge(partner, record, metric, threshold)
+            was, is_ = partner.point["topology"], record.point["topology"]
+            rows.append(row if was == is_ else replace(row, point={**row.point, "topology": f"{was} to {is_}"}))
             continue
         note = f"differs: {'; '.join(differences(base[-1], record, allow))}" if base else "no record in BASE"
         rows.append(Row(record.point, record.source, NOT_COMPARABLE, new=_value(record, metric), note=note))
     for record in left:
-        if not new and _failure(record, metric) is None:
-            rows.append(
-                Row(record.point, record.source, NEWLY_FAILING, base=_value(record, metric), note="no record in NEW")
-            )
+        if not new and elsewhere is not None and MACHINE not in allow:
+            note = f"NEW has it on {elsewhere}; --allow {MACHINE} compares machines"
+            rows.append(Row(record.point, record.source, NOT_COMPARABLE, base=_value(record, metric), note=note))
+        elif not new and _failure(record, metric) is None:
+            gone = NOT_COMPARABLE if MACHINE in allow else NEWLY_FAILING
+            rows.append(Row(record.point, record.source, gone, base=_value(record, metric), note="no record in NEW"))
         elif not new:
             rows.append(Row(record.point, record.source, NOT_COMPARABLE, note="failed in BASE, no record in NEW"))
     return rows

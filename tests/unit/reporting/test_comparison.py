@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from synthetic import CPU, H200, history, record, study
 
-from xdit_bench.reporting.comparison import compare, differences, mann_whitney, shift, smallest_p
+from xdit_bench.reporting.comparison import compare, differences, label, mann_whitney, shift, smallest_p
 
 
 def verdict(base: Any, new: Any, **options: Any) -> str:
@@ -117,6 +117,24 @@ def test_a_field_that_was_changed_on_purpose_may_be_allowed() -> None:
     new = record(samples=history(2, median=1.2), machine=other)
     assert verdict(record(samples=history(1)), new, allow=["driver"]) == "slower"
     assert verdict(record(samples=history(1)), new, allow=["torch"]) == "not comparable"
+
+
+def test_one_machine_may_stand_beside_another() -> None:
+    base = [record(topology="h100_nvlink"), record(topology="h100_nvlink", ulysses=2)]
+    other = H200 | {"fingerprint": "other", "gpu": "NVIDIA H200", "driver": "2"}
+    new = [record(0.5, topology="h200_nvlink", machine=other)]
+    rows = compare(base, new)
+    assert [row.verdict for row in rows].count("not comparable") == 2  # the point it has elsewhere, on either machine
+    assert any("NEW has it on h200_nvlink; --allow machine" in row.note for row in rows)
+    assert [row.verdict for row in rows if row.point["ulysses"] == 2] == ["newly failing"]
+
+    rows = compare(base, new, allow=["machine"])
+    both = next(row for row in rows if row.ratio)
+    assert (both.verdict, round(both.ratio or 0.0, 3)) == ("faster", 0.5)
+    assert label(both).endswith("on h100_nvlink to h200_nvlink")
+    assert [row.verdict for row in rows if row is not both] == ["not comparable"]
+    changed = [record(topology="h200_nvlink", machine=other, extra={"software": {"torch": "3"}})]
+    assert all(row.verdict == "not comparable" for row in compare(base, changed, allow=["machine"]))
 
 
 def test_versions_of_software_count_as_the_machine_but_our_own_code_does_not() -> None:
