@@ -29,7 +29,7 @@ from xdit_bench import __version__, data_dir
 from xdit_bench.arguments import knobs, nearest, one_line, reproducible, with_topology_files
 from xdit_bench.config import Config, Point, check_study
 from xdit_bench.errors import ConfigError, RankCrashed, UserError
-from xdit_bench.planning import Plan, PlannedPoint, predicted_baselines, to_job
+from xdit_bench.planning import Plan, PlannedPoint, predicted_baselines, to_job, within_host
 from xdit_bench.results.store import Store, read_records
 from xdit_bench.runner.frontier import trials
 from xdit_bench.topology import match
@@ -117,7 +117,7 @@ def _measure(
     packages = software()
     here = _machine(points[0], machine)
     here = {**here, "fingerprint": fingerprint(here, packages)}
-    jobs = [to_job(planned, command) for planned in points]
+    jobs = [to_job(planned, command) for planned in within_host(points, machine)]
     run_plan(jobs, store, machine=here, software=packages, study=study, console=console)
 
 

@@ -78,22 +78,33 @@ def plan_point(raw: DictConfig, machine: dict[str, Any]) -> PlannedPoint:
         cfg=cfg,
         measured=measured,
         notes=notes,
-        why_not=lacking(cfg) or (too_large(point, model, machine) if topology.name == "cpu" else None),
+        why_not=lacking(cfg),
     )
 
 
-def too_large(point: Point, model: ModelSpec, machine: dict[str, Any]) -> str | None:
-    """Why the weights of a point on CPU ranks do not fit the host, whose last resort is to kill processes; None if they
-    do. Ranks share none."""
-    each = weights_bytes(model) * (2 if point.dtype == "fp32" else 1)
+def within_host(points: list[PlannedPoint], machine: dict[str, Any]) -> list[PlannedPoint]:
+    """A study's points, those on CPU ranks refused whose weights the host can not hold: its last resort would be to
+    kill processes. Ranks share none, and every rank of a sweep's pool loads them, also one that a point leaves idle."""
     memory = float(machine["memory_bytes"])
-    if point.gpus * each <= memory:
-        return None
-    ranks = "1 CPU rank" if point.gpus == 1 else f"{point.gpus} CPU ranks"
-    return (
-        f"{ranks} of model={point.model} hold {point.gpus * each / 1e9:.0f} GB of weights in {point.dtype}, and this "
-        f"host has {memory / 1e9:.0f} GB of memory; use model=flux_tiny, or GPUs"
-    )
+
+    def ranks(planned: PlannedPoint) -> int:
+        return -(-planned.point.gpus // planned.cfg.launch.nnodes)
+
+    def refused(planned: PlannedPoint, loading: int, remedy: str) -> PlannedPoint:
+        point = planned.point
+        each = weights_bytes(planned.model) * (2 if point.dtype == "fp32" else 1)
+        if point.topology != "cpu" or planned.why_not or loading * each <= memory:
+            return planned
+        held = (
+            f"{loading} CPU rank{'s' if loading > 1 else ''} of model={point.model} hold {loading * each / 1e9:.0f} GB"
+        )
+        reason = f"{held} of weights in {point.dtype}, and this host has {memory / 1e9:.0f} GB of memory; use {remedy}"
+        return dataclasses.replace(planned, why_not=reason)
+
+    points = [refused(planned, ranks(planned), "model=flux_tiny, or GPUs") for planned in points]
+    pool = max((ranks(planned) for planned in points if not planned.why_not), default=1)
+    alone = "a sweep of their own, as other points here have more ranks and all ranks load them"
+    return [planned if planned.cfg.run.isolation == "point" else refused(planned, pool, alone) for planned in points]
 
 
 def _topology(cfg: Config, machine: dict[str, Any]) -> Topology:

@@ -68,7 +68,7 @@ def _fastest(found: list[tuple[Point, Advice]]) -> tuple[Point, Advice]:
     running = [pair for pair in found if pair[1].options]
     if not running:
         return found[0]
-    fastest = min((advice.best for _, advice in running), key=lambda best: best.seconds)
+    fastest = min((advice.best for _, advice in running), key=lambda best: best.counted_s)
     tied = [pair for pair in running if pair[1].best is fastest or ties(fastest, pair[1].best)]
     measured = [pair for pair in tied if pair[1].best.source != "predicted"]
     return (measured or tied)[-1]
@@ -169,9 +169,10 @@ def _meeting(advice: Advice, latency_s: float) -> str:
     fewest = advice.fewest(latency_s)
     if fewest is None:
         fastest = advice.options[0]
-        return (
-            f"within {latency_s:g} s: no split meets it; the fastest is {fastest.split} at {digits(fastest.seconds)} s"
-        )
+        pressed = fastest.counted_s > fastest.seconds
+        most = f", up to {digits(fastest.counted_s)} s under memory pressure" if pressed else ""
+        at = f"{fastest.split} at {digits(fastest.seconds)} s{most}"
+        return f"within {latency_s:g} s: no split meets it; the fastest is {at}"
     sure = "" if fewest.high <= latency_s else " (not certain: its interval reaches beyond)"
     return f"within {latency_s:g} s: {_describe(fewest)}{sure}"
 

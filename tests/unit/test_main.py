@@ -16,6 +16,7 @@ import pytest
 from xdit_bench.__main__ import main
 from xdit_bench.results.store import Store, read_records
 from xdit_bench.runner.process import running
+from xdit_bench.topology import probe as probing
 
 KNOBS = ("ulysses: 1", "res: 1024", "execution: auto", "run.resume: true", "measure.precision: 0.01", "prompt")
 
@@ -265,9 +266,29 @@ def test_cpu_ranks_have_no_memory_to_cap(here: Path) -> None:
     assert (record.status, "caps a GPU's allocator" in record.reason) == ("infeasible", True)
 
 
-def test_weights_that_the_host_can_not_hold_are_a_record_and_load_nothing(here: Path) -> None:
-    assert main(["topology=cpu", "ulysses=24", "run.report=false", "study=big"]) == 1  # 24 ranks of 12 billion weights
-    (record,) = [r for r in read_records(here / "results" / "big") if r.point["ulysses"] == 24]
+def test_weights_that_the_host_can_not_hold_are_a_record_and_load_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "_memory_bytes", lambda: 100_000_000_000)
+    small = ["topology=cpu", "run.report=false", "study=big"]
+    assert main([*small, "ulysses=2"]) == 1  # of 12 billion weights
+    (record,) = read_records(here / "results" / "big")
     assert record.status == "infeasible"
-    for word in ("24 CPU ranks", "GB of weights in fp32", "this host has", "model=flux_tiny"):
+    for word in ("2 CPU ranks", "135 GB of weights in fp32", "this host has 100 GB", "model=flux_tiny"):
         assert word in record.reason
+
+
+def test_weights_that_every_rank_of_the_pool_would_load_count_as_often(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "_memory_bytes", lambda: 100_000_000_000)
+    quick = ["measure=quick", "res=64", "steps=1", "vae=none", "run.recheck=0"]
+    assert main(["-m", "topology=cpu", "run.report=false", "study=two", "model=flux_schnell,flux_tiny", "ulysses=1,2",
+                 *quick]) == 0  # fmt: skip
+    found = {(r.point["model"], r.point["ulysses"]): r for r in read_records(here / "results" / "two")
+             if r.point["engine"] == "usp"}  # fmt: skip
+    assert {key: r.status for key, r in found.items()} == {
+        ("flux_schnell", 1): "infeasible", ("flux_schnell", 2): "infeasible", ("flux_tiny", 1): "ok",
+        ("flux_tiny", 2): "ok",
+    }  # fmt: skip
+    assert "a sweep of their own" in found["flux_schnell", 1].reason

@@ -15,6 +15,7 @@ last dimension has no stride of one, for which torch has no fused attention on G
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 from xdit_bench.engine.collectives import Carrier
 from xdit_bench.engine.mesh import Mesh, split_sizes
 from xdit_bench.engine.weights import bring_back, put_away
+
+log = logging.getLogger(__name__)
 
 
 class ShardedT5:
@@ -45,13 +48,17 @@ class ShardedT5:
         start = sum(self.counts[: mesh.rank])
         own = range(start, start + self.counts[mesh.rank])
         self.close()  # a sharing that was never closed
-        self.by_width = by_width and 1 < mesh.size <= encoder.config.num_heads and self._all_put_away()
-        if self.by_width:
-            self.stage = _slice(encoder, mesh, carrier)
-        else:
-            self.stage = _stage(encoder, own, last=own.stop == len(layers))
-            if mesh.device.type == "cuda":
-                put_away([layer for i, layer in enumerate(layers) if i not in own], mesh.size)
+        try:
+            self.by_width = by_width and 1 < mesh.size <= encoder.config.num_heads and self._all_put_away()
+            if self.by_width:
+                self.stage = _slice(encoder, mesh, carrier)
+            else:
+                self.stage = _stage(encoder, own, last=own.stop == len(layers))
+                if mesh.device.type == "cuda":
+                    put_away([layer for i, layer in enumerate(layers) if i not in own], mesh.size)
+        except BaseException:
+            self.close()  # or the next point, of another engine, would find layers in host memory
+            raise
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Embeddings `B T C` of ids `B T`, on every rank. All ranks call in step."""
@@ -76,7 +83,10 @@ class ShardedT5:
     def _all_put_away(self) -> bool:
         """Puts every layer away; whether each rank's host had room for them. Else all are back."""
         if self.mesh.device.type == "cuda":
-            put_away(self.layers, self.mesh.size)
+            try:
+                put_away(self.layers, self.mesh.size)
+            except RuntimeError as error:  # no pages to pin; the other ranks wait to hear of it
+                log.warning("T5's layers can not be put away (%s)", error)
         mine = not any(parameter.is_cuda for layer in self.layers for parameter in layer.parameters())
         ranks = int(self.carrier.total(torch.tensor([float(mine)], device=self.mesh.device)))
         if ranks < self.mesh.size:

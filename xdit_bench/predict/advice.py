@@ -148,7 +148,11 @@ def ties(one: Option, other: Option) -> bool:
     apart = [abs(one.errors.get(name, 0.0) / one.seconds - other.errors.get(name, 0.0) / other.seconds)
              for name in classes]  # fmt: skip
     own = MODEL_ERROR if "predicted" in (one.source, other.source) else 0.0
-    return abs(math.log(one.counted_s / other.counted_s)) <= math.hypot(own, *apart)
+    if one.counted_s > one.seconds and other.counted_s > other.seconds:  # what pressure may add is in both
+        times = one.seconds / other.seconds
+    else:
+        times = one.counted_s / other.counted_s
+    return abs(math.log(times)) <= math.hypot(own, *apart)
 
 
 def _key(point: Point) -> tuple[object, ...]:

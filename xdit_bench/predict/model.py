@@ -181,8 +181,10 @@ def _pressure(point: Point, memory: MemoryPlan) -> str:
 
 
 def _roomier_decode(point: Point) -> str:
-    if point.engine == "usp" and point.vae in ("single", "distvae"):
+    if point.engine == "usp" and point.vae != "parallel":
         return "vae=parallel"
+    if point.vae == "tiled":
+        return "a smaller image, or engine=usp with vae=parallel"
     return BANDS_OR_TILES.get(point.engine, "vae=parallel on more GPUs, or vae=tiled")
 
 

@@ -25,14 +25,16 @@ def text_s(point: Point, model: ModelSpec, topology: Topology, profile: EnginePr
     exchanges go through symmetric memory. Else each layer is whole on some rank and ranks issue theirs one after the
     other; what that exchanges, 4 MB a rank, is left out."""
     text, share = text_encoders(model), topology.efficiency.get(profile.text_share)
-    wide = profile.shards_text and profile.text_graph and path(topology, point, profile.symmetric) == SYMMETRIC
+    symmetric = path(topology, point, profile.symmetric) == SYMMETRIC
+    wide = profile.shards_text and profile.text_graph and symmetric and point.gpus <= text.heads
     ranks = point.gpus if wide else 1
     kernel = attention_kernel(point, topology, profile)
     layer = layer_s(topology, model, point.text_tokens, profile, kernel, ranks) / (share.value if share else 1.0)
     sums = 0.0
     if ranks > 1:  # a sum over the ranks: every rank's part to its owner, and back
         moved = text.row_bytes * point.text_tokens
-        sums = SUMS * 2 * Network(topology, "p2p", ranks, 1).all_to_all_s(moved).seconds
+        links = "p2p" if topology.levels("p2p") else SYMMETRIC
+        sums = SUMS * 2 * Network(topology, links, ranks, 1).all_to_all_s(moved).seconds
     others = text.other_kernels * topology.host["kernel_gap_s"].value
     on_gpu = text.layers * (layer + sums) + others
     return on_gpu if profile.text_graph else max(on_gpu, OPS * topology.op_s(1 if profile.shards_text else point.gpus))
@@ -47,7 +49,7 @@ def layer_s(
     products = sum(gemm.count * gemm_s(topology, gemm) for gemm in text_gemms(model, tokens, ranks))
     rows = text.rows + text.wide_rows / ranks
     elementwise = rows_s(topology, rows, tokens, text.row_bytes, fused=False)
-    heads = text.heads / ranks
+    heads = -(-text.heads // ranks)
     scores = stream_s(topology, profile.score_bytes * heads * tokens**2, "elementwise")
     attention = attention_s(topology, Attention(heads, tokens, tokens, 1), text.head_dim, kernel)
     gaps = text.kernels * topology.host["kernel_gap_s"].value

@@ -87,7 +87,7 @@ def _published_regret(row: Latency, topology: Topology) -> tuple[str, float]:
     a tie."""
     advice = advise(row.point, row.model, topology, row.point.gpus, exactly=True)
     theirs, pick = from_prediction(predict(row.point, row.model, topology)), advice.options[0]
-    regret = 0.0 if ties(theirs, pick) else theirs.seconds / pick.seconds - 1
+    regret = 0.0 if ties(theirs, pick) else theirs.counted_s / pick.counted_s - 1
     return f"{picture(row.point)} {row.point.gpus} GPUs: {pick.split}, published {theirs.split}", regret
 
 
@@ -136,7 +136,7 @@ def _best(text: str, split: tuple[int, int], res: int, topology: Topology, model
     theirs = next(option for option in options if (option.point.ulysses, option.point.ring) == split)
     others = [option for option in options if option is not theirs]
     tied = [option.split for option in others if ties(theirs, option)]
-    faster = [option for option in others if option.seconds < theirs.seconds and not ties(theirs, option)]
+    faster = [option for option in others if option.counted_s < theirs.counted_s and not ties(theirs, option)]
     verdict = "not reproduced" if faster else "tie" if tied else "reproduced"
     return Fact(
         text, verdict, ", ".join(f"{o.split} {o.seconds:.2f} s{' (tie)' if o.split in tied else ''}" for o in options)

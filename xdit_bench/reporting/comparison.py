@@ -82,14 +82,15 @@ def compare(
     across = MACHINE in allow
     allowed = frozenset([*allow, *(MACHINE_FIELDS if across else ())])  # MACHINE too: a vanished point is no failure
     ours, theirs = _by_point(base, across), _by_point(new, across)
-    elsewhere: dict[str, str] = {}
-    for records in theirs.values():
-        elsewhere.setdefault(_key(records[-1], across=True), str(records[-1].point["topology"]))
+    moved: dict[tuple[str, str], str] = {}  # what succeeded on a topology that the other side has no such point of
+    for key, records in theirs.items():
+        if key not in ours and records[-1].status == "ok":
+            moved.setdefault(_anywhere(records[-1]), str(records[-1].point["topology"]))
     rows = []
     for key in dict.fromkeys([*ours, *theirs]):
         left = ours.get(key, [])
-        other = elsewhere.get(_key(left[-1], across=True)) if left else None
-        rows += _join(left, theirs.get(key, []), METRICS[metric], threshold, allowed, other)
+        elsewhere = moved.get(_anywhere(left[-1])) if left else None
+        rows += _join(left, theirs.get(key, []), METRICS[metric], threshold, allowed, elsewhere)
     return sorted(rows, key=lambda row: (VERDICTS.index(row.verdict), -abs(math.log(row.ratio)) if row.ratio else 0.0))
 
 
@@ -106,6 +107,10 @@ def _key(record: Record, across: bool) -> str:
     return json.dumps(point, sort_keys=True, default=str)
 
 
+def _anywhere(record: Record) -> tuple[str, str]:
+    return _key(record, across=True), record.source
+
+
 def _join(
     base: list[Record],
     new: list[Record],
@@ -114,29 +119,56 @@ def _join(
     allow: frozenset[str],
     elsewhere: str | None,
 ) -> list[Row]:
-    """Rows of one point; `elsewhere` is a topology that the new side holds it on."""
+    """Rows of one point: each machine with itself, then with one of its topology, then with any that `allow` lets it.
+    `elsewhere` is a topology that the new side holds the point on."""
     rows = []
-    left = list(base)
-    for record in new:
-        partner = next((other for other in left if not differences(other, record, allow)), None)
-        if partner is not None:
-            left.remove(partner)
-            row = judge(partner, record, metric, threshold)
-            was, is_ = partner.point["topology"], record.point["topology"]
-            rows.append(row if was == is_ else replace(row, point={**row.point, "topology": f"{was} to {is_}"}))
-            continue
-        note = f"differs: {'; '.join(differences(base[-1], record, allow))}" if base else "no record in BASE"
+    left, waiting = list(base), list(new)
+    for near in (_one_machine, _one_topology, _any_machine):
+        for record in list(waiting):
+            partner = next((o for o in left if near(o, record) and not differences(o, record, allow)), None)
+            if partner is not None:
+                left.remove(partner)
+                waiting.remove(record)
+                rows.append(_pair(partner, record, metric, threshold, across=MACHINE in allow))
+    for record in waiting:
+        unlike = differences(base[-1], record, allow) if base else ["no record in BASE"]
+        note = f"{'differs: ' if base else ''}{'; '.join(unlike)}" if unlike else "BASE has it of fewer machines"
         rows.append(Row(record.point, record.source, NOT_COMPARABLE, new=_value(record, metric), note=note))
-    for record in left:
-        if not new and elsewhere is not None and MACHINE not in allow:
+    for record in left if len(left) > len(waiting) else ():
+        value, failed = _value(record, metric), _failure(record, metric)
+        if new:
+            note = "no record of this machine in NEW"
+        elif elsewhere is not None and MACHINE not in allow:
             note = f"NEW has it on {elsewhere}; --allow {MACHINE} compares machines"
-            rows.append(Row(record.point, record.source, NOT_COMPARABLE, base=_value(record, metric), note=note))
-        elif not new and _failure(record, metric) is None:
-            gone = NOT_COMPARABLE if MACHINE in allow else NEWLY_FAILING
-            rows.append(Row(record.point, record.source, gone, base=_value(record, metric), note="no record in NEW"))
-        elif not new:
-            rows.append(Row(record.point, record.source, NOT_COMPARABLE, note="failed in BASE, no record in NEW"))
+        elif failed is not None:
+            value, note = None, "failed in BASE, no record in NEW"
+        else:
+            note = "no record in NEW"
+        vanished = failed is None and not new and elsewhere is None and MACHINE not in allow
+        verdict = NEWLY_FAILING if vanished else NOT_COMPARABLE
+        rows.append(Row(record.point, record.source, verdict, base=value, note=note))
     return rows
+
+
+def _one_machine(base: Record, new: Record) -> bool:
+    return _one_topology(base, new) and base.fingerprint == new.fingerprint
+
+
+def _one_topology(base: Record, new: Record) -> bool:
+    return bool(base.point["topology"] == new.point["topology"])
+
+
+def _any_machine(base: Record, new: Record) -> bool:
+    return True
+
+
+def _pair(base: Record, new: Record, metric: Metric, threshold: float, *, across: bool) -> Row:
+    """The verdict, with both topologies where they differ. What another machine is too small for is no failure."""
+    row = judge(base, new, metric, threshold)
+    if across and new.status in ("infeasible", "skipped"):
+        row = replace(row, verdict=NOT_COMPARABLE)
+    was, is_ = base.point["topology"], new.point["topology"]
+    return row if was == is_ else replace(row, point={**row.point, "topology": f"{was} to {is_}"})
 
 
 def differences(base: Record, new: Record, allow: Collection[str] = ()) -> list[str]:

@@ -37,10 +37,18 @@ def probe() -> dict[str, Any]:
         "capacity_bytes": None,
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": _memory_bytes(),
         "system": f"{platform.system()} {platform.machine()}",
     }
     return machine | _gpus()
+
+
+def _memory_bytes(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Of the host, or what a container's limit leaves of it."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no limit, or not cgroup v2
+        return min(physical, int(cgroup.read_text(encoding="utf-8")))
+    return physical
 
 
 def software() -> dict[str, str]:

@@ -179,3 +179,20 @@ def test_t5_is_shared_out_by_depth_on_all_ranks_where_the_host_of_one_has_no_roo
     shared = text.ShardedT5(encoder, Mesh(1, 2, 0, torch.device("cpu")), carrier, by_width=True)
     assert not shared.by_width
     assert len(shared.stage.encoder.block) == 2
+
+
+def test_t5_brings_its_layers_back_where_sharing_it_out_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    def fail(*given: object, last: bool) -> None:
+        raise RuntimeError("no memory")
+
+    shape = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 3}
+    encoder = T5EncoderModel(T5Config(vocab_size=9, feed_forward_proj="gated-gelu", **shape))
+    back: list[object] = []
+    carrier: Any = None
+    monkeypatch.setattr(text, "bring_back", lambda layer, device: back.append(layer))
+    monkeypatch.setattr(text, "_stage", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        text.ShardedT5(encoder, Mesh(1, 2, 0, torch.device("cpu")), carrier)
+    assert back == 2 * list(encoder.encoder.block)

@@ -51,6 +51,9 @@ def test_an_option_under_pressure_counts_as_slow_as_it_may_be_until_it_is_measur
     assert Advice((roomy, pressed), {}).best is roomy
     assert Advice((roomy, pressed), {}).fewest(2.0) is roomy
     assert Advice((roomy, pressed), {}).fewest(0.5) is None
+    slower = dataclasses.replace(pressed, seconds=2.0, high=13.0)
+    assert not ties(pressed, slower), "what pressure may add is the same in both"
+    assert not ties(pressed, roomy)
     measured = dataclasses.replace(pressed, source="measured")
     assert Advice((measured, roomy), {}).fewest(2.0) is measured
 

@@ -137,6 +137,30 @@ def test_one_machine_may_stand_beside_another() -> None:
     assert all(row.verdict == "not comparable" for row in compare(base, changed, allow=["machine"]))
 
 
+def test_points_that_vanished_are_no_others_of_another_machine() -> None:
+    two = [record(topology="h100_nvlink"), record(topology="h200_nvlink")]
+    assert {r.verdict for r in compare(two, two[1:])} == {"newly failing", "same"}  # NEW has only what BASE had too
+    failed = [record(topology="h200_nvlink", status="oom")]
+    assert "newly failing" in {r.verdict for r in compare(two[:1], failed)}
+    guess = [record(topology="h200_nvlink", source="predicted")]
+    assert "newly failing" in {r.verdict for r in compare(two[:1], guess)}
+
+
+def test_beside_another_machine_each_is_paired_with_itself_first_and_no_record_is_dropped() -> None:
+    other = H200 | {"fingerprint": "other", "gpu": "NVIDIA H100"}
+    base = [record(1.0, topology="h100_nvlink", machine=other), record(0.5, topology="h200_nvlink")]
+    rows = compare(base, base[::-1], allow=["machine"])
+    assert [row.verdict for row in rows] == ["same", "same"]
+    rows = compare(base, base[1:], allow=["machine"])
+    assert [(row.verdict, row.point["topology"]) for row in rows] == [
+        ("same", "h200_nvlink"), ("not comparable", "h100_nvlink"),
+    ]  # fmt: skip
+    rows = compare(base[1:], base, allow=["machine"])
+    assert [row.note for row in rows if row.verdict != "same"] == ["BASE has it of fewer machines"]
+    small = [record(status="infeasible", topology="h100_nvlink", machine=other)]
+    assert [row.verdict for row in compare(base[1:], small, allow=["machine"])] == ["not comparable"]
+
+
 def test_versions_of_software_count_as_the_machine_but_our_own_code_does_not() -> None:
     new = record(machine=H200 | {"fingerprint": "other"}, extra={"software": {"torch": "2.14.0", "code": "beef"}})
     assert differences(record(), new) == ["torch 2.13.0 -> 2.14.0"]
