@@ -345,7 +345,8 @@ def check_study(name: str) -> None:
 def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
     """Why this cell of the grid can not run on `gpus` GPUs, or None. A sweep may hold such cells."""
     if point.gpus > gpus:
-        needed = f"ulysses={point.ulysses} x ring={point.ring} needs {point.gpus} GPUs"
+        what = "CPU ranks" if point.topology == "cpu" else "GPUs"
+        needed = f"ulysses={point.ulysses} x ring={point.ring} needs {point.gpus} {what}"
         return f"{needed}, and there are {gpus}; use at most that many"
     if model.heads % point.ulysses:
         divisors = [str(u) for u in range(1, model.heads + 1) if model.heads % u == 0]

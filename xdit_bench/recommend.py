@@ -21,7 +21,7 @@ from xdit_bench.config import ModelSpec, Point, check_side
 from xdit_bench.errors import ConfigError, PointFailure, UserError, did_you_mean
 from xdit_bench.keys import helped, parse, positive, whole
 from xdit_bench.predict.advice import Advice, Option, advise, ties
-from xdit_bench.predict.model import predict
+from xdit_bench.predict.model import predict, roomier_decode
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import executions
 from xdit_bench.reporting.words import digits
@@ -34,6 +34,7 @@ DEFAULTS = {
     "execution": "", "vae": "", "steps": "", "text_tokens": "", "transport": "p2p",
     "inner": "ulysses", "results_dir": "results",
 }  # fmt: skip
+SAME_MEMORY = 0.02  # of a card's: what a driver keeps differs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,6 +87,7 @@ def _point(options: Mapping[str, str], model: ModelSpec, topology: Topology) -> 
     for key, whose, allowed in (
         ("vae", f"vae of engine={named['engine']}", offered),
         ("transport", "transport", ("p2p", "host", "socket")),
+        ("execution", f"execution of engine={named['engine']}", executions(named["engine"])),
     ):
         if named[key] not in allowed:
             raise ConfigError(f"{whose} is one of {', '.join(allowed)}; got {key}={named[key]}")
@@ -108,12 +110,20 @@ def _inner(axis: str) -> bool:
 
 
 def _measured(results: Path, topology: Topology) -> list[Record]:
-    """Measured records of this machine in all studies, of whole engines; a later study's come last and win."""
+    """Measured records of this machine in all studies, of whole engines; a later study's come last and win. A file may
+    bear the name of a machine and speak of another: its GPU has to be theirs."""
     found = []
     for _, records in studies(results):
         whole_engines = [r for r in latest(records) if not r.point.get("without")]
         found += [r for r in whole_engines if r.source == "measured" and r.point["topology"] == topology.name]
+    found = [r for r in found if _of(topology, r)]
     return sorted(found, key=lambda record: record.time)
+
+
+def _of(topology: Topology, record: Record) -> bool:
+    held = record.machine.get("capacity_bytes")
+    alike = not held or abs(float(held) / topology.gpu.memory_bytes - 1) <= SAME_MEMORY
+    return alike and record.machine.get("gpu") in (topology.gpu.name, "")
 
 
 def render(advice: Advice, point: Point, model: ModelSpec, topology: Topology, latency_s: float | None) -> list[str]:
@@ -179,7 +189,9 @@ def _meeting(advice: Advice, latency_s: float) -> str:
 
 def _warnings(best: Option, model: ModelSpec, topology: Topology) -> list[str]:
     if best.source != "predicted":
-        return []
+        if best.verdict != "pressure":
+            return []
+        return [f"warning: memory pressure, as measured: the decode waits for memory; use {roomier_decode(best.point)}"]
     return [f"warning: {warning}" for warning in predict(best.point, model, topology).warnings]
 
 

@@ -162,7 +162,8 @@ def test_a_picture_that_is_not_square_has_no_res() -> None:
     ("knobs", "reason"),
     [
         ({"ulysses": 5}, "24 heads cannot be split over ulysses=5; use 1, 2, 3, 4, 6, 8, 12 or 24"),
-        ({"ulysses": 8, "ring": 2}, "needs 16 GPUs, and there are 8"),
+        ({"ulysses": 8, "ring": 2}, "needs 16 CPU ranks, and there are 8"),
+        ({"ulysses": 8, "ring": 2, "topology": "l40_pcie"}, "needs 16 GPUs, and there are 8"),
         ({"engine": "stock", "ulysses": 2, "vae": "single"}, "engine=stock is plain diffusers on one GPU"),
         ({"height": 16, "width": 1024, "ring": 3}, "parallel VAE needs a row"),
     ],

@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
+from xdit_bench import data_dir
+from xdit_bench.predict.points import load_model, make_point
+from xdit_bench.predict.records import predicted_record
 from xdit_bench.recommend import main
+from xdit_bench.results.store import Store
+from xdit_bench.topology.specs import load
 
 
 @pytest.fixture
@@ -36,6 +42,39 @@ def test_the_engine_runs_as_it_is_fastest_unless_told_otherwise(say) -> None:  #
     _, eager, _ = say("topology=h100_nvlink", "res=1024", "execution=eager")
     assert "engine usp/eager" in eager  # bound by launches, where more GPUs do not help
     assert "engine diffusers/compile" in say("topology=h100_nvlink", "engine=diffusers", "vae=single")[1]
+
+
+def measured(results: Path, gpu: str = "NVIDIA H100 80GB HBM3") -> None:
+    """A decode that memory slowed, as one was seen."""
+    model, topology = load_model("flux_schnell"), load("h100_nvlink")
+    point = make_point(model, topology="h100_nvlink", height=4096, width=4096, engine="stock", vae="single", steps=1)
+    record = predicted_record(point, model, topology, "s")
+    record.source, record.run_id, record.latency_s["total"] = "measured", "seen", {"median": 32.2}
+    record.machine = {**record.machine, "gpu": gpu, "capacity_bytes": 85520809984}
+    with Store.open(results, "s") as store:
+        store.append(record)
+
+
+def test_pressure_that_was_measured_is_said_and_compared_by_what_it_cost(say, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    measured(tmp_path)
+    of = ("topology=h100_nvlink", "res=4096", "engine=stock", "vae=single", "steps=1", "gpus=1", "latency_s=20")
+    _, out, _ = say(*of)
+    assert "32.2 s an image (32.2 to 32.2, measured)" in out, "the compiled one may take longer, for all that is known"
+    assert "warning: memory pressure, as measured" in out
+    assert "vae=tiled" in out
+    _, guess, _ = say(*of, "execution=compile")
+    assert "no split meets it; the fastest is u1r1 at 8." in guess
+    assert "under memory pressure" in guess
+
+
+def test_records_of_another_card_than_the_files_are_not_its(say, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    measured(tmp_path)
+    data = yaml.safe_load((data_dir("conf") / "topology" / "h100_nvlink.yaml").read_text())
+    data["gpu"]["memory_bytes"] = 141 * 10**9
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
+    of = ("res=4096", "engine=stock", "execution=eager", "vae=single", "steps=1", "gpus=1")
+    assert "measured" in say("topology=h100_nvlink", *of)[1]
+    assert "measured" not in say(f"topology={tmp_path / 'mine.yaml'}", *of)[1]
 
 
 def test_an_engine_is_advised_with_a_decode_that_it_has(say) -> None:  # type: ignore[no-untyped-def]
@@ -91,6 +130,7 @@ def test_a_machine_without_numbers_exits_1_and_says_why_once(say) -> None:  # ty
         ("latency_s=0", "latency_s must be a number above 0"),
         ("vae=paralel", "vae of engine=usp is one of"),
         ("engine=uspp", "did you mean usp?"),
+        ("execution=foo", "execution of engine=usp is one of eager"),
         ("inner=both", "inner is ulysses or ring"),
         ("res", "takes key=value"),
     ],

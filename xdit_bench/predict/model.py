@@ -161,7 +161,7 @@ def _out_of_memory(point: Point, memory: MemoryPlan, topology: Topology) -> OutO
         )
     remedy = "more GPUs or a smaller image"
     if memory.stage == "vae":
-        remedy = _roomier_decode(point)
+        remedy = roomier_decode(point)
     return OutOfMemory(
         f"the {memory.stage} stage needs {memory.peak_bytes / 1e9:.1f} GB on rank 0, weights included, "
         f"more than {what}; use {remedy}",
@@ -176,11 +176,12 @@ def _pressure(point: Point, memory: MemoryPlan) -> str:
     more = "twenty" if memory.cramped else "ten"
     return (
         f"memory pressure: {memory.peak_bytes / 1e9:.1f} GB of {memory.cap_bytes / 1e9:.1f} GB at the peak; the "
-        f"allocator may thrash and the decode take up to {more} times as long; use {_roomier_decode(point)}"
+        f"allocator may thrash and the decode take up to {more} times as long; use {roomier_decode(point)}"
     )
 
 
-def _roomier_decode(point: Point) -> str:
+def roomier_decode(point: Point) -> str:
+    """What to use where a point's decode wants more memory than there is."""
     if point.engine == "usp" and point.vae != "parallel":
         return "vae=parallel"
     if point.vae == "tiled":
@@ -196,13 +197,13 @@ def _extrapolation(point: Point, model: ModelSpec, topology: Topology) -> tuple[
         wider += math.log2(low / tokens if tokens < low else tokens / high)
         warnings.append(
             f"{point.width}x{point.height} pixels are {tokens} image tokens, outside the {low} to {high} that "
-            f"{topology.name} was calibrated for: the interval is {wider:.1f} times as wide"
+            f"{topology.name} was calibrated for: the interval is {wider:.3g} times as wide"
         )
     away = abs(math.log2(model.hidden / CALIBRATED_HIDDEN))
     if away:
         wider += away
         warnings.append(
             f"{model.name} is {model.hidden} wide and the model was calibrated at {CALIBRATED_HIDDEN}: "
-            f"the interval is {wider:.1f} times as wide"
+            f"the interval is {wider:.3g} times as wide"
         )
     return wider, warnings

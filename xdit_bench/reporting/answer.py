@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xdit_bench.reporting import words
-from xdit_bench.reporting.entry import Size, number, seconds_or_inf
+from xdit_bench.reporting.entry import Entry, Size, number, seconds_or_inf
 from xdit_bench.reporting.frontier import families, limits
 from xdit_bench.reporting.peers import OURS, compared, tried_compiled
 from xdit_bench.reporting.study import Group, spread
@@ -111,7 +111,7 @@ def _banners(groups: Sequence[Group]) -> tuple[str, ...]:
 
 
 def _sentences(alike: Sequence[Group], capped: Sequence[Group] = ()) -> tuple[Sentence, ...]:
-    """Of the first group; its peers' sentence also of those that differ in the number of steps alone."""
+    """Of the first group; memory and peers also of those that differ in the number of steps alone."""
     group = alike[0]
     if not any(entry.ok for entry in group.entries):
         counts = Counter(entry.status for entry in group.entries)
@@ -121,7 +121,7 @@ def _sentences(alike: Sequence[Group], capped: Sequence[Group] = ()) -> tuple[Se
     return (
         Sentence("Best configuration", _best(group, sizes)),
         Sentence("Speedup", _speedup(group, sizes)),
-        Sentence("Memory", " ".join([_memory(group), *map(_capped, capped)]).strip()),
+        Sentence("Memory", " ".join([_memory(alike), *map(_capped, capped)]).strip()),
         *(Sentence("Beside the peers", said) for said in _peers(alike)),
     )
 
@@ -186,16 +186,28 @@ def _one(group: Group) -> str:
     return "rank" if group.on_cpu else "GPU"
 
 
-def _memory(group: Group) -> str:
-    if out := _runs_out(group):
+def _memory(alike: Sequence[Group]) -> str:
+    if out := next(filter(None, map(_runs_out, alike)), ""):
         return f"At {out}."
-    fullest = max((e for e in group.entries if e.ok and e.peak_bytes), key=lambda e: e.peak_bytes or 0.0, default=None)
+    entries = [e for group in alike for e in group.entries if e.ok]
+    fullest = max((e for e in entries if e.peak_bytes), key=lambda e: e.peak_bytes or 0.0, default=None)
     if fullest is None:
         return "Nothing ran out of it; no peak was recorded."
     limit = f" of {words.gigabytes(fullest.limit_bytes)}" if fullest.limit_bytes else ""
     return (
         f"Nothing ran out of it; the fullest device held {words.gigabytes(fullest.peak_bytes)}{limit}, at "
-        f"{words.px(fullest.size)} on {group.count(fullest.gpus)}."
+        f"{words.px(fullest.size)} on {alike[0].count(fullest.gpus)}.{_pressed(alike[0], entries)}"
+    )
+
+
+def _pressed(group: Group, entries: Iterable[Entry]) -> str:
+    pressed = [e for e in entries if e.verdict == "pressure"]
+    if not pressed:
+        return ""
+    first = min(pressed, key=lambda e: (e.size[0] * e.size[1], e.gpus))
+    return (
+        f" It was scarce, and slowed the decode, from {words.px(first.size)} on: {first.runner} with vae={first.vae} "
+        f"on {group.count(first.gpus)}."
     )
 
 

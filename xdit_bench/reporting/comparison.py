@@ -20,6 +20,7 @@ from xdit_bench.results.schema import METRICS, Metric, Record
 from xdit_bench.results.store import newest
 
 ALPHA = 0.01  # of the two-sided Mann-Whitney test; the threshold stands beside it, both must be passed
+FEW = 0.11  # the smallest p that so few samples can have, above which not even complete separation is a verdict
 Z95 = 1.959964
 SLOWER, FASTER, SAME = "slower", "faster", "same"
 NEWLY_FAILING, FIXED, NOT_COMPARABLE = "newly failing", "fixed", "not comparable"
@@ -208,7 +209,13 @@ def judge(base: Record, new: Record, metric: Metric, threshold: float) -> Row:
     if olds and news:
         ratio, low, high = shift(olds, news)
         p: float | None = mann_whitney(olds, news)
-        sure = p is not None and p <= max(ALPHA, smallest_p(len(olds), len(news)))
+        least = smallest_p(len(olds), len(news))
+        if least > FEW and not 1 / (1 + threshold) <= ratio <= 1 + threshold:
+            few = f"{len(olds)} and {len(news)} samples tell no chance from a change; measure.repeats=5 would"
+            return Row(
+                new.point, new.source, NOT_COMPARABLE, before, after, ratio, samples=(len(olds), len(news)), note=few
+            )
+        sure = p is not None and p <= max(ALPHA, least)
         note = ""
     else:
         ratio, low, high, p, sure, note = after / before, None, None, None, True, "no samples: the medians alone decide"

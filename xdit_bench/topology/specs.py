@@ -40,6 +40,8 @@ OPTIONAL = (*TEXT, PASSES, TAIL, AWAKE)
 KERNELS = ("flash", "cudnn", "fa3", "sdpa", "flash_attn")
 HOST = ("op_s", "kernel_gap_s", "vae_cold_start_s")
 BESIDE = "op_beside_s"  # op_s while other ranks of the host issue too; optional
+ROOT = ("name", "gpus", "gpu", "predict", "note", "links", "efficiency", "attention", "host", "uncertainty",
+        "calibrated_tokens", "free")  # fmt: skip
 GPU = ("name", "memory_bytes", "peak_flops", "memory_bytes_per_s", "l2_bytes", "sms", "source")
 LEVEL = ("name", "gpus", "bytes_per_s", "all_to_all_bytes_per_s", "latency_s", "all_to_all_latency_s", "source")
 UNCERTAINTIES = ("compute", "network", "host", "vae")
@@ -159,6 +161,7 @@ def load(name_or_path: str) -> Topology:
 def from_dict(data: Any, origin: str) -> Topology:
     """A topology from plain data; `origin` names the file in errors. Raises TopologyError."""
     root = _Reader(data, origin)
+    root.only(ROOT)
     name, gpus = root.text("name"), root.count("gpus")
     gpu = root.section("gpu")
     if data.get("predict", True) is False:  # a machine to measure on, with no numbers to predict from
@@ -203,6 +206,7 @@ def from_dict(data: Any, origin: str) -> Topology:
 
 def _range(root: _Reader) -> tuple[int, int]:
     section = root.section("calibrated_tokens")
+    section.only(("low", "high"))
     low = section.count("low")
     return low, section.count("high", low=low)
 

@@ -30,6 +30,13 @@ def test_a_study_without_oom_names_the_fullest_device_and_its_capacity() -> None
     assert "of 151 GB" in memory
 
 
+def test_memory_speaks_of_every_size_whatever_its_steps_and_of_pressure() -> None:
+    pressed = {"memory": {"verdict": "pressure", "peak_bytes": 68e9, "alloc_retries": 11}}
+    records = [*study(oom_at=9999), record(30.0, res=8192, engine="stock", vae="single", steps=1, extra=pressed)]
+    memory = next(sentence.text for sentence in head(records).sentences if sentence.lead == "Memory")
+    assert "It was scarce, and slowed the decode, from 8192px on: stock/eager with vae=single on 1 GPU" in memory
+
+
 def test_capped_points_say_where_they_run_out_and_what_still_fits_as_an_image() -> None:
     capped = {"memory_cap_gb": 48.0, "vae": "parallel"}
     records = [record(), record(res=2048, status="oom", **capped), record(**capped)]

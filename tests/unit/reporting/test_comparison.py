@@ -56,6 +56,15 @@ def test_three_samples_a_side_that_stand_wholly_apart_are_a_regression() -> None
     assert smallest_p(3, 3) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("samples", [([1.0], [1.5]), ([1.0, 1.01], [1.5, 1.51]), ([1.0], [1.5, 1.5, 1.5])])
+def test_fewer_samples_than_three_a_side_are_no_verdict(samples: tuple[list[float], list[float]]) -> None:
+    few, slow = (record(samples=side) for side in samples)
+    (row,) = compare([few], [slow])
+    assert (row.verdict, row.low, row.p) == ("not comparable", None, None)
+    assert "measure.repeats=5" in row.note
+    assert verdict(few, few) == "same"
+
+
 def test_noise_that_may_hide_a_regression_is_said() -> None:
     rows = compare([record(samples=history(5, cv=0.2))], [record(samples=history(6, cv=0.2))])
     assert rows[0].verdict == "same"

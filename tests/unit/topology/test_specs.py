@@ -85,6 +85,8 @@ BAD = [
     ("links.p2p.0.latency", 1e-5, r"links.p2p\[0\].latency is none of"),
     ("links.p2p", [], "links.p2p must be a list of levels"),
     ("links.pcie", [], "links.pcie is none of"),
+    ("linkz", {}, "linkz is none of .*did you mean links"),
+    ("calibrated_tokens.hi", 5, "calibrated_tokens.hi is none of"),
     ("calibrated_tokens.high", 5, "calibrated_tokens.high must be a number from 4096"),
     ("uncertainty", None, "uncertainty is missing"),
     ("free", 3, "free must be a list"),
