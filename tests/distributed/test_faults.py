@@ -72,7 +72,7 @@ def test_faults_that_ranks_survive_end_the_point_alone_and_keep_the_pool(tmp_pat
     assert slow.latency_s["denoise"]["median"] > 0.05, "the slowest rank's time, not rank 0's"
     infeasible = {r.point["ulysses"]: r.reason for r in records if r.status == "infeasible" and r.point["ulysses"] > 2}
     assert "8 heads cannot be split over ulysses=3" in infeasible[3]
-    assert "needs 8 GPUs, and there are 4" in infeasible[8]
+    assert "needs 8 CPU ranks, and there are 4" in infeasible[8]
     assert printed.count("   ok") == sum(r.status == "ok" for r in records)
 
 

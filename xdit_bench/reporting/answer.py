@@ -205,10 +205,13 @@ def _pressed(group: Group, entries: Iterable[Entry]) -> str:
     if not pressed:
         return ""
     first = min(pressed, key=lambda e: (e.size[0] * e.size[1], e.gpus))
-    return (
-        f" It was scarce, and slowed the decode, from {words.px(first.size)} on: {first.runner} with vae={first.vae} "
-        f"on {group.count(first.gpus)}."
+    foretold = group.setting.source == "predicted"
+    said = (
+        "It is predicted to be scarce, and may slow the decode,"
+        if foretold
+        else "It was scarce, and slowed the decode,"
     )
+    return f" {said} from {words.px(first.size)} on: {first.runner} with vae={first.vae} on {group.count(first.gpus)}."
 
 
 def _capped(group: Group) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 from synthetic import record
 
 from xdit_bench.reporting.images import WIDTH, side_by_side
 from xdit_bench.reporting.study import group_records
+from xdit_bench.reporting.style import DPI, save
 from xdit_bench.results.schema import Record
 
 
@@ -41,3 +44,21 @@ def test_images_that_were_not_saved_are_said_to_be_missing(tmp_path: Path) -> No
     shots, note = side_by_side(group_records([record(weights="some/model")]), tmp_path, tmp_path)
     assert shots == ()
     assert "save_outputs=true" in note
+
+
+def test_a_drawing_is_saved_in_256_colours_that_look_the_same_and_a_photograph_in_its_own(tmp_path: Path) -> None:
+    figure = Figure(figsize=(3, 2), facecolor="white")
+    axis = figure.subplots()
+    axis.plot([0, 1, 4, 9])
+    drawn, whole = tmp_path / "drawn.png", tmp_path / "whole.png"
+    save(figure, tmp_path / "drawn", ("png",))
+    figure.savefig(whole, dpi=DPI)
+    with Image.open(drawn) as few, Image.open(whole) as all_of_them:
+        assert few.mode == "P"
+        worst = np.abs(np.asarray(few.convert("RGB"), int) - np.asarray(all_of_them.convert("RGB"), int)).max()
+    assert worst <= 8
+    assert drawn.stat().st_size < whole.stat().st_size / 2
+    axis.imshow(np.random.default_rng(0).random((200, 200, 3)))
+    save(figure, tmp_path / "photograph", ("png",))
+    with Image.open(tmp_path / "photograph.png") as photograph:
+        assert photograph.mode == "RGBA"
