@@ -139,6 +139,7 @@ def render(advice: Advice, point: Point, model: ModelSpec, topology: Topology, l
     lines.append(f"           limited by {limit}")
     if second is not None:
         tied = ", a tie: the difference is within the model's error" if ties(best, second) else ""
+        tied += ", and the best takes fewer GPUs" if tied and second.counted_s < best.counted_s else ""
         lines.append(f"runner-up: {_describe(second)}{tied}")
         if not tied and (other := _limit(second, model, topology)) != limit:
             lines.append(f"           limited by {other}")

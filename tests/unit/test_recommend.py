@@ -44,6 +44,14 @@ def test_the_engine_runs_as_it_is_fastest_unless_told_otherwise(say) -> None:  #
     assert "engine diffusers/compile" in say("topology=h100_nvlink", "engine=diffusers", "vae=single")[1]
 
 
+def test_of_a_tie_with_a_faster_split_the_reason_is_said(say) -> None:  # type: ignore[no-untyped-def]
+    _, out, _ = say("topology=h100_nvlink", "res=1024", "execution=eager")
+    best, second = (float(line.split(" s an image")[0].rsplit(" ", 1)[1]) for line in out.splitlines()
+                    if line.startswith(("best:", "runner-up:")))  # fmt: skip
+    assert second < best
+    assert "within the model's error, and the best takes fewer GPUs" in out
+
+
 def measured(results: Path, gpu: str = "NVIDIA H100 80GB HBM3") -> None:
     """A decode that memory slowed, as one was seen."""
     model, topology = load_model("flux_schnell"), load("h100_nvlink")
