@@ -89,15 +89,14 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
 
     for note in dict.fromkeys(note for planned in points for note in planned.notes):
         console.print(f"[bold yellow]PREDICTED[/] {note}", soft_wrap=True)
-    asked = [(planned, planned.why_not) for planned in points]
     said = 0
-    for planned, why_not in [*asked, *((base, None) for base in predicted_baselines(points))]:
-        record = predicted_record(planned.point, planned.model, planned.topology, study, why_not)
+    for number, planned in enumerate([*points, *predicted_baselines(points)]):
+        record = predicted_record(planned.point, planned.model, planned.topology, study, planned.why_not)
         record.command = command
         record.warnings = [*planned.notes, *record.warnings]
         if not store.find(record.run_id):
             store.append(record)
-        said += record.status == "ok" and planned in points
+        said += record.status == "ok" and number < len(points)
         if record.status != "ok":
             console.print(f"{record.status:>10}  {planned.point.label}  {record.reason}", soft_wrap=True, markup=False)
     caution = "predictions never stand in for measurements: calibrate or measure before you buy"

@@ -162,8 +162,7 @@ def render(rows: Sequence[Row], base: str, new: str, metric: Metric, threshold: 
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     bad = sum(row.regression for row in rows)
     head = f"{bad} regression{'' if bad == 1 else 's'}" if bad else "No regression"
-    if not _both(rows):
-        head = "Nothing comparable"
+    head = head if _both(rows) else "Nothing comparable"
     lines = [
         f"# {escape(base)} -> {escape(new)}", "",
         f"**{head}** in {len(rows)} points ({said}); {metric.label}, threshold {100 * threshold:g} %.", "",

@@ -27,6 +27,7 @@ from xdit_bench.predict.profiles import executions
 from xdit_bench.reporting.words import digits
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import latest, studies
+from xdit_bench.topology.match import differences
 from xdit_bench.topology.specs import Topology, load
 
 DEFAULTS = {
@@ -34,7 +35,6 @@ DEFAULTS = {
     "execution": "", "vae": "", "steps": "", "text_tokens": "", "transport": "p2p",
     "inner": "ulysses", "results_dir": "results",
 }  # fmt: skip
-SAME_MEMORY = 0.02  # of a card's: what a driver keeps differs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,19 +111,13 @@ def _inner(axis: str) -> bool:
 
 def _measured(results: Path, topology: Topology) -> list[Record]:
     """Measured records of this machine in all studies, of whole engines; a later study's come last and win. A file may
-    bear the name of a machine and speak of another: its GPU has to be theirs."""
+    bear the name of a machine and speak of another."""
     found = []
     for _, records in studies(results):
         whole_engines = [r for r in latest(records) if not r.point.get("without")]
         found += [r for r in whole_engines if r.source == "measured" and r.point["topology"] == topology.name]
-    found = [r for r in found if _of(topology, r)]
+    found = [r for r in found if not differences(topology, r.machine)]
     return sorted(found, key=lambda record: record.time)
-
-
-def _of(topology: Topology, record: Record) -> bool:
-    held = record.machine.get("capacity_bytes")
-    alike = not held or abs(float(held) / topology.gpu.memory_bytes - 1) <= SAME_MEMORY
-    return alike and record.machine.get("gpu") in (topology.gpu.name, "")
 
 
 def render(advice: Advice, point: Point, model: ModelSpec, topology: Topology, latency_s: float | None) -> list[str]:

@@ -52,13 +52,14 @@ def test_of_a_tie_with_a_faster_split_the_reason_is_said(say) -> None:  # type: 
     assert "within the model's error, and the best takes fewer GPUs" in out
 
 
-def measured(results: Path, gpu: str = "NVIDIA H100 80GB HBM3") -> None:
+def measured(results: Path) -> None:
     """A decode that memory slowed, as one was seen."""
     model, topology = load_model("flux_schnell"), load("h100_nvlink")
     point = make_point(model, topology="h100_nvlink", height=4096, width=4096, engine="stock", vae="single", steps=1)
     record = predicted_record(point, model, topology, "s")
     record.source, record.run_id, record.latency_s["total"] = "measured", "seen", {"median": 32.2}
-    record.machine = {**record.machine, "gpu": gpu, "capacity_bytes": 85520809984}
+    card = {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 85520809984}
+    record.machine = {**record.machine, "device": "cuda", "gpu": card["name"], "gpu_kinds": [card]}
     with Store.open(results, "s") as store:
         store.append(record)
 

@@ -114,3 +114,10 @@ def split_sizes(total: int, parts: int) -> list[int]:
     """Static uneven split: the first `total % parts` parts hold one more. `split_sizes(10, 4) == [3, 3, 2, 2]`."""
     base, more = divmod(total, parts)
     return [base + (i < more) for i in range(parts)]
+
+
+def own_range(total: int, mesh: Mesh) -> range:
+    """Positions of this rank's part of `split_sizes`, which lie one behind the other."""
+    sizes = split_sizes(total, mesh.size)
+    start = sum(sizes[: mesh.rank])
+    return range(start, start + sizes[mesh.rank])

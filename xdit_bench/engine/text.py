@@ -19,14 +19,13 @@ import logging
 import re
 from collections.abc import Callable
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from xdit_bench.engine.collectives import Carrier
-from xdit_bench.engine.mesh import Mesh, split_sizes
+from xdit_bench.engine.mesh import Mesh, own_range, split_sizes
 from xdit_bench.engine.weights import bring_back, put_away
 
 log = logging.getLogger(__name__)
@@ -44,9 +43,7 @@ class ShardedT5:
         self.embed, self.mesh, self.carrier = encoder.encoder.embed_tokens, mesh, carrier
         self.stage: Any = None
         self.layers = layers = list(encoder.encoder.block)
-        self.counts = split_sizes(len(layers), mesh.size)
-        start = sum(self.counts[: mesh.rank])
-        own = range(start, start + self.counts[mesh.rank])
+        self.counts, own = split_sizes(len(layers), mesh.size), own_range(len(layers), mesh)
         self.close()  # a sharing that was never closed
         try:
             self.by_width = by_width and 1 < mesh.size <= encoder.config.num_heads and self._all_put_away()
@@ -120,18 +117,16 @@ def _slice(encoder: Any, mesh: Mesh, carrier: Carrier) -> Any:
     """An encoder of all layers, narrowed to this rank's heads and columns of the MLP; on GPUs a copy of these, made a
     tensor at a time of layers that were put away."""
     config = copy.deepcopy(encoder.config)
-    heads, columns = (
-        [0, *accumulate(split_sizes(n, mesh.size))][mesh.rank :][:2] for n in (config.num_heads, config.d_ff)
-    )
-    config.num_heads, config.d_ff = heads[1] - heads[0], columns[1] - columns[0]
-    inner = slice(*(head * config.d_kv for head in heads))
-    everything = slice(None)
+    heads, wide = own_range(config.num_heads, mesh), own_range(config.d_ff, mesh)
+    config.num_heads, config.d_ff = len(heads), len(wide)
+    inner = slice(heads.start * config.d_kv, heads.stop * config.d_kv)
+    columns, everything = slice(wide.start, wide.stop), slice(None)
     cuts = {  # name -> rows and columns of its weight
         "SelfAttention.q": (inner, everything), "SelfAttention.k": (inner, everything),
         "SelfAttention.v": (inner, everything), "SelfAttention.o": (everything, inner),
-        "SelfAttention.relative_attention_bias": (everything, slice(*heads)),
-        "DenseReluDense.wi": (slice(*columns), everything), "DenseReluDense.wi_0": (slice(*columns), everything),
-        "DenseReluDense.wi_1": (slice(*columns), everything), "DenseReluDense.wo": (everything, slice(*columns)),
+        "SelfAttention.relative_attention_bias": (everything, slice(heads.start, heads.stop)),
+        "DenseReluDense.wi": (columns, everything), "DenseReluDense.wi_0": (columns, everything),
+        "DenseReluDense.wi_1": (columns, everything), "DenseReluDense.wo": (everything, columns),
     }  # fmt: skip
     with torch.device("meta"):
         part = type(encoder)(config)
@@ -139,8 +134,10 @@ def _slice(encoder: Any, mesh: Mesh, carrier: Carrier) -> Any:
     for name, tensor in encoder.state_dict().items():
         layer = re.match(r"encoder\.block\.\d+\.layer\.\d+\.(.*)\.weight", name)
         cut = cuts.get(layer[1]) if layer else None
-        here = tensor.to(mesh.device)
-        tensors[name] = here[cut].clone() if cut and here is not tensor else here[cut] if cut else here
+        own = here = tensor.to(mesh.device)
+        if cut:
+            own = here[cut] if here is tensor else here[cut].clone()  # a view would keep the whole on the device
+        tensors[name] = own
     part.load_state_dict(tensors, assign=True)
     for block in part.encoder.block:
         attention, mlp = block.layer[0].SelfAttention, block.layer[-1].DenseReluDense

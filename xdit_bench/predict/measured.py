@@ -65,7 +65,8 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
     rows: list[Row] = []
     peaks: list[Row] = []
     verdicts: list[tuple[str, str]] = []
-    pressed: tuple[list[Row], list[Row]] = ([], [])  # seconds, bytes
+    pressed_times: list[Row] = []
+    pressed_peaks: list[Row] = []
     others = hosts = links = 0
     for record in records:
         point = Point.from_dict(record.point)
@@ -79,7 +80,7 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
                 seen = float(record.memory["peak_bytes"])
                 if abs(held / plan.parameters_bytes - 1) <= OTHER_WEIGHTS:
                     if presses and plan.least_bytes < plan.peak_bytes:
-                        pressed[1].append(Row(point, seen, plan.least_bytes, at_most=plan.cap_bytes))
+                        pressed_peaks.append(Row(point, seen, plan.least_bytes, at_most=plan.cap_bytes))
                     else:
                         peaks.append(Row(point, seen, plan.peak_bytes))
                 else:
@@ -93,21 +94,22 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
                 unknown = not op and predict(point, model, slow).total_s > (1 + HOST_BOUND) * said
                 if presses:
                     total = found.stages["total"]
-                    pressed[0].append(Row(point, record.total_s, total.low, at_most=total.high))
+                    pressed_times.append(Row(point, record.total_s, total.low, at_most=total.high))
                 else:
                     rows.append(Row(point, record.total_s, said, host_unknown=unknown))
                 hosts, links = hosts + bool(op), links + bool(link)
         except PointFailure as failure:
             notes.append(f"{point.label}: {failure}")
+    timed = len(rows) + len(pressed_times)
     if hosts:
-        notes.append(f"the host's launch cost taken beside {hosts} of {len(rows) + len(pressed[0])} points")
+        notes.append(f"the host's launch cost taken beside {hosts} of {timed} points")
     if links:
-        notes.append(f"the speed of links taken beside {links} of {len(rows) + len(pressed[0])} points")
+        notes.append(f"the speed of links taken beside {links} of {timed} points")
     if others:
         notes.append(f"peaks of {others} points left out: the engine of then held other weights on a rank")
     return (
-        Set(title, "measured", tuple(rows), (), tuple(regrets(rows)), tuple(notes), pressed=tuple(pressed[0])),
-        Set(title, "measured", tuple(peaks), verdicts=tuple(verdicts), pressed=tuple(pressed[1])),
+        Set(title, "measured", tuple(rows), (), tuple(regrets(rows)), tuple(notes), pressed=tuple(pressed_times)),
+        Set(title, "measured", tuple(peaks), verdicts=tuple(verdicts), pressed=tuple(pressed_peaks)),
     )
 
 

@@ -86,8 +86,7 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     vae = vae_profile(point, profile)
     wanted = held + max(denoise, first * (vae.band_reserved if _banded(point, vae) else RESERVED))
     lowest = decode_bytes(point, model, profile, least=True)
-    spare = LEAST_RESERVED if lowest < first else 1.0
-    needed = held + max(denoise, min(first, spare * lowest))
+    needed = held + max(denoise, min(first, LEAST_RESERVED * lowest))
     if start > allowed:
         verdict, stage, cap = "oom", "load" if loaded > allowed else "prepare", allowed
     else:

@@ -123,30 +123,29 @@ def _join(
     """Rows of one point: each machine with itself, then with one of its topology, then with any that `allow` lets it.
     `elsewhere` is a topology that the new side holds the point on."""
     rows = []
-    left, waiting = list(base), list(new)
+    left, waiting, across = list(base), list(new), MACHINE in allow
     for near in (_one_machine, _one_topology, _any_machine):
         for record in list(waiting):
             partner = next((o for o in left if near(o, record) and not differences(o, record, allow)), None)
             if partner is not None:
                 left.remove(partner)
                 waiting.remove(record)
-                rows.append(_pair(partner, record, metric, threshold, across=MACHINE in allow))
+                rows.append(_pair(partner, record, metric, threshold, across=across))
     for record in waiting:
         unlike = differences(base[-1], record, allow) if base else ["no record in BASE"]
         note = f"{'differs: ' if base else ''}{'; '.join(unlike)}" if unlike else "BASE has it of fewer machines"
         rows.append(Row(record.point, record.source, NOT_COMPARABLE, new=_value(record, metric), note=note))
     for record in left if len(left) > len(waiting) else ():
-        value, failed = _value(record, metric), _failure(record, metric)
+        value, verdict = _value(record, metric), NOT_COMPARABLE
         if new:
             note = "no record of this machine in NEW"
-        elif elsewhere is not None and MACHINE not in allow:
+        elif elsewhere is not None and not across:
             note = f"NEW has it on {elsewhere}; --allow {MACHINE} compares machines"
-        elif failed is not None:
+        elif _failure(record, metric) is not None:
             value, note = None, "failed in BASE, no record in NEW"
         else:
             note = "no record in NEW"
-        vanished = failed is None and not new and elsewhere is None and MACHINE not in allow
-        verdict = NEWLY_FAILING if vanished else NOT_COMPARABLE
+            verdict = NOT_COMPARABLE if across else NEWLY_FAILING
         rows.append(Row(record.point, record.source, verdict, base=value, note=note))
     return rows
 
