@@ -16,8 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from xdit_bench.config import Config, ModelSpec, Point, check_available, lacking, resolve
-from xdit_bench.errors import ConfigError, TopologyError, UserError
-from xdit_bench.predict.memory import weights_bytes
+from xdit_bench.errors import ConfigError, Infeasible, TopologyError, UserError
+from xdit_bench.predict.memory import largest_that_fits, weights_bytes
+from xdit_bench.runner.frontier import trials
 from xdit_bench.runner.plan import Job, baselines
 from xdit_bench.topology import match
 from xdit_bench.topology.specs import Topology, from_dict
@@ -165,4 +166,16 @@ def to_job(planned: PlannedPoint, command: str) -> Job:
         save_outputs=cfg.save_outputs,
         command=command,
         why_not=planned.why_not,
+        guess=_guess(planned) if cfg.run.frontier else None,
     )
+
+
+def _guess(planned: PlannedPoint) -> int | None:
+    """Where a search begins: the largest of its sizes that memory holds by the model, None where it knows no such."""
+    if not planned.topology.predictable:
+        return None
+    sizes = [trial.height for trial in trials(planned.point)]
+    try:
+        return largest_that_fits(planned.point, planned.model, planned.topology, sizes)
+    except Infeasible:  # no profile of the engine
+        return None

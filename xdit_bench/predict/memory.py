@@ -9,11 +9,12 @@ slower (25.1 s instead of 2.9 s for one decode at 4096px on 80 GB, 122 s at 5376
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from xdit_bench.config import VAE_SCALE, ModelSpec, Point
 from xdit_bench.predict.network import path
-from xdit_bench.predict.profiles import EngineProfile, VaeProfile, vae_profile
+from xdit_bench.predict.profiles import EngineProfile, VaeProfile, find, vae_profile
 from xdit_bench.predict.workload import (
     BF16,
     Shard,
@@ -99,6 +100,17 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     return MemoryPlan(
         verdict, round(weights), of_ranks, round(cap), stage, round(start), round(least), round(needed), cramped
     )
+
+
+def largest_that_fits(point: Point, model: ModelSpec, topology: Topology, sizes: Iterable[int]) -> int | None:
+    """The largest square of `sizes`, pixels, that the point ends with, under pressure or not; None where none does.
+
+    Raises Infeasible for an engine without a profile.
+    """
+    profile = find(point.engine, point.execution)
+    squares = (replace(point, height=size, width=size) for size in sorted(sizes, reverse=True))
+    fitting = (square for square in squares if plan_memory(square, model, topology, profile).verdict != "oom")
+    return next((square.height for square in fitting), None)
 
 
 def weights_bytes(model: ModelSpec) -> float:

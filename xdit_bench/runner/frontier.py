@@ -1,7 +1,9 @@
 """The search for the largest image that fits: which size to try next, from what is known of others.
 
-Owns bisection and the order of searches; runs nothing. A search is a job with `run.frontier`: its `res` is the
-largest size it tries, and every trial is a point of its own with a record of its own.
+Owns the order of sizes and of searches; runs nothing. A search is a job with `run.frontier`: its `res` is the largest
+size it tries, and every trial is a point of its own with a record of its own. It begins at the job's `guess`, where the
+memory model puts the largest that fits, and goes away from it in strides that double: a plain decode that runs out of
+memory far above it has spent minutes on the attention before. What fits is what was run; a guess orders trials alone.
 
     search = Search(job, known={8192: False})
     search.next_size()   # 4096
@@ -52,17 +54,25 @@ class Search:
             self.known[size] = record.fits
 
     def next_size(self, bound: int | None = None) -> int | None:
-        """The size to try: the top first, then the middle of what is open; None when there is nothing to learn.
+        """The size to try: the guess, then strides away from it that double, then the middle of what is open; without
+        a guess the top, then the middle. None when there is nothing to learn.
 
         `bound` runs out of memory for a reason that holds here too.
         """
         fails = min((size for size in (self.fails, bound) if size is not None and size > self.fits), default=None)
-        if self.ended or self.fits == self.top:
+        open_above = self.top + FRONTIER_STEP if fails is None else fails  # nothing to try from here on
+        if self.ended or open_above - self.fits <= FRONTIER_STEP:
             return None
-        if fails is None:
-            return self.top
-        middle = self.fits + (fails - self.fits) // (2 * FRONTIER_STEP) * FRONTIER_STEP
-        return middle if middle > self.fits else None
+        guess = self.job.guess or self.top
+        if self.fits < guess < open_above:
+            return guess
+        middle = self.fits + (open_above - self.fits) // (2 * FRONTIER_STEP) * FRONTIER_STEP
+        if self.fits >= guess:
+            stride = self.fits + max(FRONTIER_STEP, self.fits - guess)
+            return min(stride, self.top if fails is None else middle)
+        if self.job.guess is None:
+            return middle
+        return max(open_above - max(FRONTIER_STEP, guess - open_above), middle)
 
     def bound(self, others: Iterable[Search]) -> int | None:
         """The smallest size that ran out of a larger memory in the same search: it runs out of this one too."""

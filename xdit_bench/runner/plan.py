@@ -21,7 +21,8 @@ STOCK = "stock"
 
 @dataclass(frozen=True)
 class Job:
-    """One point to measure and how. `command` is the line that was typed; `why_not`, what its engine lacks for it."""
+    """One point to measure and how. `command` is the line that was typed; `why_not`, what its engine lacks for it;
+    `guess`, of a search: the size it tries first, None for the largest."""
 
     point: Point
     model: ModelSpec
@@ -31,6 +32,7 @@ class Job:
     save_outputs: bool = False
     command: str = ""
     why_not: str | None = None
+    guess: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,16 @@ from dataclasses import replace
 import pytest
 
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.errors import OutOfMemory
-from xdit_bench.predict.memory import MemoryPlan, decode_bytes, plan_memory, symmetric_bytes, tile_areas, tile_grid
+from xdit_bench.errors import Infeasible, OutOfMemory
+from xdit_bench.predict.memory import (
+    MemoryPlan,
+    decode_bytes,
+    largest_that_fits,
+    plan_memory,
+    symmetric_bytes,
+    tile_areas,
+    tile_grid,
+)
 from xdit_bench.predict.model import predict
 from xdit_bench.predict.points import make_point
 from xdit_bench.predict.profiles import find
@@ -51,6 +59,29 @@ def test_an_h100_decodes_3072px_and_thrashes_at_4096px(schnell: ModelSpec) -> No
     sizes = (2048, 3072, 4096, 5120, 5376, 5632)
     assert [verdict(res) for res in sizes] == ["fits", "fits", *["pressure"] * 3, "oom"]
     assert verdict(2048, cap=40.0) == "oom"
+
+
+@pytest.mark.parametrize(
+    ("vae", "gpus", "cap", "measured"),
+    [("distvae", 1, 48.0, 2880), ("parallel", 1, 48.0, 4416), ("parallel", 2, 48.0, 7424), ("parallel", 1, 80.0, 8000),
+     ("tiled", 1, 48.0, 8192)],
+)  # fmt: skip
+def test_the_largest_that_fits_is_near_what_searches_found(
+    schnell: ModelSpec, vae: str, gpus: int, cap: float, measured: int
+) -> None:
+    point = make_point(
+        schnell, topology="h100_nvlink", height=64, width=64, engine="usp", vae=vae, execution="eager", steps=0,
+        ulysses=gpus, memory_cap_gb=cap,
+    )  # fmt: skip
+    largest = largest_that_fits(point, schnell, load("h100_nvlink"), range(64, 8193, 64))
+    assert largest == pytest.approx(measured, rel=0.07)  # of pixels 14 %, of what the decode may hold
+
+
+def test_nothing_fits_below_the_weights_and_an_engine_without_a_profile_is_no_size(schnell: ModelSpec) -> None:
+    point = make_point(schnell, topology="h100_nvlink", height=64, width=64, engine="usp", steps=0, memory_cap_gb=20.0)
+    assert largest_that_fits(point, schnell, load("h100_nvlink"), range(64, 8193, 64)) is None
+    with pytest.raises(Infeasible):
+        largest_that_fits(replace(point, engine="fake"), schnell, load("h100_nvlink"), [64])
 
 
 def test_a_cramped_decode_is_held_by_the_card_and_may_be_twenty_times_as_slow(schnell: ModelSpec) -> None:
