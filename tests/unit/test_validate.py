@@ -191,6 +191,21 @@ def test_points_under_pressure_are_held_to_a_range_and_are_in_no_error(tmp_path:
     assert "under memory pressure, foretold as a range: 3 of 4 times and peaks inside" in lines
 
 
+def test_a_decode_that_ended_past_the_foretold_edge_is_held_to_the_capacity(tmp_path: Path) -> None:
+    h100, model = load("h100_nvlink"), load_model("flux_schnell")
+    point = make_point(model, topology="h100_nvlink", height=4096, width=4096, engine="stock", vae="single")
+    with Store.open(tmp_path, "mine") as store:
+        record = predicted_record(point, model, h100, "s")
+        record.source, record.point = "measured", replace(point, height=5632, width=5632).to_dict()
+        record.memory["peak_bytes"] = 83.5e9
+        store.append(record)
+    report = validate(data_dir("published"), tmp_path)
+    (peaks,) = (one for one in report.peaks if one.kind == "measured")
+    assert not peaks.rows, "of what it would have held with room the card had no more"
+    assert [row.inside for row in peaks.pressed] == [True]
+    assert [outcome for _, outcome in peaks.verdicts] == ["near"]
+
+
 def test_peaks_of_an_engine_that_held_other_weights_are_left_out(tmp_path: Path) -> None:
     older = measured((2, 1), 1.0)
     older.memory["parameters_bytes"] *= 1.2

@@ -74,12 +74,14 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
         try:
             plan = plan_memory(point, model, topology, find(point.engine, point.execution))
             verdicts.append((point.label, verdict(plan, record.status == "oom")))
-            presses = plan.verdict == record.memory.get("verdict") == "pressure"
+            pressed = record.memory.get("verdict") == "pressure"
+            presses = pressed and plan.verdict == "pressure"
             held = float(record.memory.get("parameters_bytes") or plan.parameters_bytes)
             if record.status == "ok" and record.memory.get("peak_bytes"):
                 seen = float(record.memory["peak_bytes"])
                 if abs(held / plan.parameters_bytes - 1) <= OTHER_WEIGHTS:
-                    if presses and plan.least_bytes < plan.peak_bytes:
+                    if pressed and plan.verdict != "fits" and plan.least_bytes < plan.peak_bytes:
+                        # where it ended past the edge too: the verdict is judged above, and no peak passes the capacity
                         pressed_peaks.append(Row(point, seen, plan.least_bytes, at_most=plan.cap_bytes))
                     else:
                         peaks.append(Row(point, seen, plan.peak_bytes))

@@ -30,9 +30,10 @@ CONTEXT_BYTES = 0.7e9  # CUDA context and library handles, outside the allocator
 KERNEL_ROWS = 4  # hidden states a token that choosing an attention kernel holds: q, k, v and the output
 SHARED = ("parallel", "distvae")  # decodes that all ranks take part in
 RESERVED = 1.75  # reserved over allocated activations of a decode: 69 GiB reserved at 3072px on one H100 80 GB
-# and at the least: 1173 and 1192 B a pixel in use and 512 asked for where 3072px ended below a cap of 48 GB and 5504px
-# on 80 GB, which 5376px fitted with a peak of 1541
-LEAST_RESERVED = 1.11
+# and at the least, as searches for the largest plain decode ended: below caps, 5248px fitted in 1.094 times what it
+# then had in use and 2880px in 1.12, 5312 and 2944px ran out of 1.07; on a whole card, whose context is not known to
+# 1 %, 5376px fitted in 1.15 and 5504px ran out of 1.098
+LEAST_RESERVED = 1.09
 SLAB_HOLDS = 8  # ranks whose slabs have room for all keys and values of the mid block (engine.vae_memory)
 INDEX_LIMIT = 2**31 - 1  # elements of a tensor that cuDNN before 9.3 could address
 TILE_OVERLAP = 0.25  # diffusers' tiled decode

@@ -64,7 +64,7 @@ def test_an_h100_decodes_3072px_and_thrashes_at_4096px(schnell: ModelSpec) -> No
 @pytest.mark.parametrize(
     ("vae", "gpus", "cap", "measured"),
     [("distvae", 1, 48.0, 2880), ("parallel", 1, 48.0, 4416), ("parallel", 2, 48.0, 7424), ("parallel", 1, 80.0, 8000),
-     ("tiled", 1, 48.0, 8192)],
+     ("tiled", 1, 48.0, 8192), ("distvae", 1, 80.0, 5248)],
 )  # fmt: skip
 def test_the_largest_that_fits_is_near_what_searches_found(
     schnell: ModelSpec, vae: str, gpus: int, cap: float, measured: int
