@@ -52,11 +52,14 @@ def answer(groups: Sequence[Group], records: Iterable[Record]) -> Head:
     # a step takes as long whatever their number, and large images are timed with one
     alike = [g for g in images if g.setting._replace(steps=images[0].setting.steps) == images[0].setting]
     sentences = _sentences(alike, capped) if images else ()
-    sentences += tuple(said for family in families(groups) if family[0].decode_alone for said in _largest(family))
+    searched = [family for family in families(groups) if family[0].decode_alone]
+    for family in searched:
+        place = f"On {words.machine(family[0])}: " if len(searched) > 1 else ""
+        sentences += tuple(_largest(family, place))
     return Head(_banners(groups), sentences, _others(images), words.title(main), _warnings(records))
 
 
-def _largest(family: Sequence[Group]) -> list[Sentence]:
+def _largest(family: Sequence[Group], place: str) -> list[Sentence]:
     """What a search found: a sentence a memory, for each GPU count the largest size of every VAE mode."""
     said: dict[str, dict[str, list[str]]] = {}
     for limit in limits(family):
@@ -65,7 +68,7 @@ def _largest(family: Sequence[Group]) -> list[Sentence]:
         gpus = said.setdefault(memory, {}).setdefault(limit.group.count(limit.gpus), [])
         gpus.append(f"{limit.said} with vae={limit.vae}")
     clauses = {memory: [f"{gpus}, {words.listing(found)}" for gpus, found in by.items()] for memory, by in said.items()}
-    return [Sentence(memory, f"{'; '.join(found)}.") for memory, found in clauses.items()]
+    return [Sentence(memory, f"{place}{'; '.join(found)}.") for memory, found in clauses.items()]
 
 
 def _others(groups: Sequence[Group]) -> str:

@@ -8,92 +8,117 @@ Owns drawing alone; what fits is `frontier`'s.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from xdit_bench.reporting.frontier import MODES, Limit, Row, limits, order
-from xdit_bench.reporting.marks import bar_style, legend, legend_patch, starts_row
+from xdit_bench.reporting.frontier import MODES, Limit, Row, limits
+from xdit_bench.reporting.marks import bar_style
 from xdit_bench.reporting.study import Group
-from xdit_bench.reporting.style import CYCLE, INK, PAPER, Layout, panels
+from xdit_bench.reporting.style import CYCLE, INK, PAPER, Layout
 
 LABEL = 32  # characters; a record from elsewhere may name anything as its engine
-CHARACTER = 0.04  # of the largest side: the width of a character in the narrowest panel
-APART = 0.05  # of the axis: a failure closer to the bar's end is in the caption alone
+CHARACTER, LETTER = 0.047, 0.055  # inches: the width of a character beside a bar, and before one
+ROW, HEAD = 0.17, 0.28  # inches: the height of a bar with its space, and of a panel's title
+FOOT = 0.38
 
 
 def frontier(family: Sequence[Group], layout: Layout) -> Figure:
-    """A bar to the largest side that fits; a cross at the smallest that ran out, where that is not the next."""
+    """A bar to the largest side that fits; a cross at the smallest that ran out, where that is not the next.
+
+    Panels lie below each other on one axis: each has the rows of its own, and its words the width of the page.
+    """
     found = limits(family)
     groups = list({id(limit.group): limit.group for limit in found}.values())
-    rows = sorted({limit.row for limit in found}, key=order)
-    figure, axes = panels(len(groups), layout, height=0.17 * len(rows) + 0.85)
-    figure.set_figwidth(layout.width)
-    side = max(max(limit.fits, limit.fails) for limit in found)
-    for axis, group in zip(axes, groups, strict=True):
-        for limit in found:
-            if limit.group is group:
-                _bar(axis, limit, rows.index(limit.row), side)
-        axis.set_title(_title(group, short=len(groups) > 1 and layout.columns > 1))
-        axis.set_ylim(len(rows) - 0.4, -0.6)
-        axis.set_xlim(0, 1.55 * side)
-        axis.set_xticks(_ticks(side, 4.5 if layout.columns == 1 or len(groups) == 1 else 2.5))
-        first = starts_row(axis) or len({engine for engine, _, _ in rows}) == 1  # rows are the same in every panel
-        barless = {limit.row for limit in found if not limit.fits}  # no colour tells their VAE mode
-        labels = [(_label(row, group, rows) + (f", {row[1]}" if row in barless else ""))[:LABEL] for row in rows]
-        axis.set_yticks(range(len(rows)), labels if first else [""] * len(rows))
+    bars = [[limit for limit in found if limit.group is group] for group in groups]
+    rows = [limit.row for limit in found]
+    heights = [ROW * len(of_group) + HEAD for of_group in bars]
+    figure = Figure(figsize=(layout.width, sum(heights) + FOOT), layout="constrained")
+    grid = figure.add_gridspec(len(groups), 1, height_ratios=heights)
+    names = [_label(limit, rows) for limit in found]
+    inches = layout.width - LETTER * max(map(len, names)) - 0.2
+    right = 0.0
+    for _ in range(3):  # words between bar and cross take none of the axis, and fit there at some scales alone
+        right = max(_reach(limit, inches, right) for limit in found)
+    for index, (group, of_group) in enumerate(zip(groups, bars, strict=True)):
+        axis = figure.add_subplot(grid[index, 0])
+        for y, limit in enumerate(of_group):
+            _bar(axis, limit, y, right / inches)
+        axis.set_title(_title(group))
+        axis.set_ylim(len(of_group) - 0.4, -0.6)
+        axis.set_xlim(0, right)
+        axis.set_xticks(_ticks(right, 2.2 * inches))
+        axis.set_yticks(range(len(of_group)), [_label(limit, rows) for limit in of_group])
         axis.grid(axis="x")
         axis.grid(visible=False, axis="y")
         axis.tick_params(axis="y", length=0)
-        axis.set_xlabel("largest side that fits, pixels")
-    modes = list(dict.fromkeys(vae for _, vae, _ in rows))
-    legend(figure, [legend_patch(groups[0], _colour(mode), f"vae={mode}") for mode in modes])
+        axis.tick_params(axis="x", labelbottom=index == len(groups) - 1)
+    axis.set_xlabel("largest side that fits, pixels")
     return figure
 
 
-def _bar(axis: Axes, limit: Limit, y: int, side: int) -> None:
+def _said(limit: Limit) -> str:
+    """What stands beside a bar."""
+    said = limit.said
+    if limit.open:  # the caption and the table say why
+        said = f"≥ {limit.fits}px" if limit.fits else "not found yet"
+    return said + ", pressure" * bool(limit.best and limit.best.verdict == "pressure")
+
+
+def _crossed(limit: Limit) -> bool:
+    """Whether what ran out is not the next size."""
+    return bool(limit.fails) and (limit.open or limit.fails - limit.fits > 0.05 * limit.fails)
+
+
+def _between(limit: Limit, pixels_an_inch: float) -> bool:
+    """Whether the limit's words have room between its bar and its cross."""
+    return limit.fails - limit.fits > pixels_an_inch * (CHARACTER * len(_said(limit)) + 0.1)
+
+
+def _reach(limit: Limit, inches: float, right: float) -> float:
+    """Pixels that an axis of so many inches has to hold for the limit and the words after it, where it now holds
+    `right`: words are as long at any scale."""
+    if _crossed(limit):
+        between = _between(limit, max(right, limit.fails) / inches)
+        end, words = limit.fails, "OOM" if between else f"OOM; {_said(limit)}"
+    else:
+        end, words = limit.fits, _said(limit)
+    return max(end, limit.fits) / (1 - min(0.7, (CHARACTER * len(words) + 0.1) / inches))
+
+
+def _bar(axis: Axes, limit: Limit, y: int, pixels_an_inch: float) -> None:
     axis.barh(y, limit.fits, 0.72, **bar_style(limit.group, _colour(limit.vae)))
-    said, end = limit.said, limit.fits
-    pressed = bool(limit.best and limit.best.verdict == "pressure")
-    if pressed:
-        said += ", pressure"
-    if limit.fails - limit.fits > APART * side:
+    said, box = _said(limit), {"facecolor": PAPER, "edgecolor": "none", "pad": 0.4}  # over the grid's lines
+    words: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 6, "bbox": box}
+    if _crossed(limit):
         axis.plot(limit.fails, y, marker="x", color=INK, linestyle="none", markersize=4)
-        between = limit.fails >= limit.fits + 0.4 * side  # room for the number between the two
-        least = 0.35 if between else max(0.35, CHARACTER * len(said))
-        narrow = 0 < limit.fits < least * side  # holds no number
-        fits = said if limit.open or pressed else f"{said} fits"
-        axis.annotate(f"OOM; {fits}" if narrow else "OOM", (limit.fails, y), (4, 0), textcoords="offset points",
-                      va="center", fontsize=6)  # fmt: skip
-        if narrow:
-            return
+        between = _between(limit, pixels_an_inch)
+        axis.annotate("OOM" if between else f"OOM; {said}", (limit.fails, y), (4, 0), **words)
         if not between:
-            axis.annotate(said, (end, y), (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=6,
-                          color="white" if limit.group.setting.source == "measured" else INK)  # fmt: skip
             return
-    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.4}  # over the grid's lines
-    axis.annotate(said, (end, y), (3, 0), textcoords="offset points", va="center", fontsize=6, bbox=box)
+    axis.annotate(said, (limit.fits, y), (3, 0), **words)
 
 
 def _colour(mode: str) -> str:
     return CYCLE[MODES.index(mode) if mode in MODES else len(MODES)]
 
 
-def _title(group: Group, *, short: bool) -> str:
+def _title(group: Group) -> str:
     cap = group.setting.memory_cap_gb
     if cap is not None:
         return f"{cap:g} GB (capped)"
     capacity = next((e.limit_bytes for e in group.entries if e.limit_bytes), None)
-    known = f"{capacity / 1e9:.0f} GB" if capacity else ""
-    return known or "whole card" if short else f"whole card, {known}" if known else "whole card"
+    return f"whole card, {capacity / 1e9:.0f} GB" if capacity else "whole card"
 
 
-def _label(row: Row, group: Group, rows: Sequence[Row]) -> str:
+def _label(limit: Limit, rows: Sequence[Row]) -> str:
     several = len({engine for engine, _, _ in rows}) > 1
-    return f"{f'{row[0]}, ' if several else ''}{group.count(row[2])}"
+    vae = "no VAE" if limit.vae == "none" else limit.vae
+    return f"{f'{limit.engine}, ' if several else ''}{vae}, {limit.group.count(limit.gpus)}"[:LABEL]
 
 
-def _ticks(side: int, most: float) -> list[int]:
+def _ticks(right: float, most: float) -> list[int]:
     """As many round sizes as there is room for."""
-    step = next(s for s in (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384) if side / s <= most or s == 16384)
-    return list(range(0, side + 1, step))
+    step = next(s for s in (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384) if right / s <= most or s == 16384)
+    return list(range(0, int(right) + 1, step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,17 @@ def test_a_search_cut_off_before_its_end_claims_no_limit(search: list[Record]) -
     assert frontier_table(groups).rows[0][4].text == "no size yet (search cut off)"
     (sentence,) = [s.text for s in answer(groups, [first]).sentences if s.lead == "Fits below a cap of 48 GB"]
     assert sentence == "1 GPU, no size yet (search cut off) with vae=single."
+
+
+def test_of_two_machines_each_limit_says_whose_it_is(search: list[Record]) -> None:
+    other = [dataclasses.replace(r, machine={**r.machine, "fingerprint": "other", "gpu": "NVIDIA L40"}) for r in search]
+    whole = "Fits on the whole card"
+    (alone,) = [s.text for s in answer(group_records(search), search).sentences if s.lead == whole]
+    assert alone.startswith("1 GPU, ")
+    both = [s.text for s in answer(group_records([*search, *other]), search).sentences if s.lead == whole]
+    assert len(both) == 2
+    assert sum("NVIDIA L40" in text for text in both) == 1
+    assert all(text.startswith("On ") and text.endswith(alone) for text in both)
 
 
 def test_a_crash_is_no_limit_of_memory(search: list[Record]) -> None:
