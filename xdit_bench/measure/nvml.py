@@ -24,6 +24,7 @@ from xdit_bench.measure.load import OtherWork
 from xdit_bench.topology.probe import visible_handles
 
 PERIOD_S = 0.05
+COUNTED_S = 1.0  # images together, from which the cards' energy counters are fine enough: they tick ten times a second
 COOL_DOWN_S = 20.0
 Span = tuple[float, float]
 
@@ -136,13 +137,14 @@ def summarise_samples(gpus: Sequence[Sequence[dict[str, float]]], spans: Sequenc
             bits |= int(sample["reasons"])
     watts = [statistics.fmean(s["watts"] for s in samples) for samples in inside]
     duration = sum(stop - start for start, stop in spans)
+    joules = _energy(inside, begin, end)
     return {
         "samples_per_s": min(_rate(samples) for samples in gpus),
         "sm_mhz": [statistics.median(s["sm_mhz"] for s in samples) for samples in inside],
         "memory_mhz": [statistics.median(s["memory_mhz"] for s in samples) for samples in inside],
         "watts": watts,
         "celsius": [max(s["celsius"] for s in samples) for samples in inside],
-        "energy_j_per_image": _energy(inside, begin, end, watts) * duration / max(end - begin, 1e-9) / len(spans),
+        "energy_j_per_image": joules and joules * duration / max(end - begin, 1e-9) / len(spans),
         "throttled_images": len(throttled),
         "throttled_samples": [i for i, span in enumerate(spans) if span in throttled],
         "throttle_reasons": [name for bit, name in THROTTLES.items() if bits & bit],
@@ -155,15 +157,19 @@ def _rate(samples: Sequence[dict[str, float]]) -> float:
     return (len(samples) - 1) / max(samples[-1]["time"] - samples[0]["time"], 1e-9)
 
 
-def _energy(gpus: Sequence[Sequence[dict[str, float]]], begin: float, end: float, watts: Sequence[float]) -> float:
-    """Joules of all GPUs from begin to end: the cards' own counters where the window is long enough for them
-    (they tick some ten times a second), else mean watts."""
+def _energy(gpus: Sequence[Sequence[dict[str, float]]], begin: float, end: float) -> float | None:
+    """Joules of all GPUs from begin to end: by the cards' own counters where the window is long enough for them, else
+    mean watts where these are of the instant. None where they are means of a second, most of it before the images."""
     total = 0.0
-    for samples, mean in zip(gpus, watts, strict=True):
+    for samples in gpus:
         first, last = samples[0], samples[-1]
-        if last["time"] - first["time"] > 1.0 and last["joules"] > first["joules"]:
-            mean = (last["joules"] - first["joules"]) / (last["time"] - first["time"])
-        total += mean * (end - begin)
+        if last["time"] - first["time"] > COUNTED_S and last["joules"] > first["joules"]:
+            watts = (last["joules"] - first["joules"]) / (last["time"] - first["time"])
+        elif all(sample["instant"] for sample in samples):
+            watts = statistics.fmean(sample["watts"] for sample in samples)
+        else:
+            return None
+        total += watts * (end - begin)
     return total
 
 
@@ -178,7 +184,6 @@ def _sample(handle: Any) -> dict[str, float]:
     readings: dict[str, Any] = {
         "sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
         "memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-        "watts": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
         "celsius": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
         "reasons": lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
         "joules": lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000,
@@ -187,7 +192,22 @@ def _sample(handle: Any) -> dict[str, float]:
     for name, read in readings.items():
         with contextlib.suppress(pynvml.NVMLError):  # not every card and driver says everything: 0 is unknown
             sample[name] = float(read())
+    sample["watts"], sample["instant"] = _watts(handle)
     return sample
+
+
+def _watts(handle: Any) -> tuple[float, bool]:
+    """What the card draws now, and whether that is of the instant: since Ampere the usual reading is the mean of a
+    second (NVML's reference on nvmlDeviceGetPowerUsage). 0 where the driver does not say."""
+    import pynvml
+
+    with contextlib.suppress(pynvml.NVMLError, AttributeError):  # an old driver, an old pynvml
+        (found,) = pynvml.nvmlDeviceGetFieldValues(handle, [pynvml.NVML_FI_DEV_POWER_INSTANT])
+        if found.nvmlReturn == pynvml.NVML_SUCCESS and found.value.uiVal:
+            return found.value.uiVal / 1000, True
+    with contextlib.suppress(pynvml.NVMLError):
+        return pynvml.nvmlDeviceGetPowerUsage(handle) / 1000, False
+    return 0.0, False
 
 
 def _processes(handle: Any) -> int | None:

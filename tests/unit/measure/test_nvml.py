@@ -6,19 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from xdit_bench.measure import load
+from xdit_bench.measure import load, nvml
 from xdit_bench.measure.load import OtherWork
 from xdit_bench.measure.nvml import HostTelemetry, summarise_samples
 
 
-def samples(reasons: dict[float, int], watts: float = 500.0) -> list[dict[str, float]]:
+def samples(reasons: dict[float, int], watts: float = 500.0, *, instant: bool = False) -> list[dict[str, float]]:
     """One sample each 50 ms for two seconds; the energy counter of a steady draw."""
     times = [i * 0.05 for i in range(41)]
     return [
         {"time": t, "sm_mhz": 1500.0, "memory_mhz": 2600.0, "watts": watts, "celsius": 40 + t, "joules": watts * t,
+         "instant": instant,
          "reasons": float(next((bits for at, bits in reasons.items() if abs(at - t) < 0.01), 0))}
         for t in times
     ]  # fmt: skip
@@ -49,6 +51,36 @@ def test_energy_is_of_all_gpus_and_of_one_image() -> None:
     found = summarise_samples([samples({}, 500.0), samples({}, 300.0)], SPANS)
     assert found["energy_j_per_image"] == pytest.approx(800 * 0.4, rel=1e-6)
     assert found["watts"] == [500.0, 300.0]
+
+
+def test_energy_of_a_moment_needs_a_reading_of_the_moment() -> None:
+    short = [(0.7, 0.9), (0.9, 1.1)]  # a second's mean would hold what the card drew before
+    assert summarise_samples([samples({})], short)["energy_j_per_image"] is None
+    assert summarise_samples([samples({}, instant=True), samples({})], short)["energy_j_per_image"] is None
+    found = summarise_samples([samples({}, 500.0, instant=True), samples({}, 300.0, instant=True)], short)
+    assert found["energy_j_per_image"] == pytest.approx(800 * 0.2, rel=1e-6)
+
+
+class Driver:
+    """pynvml on a card that draws 650 W now and 400 W in the last second's mean."""
+
+    NVMLError, NVML_SUCCESS, NVML_FI_DEV_POWER_INSTANT = ValueError, 0, 186
+
+    def __init__(self, code: int, milliwatts: int) -> None:
+        self.code, self.milliwatts = code, milliwatts
+
+    def nvmlDeviceGetFieldValues(self, handle: object, fields: list[int]) -> list[object]:  # noqa: N802 - the driver's name
+        assert fields == [186]
+        return [SimpleNamespace(nvmlReturn=self.code, value=SimpleNamespace(uiVal=self.milliwatts))]
+
+    def nvmlDeviceGetPowerUsage(self, handle: object) -> int:  # noqa: N802
+        return 400_000
+
+
+def test_power_is_of_the_instant_where_the_driver_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for driver, expected in (((0, 650_000), (650.0, True)), ((3, 0), (400.0, False)), ((0, 0), (400.0, False))):
+        monkeypatch.setitem(sys.modules, "pynvml", Driver(*driver))
+        assert nvml._watts(object()) == expected
 
 
 def test_image_between_two_samples_still_gets_numbers() -> None:
