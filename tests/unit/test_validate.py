@@ -10,7 +10,9 @@ import yaml
 
 from xdit_bench import data_dir
 from xdit_bench.predict.compared import mean, worst
+from xdit_bench.predict.measured import launch_costs
 from xdit_bench.predict.points import load_model, make_point
+from xdit_bench.predict.profiles import op_s
 from xdit_bench.predict.records import predicted_record
 from xdit_bench.predict.validation import Report, validate
 from xdit_bench.results.schema import Record
@@ -121,6 +123,7 @@ def test_a_point_is_predicted_with_the_launch_cost_its_host_had(tmp_path: Path) 
                 record = predicted_record(point, model, topology, "s")
                 record.source, record.run_id = "measured", f"{execution}{launch_s}"
                 record.telemetry["block_launch_s"] = launch_s
+                record.time = f"2026-01-01T00:0{2 * seed}:00.000+00:00"  # another sitting
                 store.append(record)
     (mine,) = (one for one in validate(data_dir("published"), tmp_path).latencies if one.kind == "measured")
     eager, slow_eager, graph, slow_graph = (row.error for row in mine.rows)
@@ -137,6 +140,23 @@ def test_a_point_is_predicted_with_the_launch_cost_its_host_had(tmp_path: Path) 
     assert [row.host_unknown for row in mine.rows] == [True, True, False, False]
     lines = render(validate(data_dir("published"), tmp_path)).splitlines()
     assert any("bound by a host whose launch cost was not taken then: mean error 0.0%" in line for line in lines)
+
+
+def test_the_launch_cost_of_a_minute_is_the_mean_of_takes_of_as_many_ranks() -> None:
+    def taken(launch_s: float | None, at: str, **changes: object) -> Record:
+        record = measured((2, 1), 1.0)
+        record.run_id, record.time = f"{at}{launch_s}{changes}", f"2026-01-01T{at}.000+00:00"
+        record.telemetry = {} if launch_s is None else {"block_launch_s": launch_s}
+        record.point = {**record.point, "gpus": 2, **changes}
+        return record
+
+    first, second = taken(0.001, "10:00:00"), taken(0.002, "10:00:59")
+    others = [taken(0.005, "10:01:01"), taken(0.009, "10:00:30", gpus=1), taken(None, "10:00:30")]
+    costs = launch_costs([first, second, *others])
+    assert costs[first.run_id] == pytest.approx(op_s(0.0015))
+    assert costs[second.run_id] == pytest.approx(op_s((0.001 + 0.002 + 0.005) / 3))
+    assert costs[others[1].run_id] == pytest.approx(op_s(0.009))
+    assert others[2].run_id not in costs
 
 
 def test_a_point_is_predicted_with_the_speed_its_links_had(tmp_path: Path) -> None:

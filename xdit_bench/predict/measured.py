@@ -2,16 +2,18 @@
 
 Owns one comparison a study, machine and transport. A machine's numbers are its micro-benchmarks' where those are kept
 (`results/calibrated/<topology>.yaml`, where `python -m xdit_bench.calibrate` writes them), else the shipped topology's.
-No time of a study's images ever moves a number of either; the host's launch cost and the speed of links through it are
-those taken beside each point.
+No time of a study's images ever moves a number of either; the speed of links through the host is that taken beside each
+point, the host's launch cost that of the takes of its minute.
 
     for latencies, peaks in compare_study(folder, read_records(folder)): ...
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from xdit_bench.config import Point
@@ -29,6 +31,7 @@ CALIBRATED = "calibrated"  # folder of results/ that holds this machine's own to
 SLOW_HOST = 2.65  # times as long for a launch, between two sittings on hosts of one kind (docs/numbers.md)
 HOST_BOUND = 0.05  # of an image's time that such a host would add: where it could show
 OTHER_WEIGHTS = 0.03  # of a rank's weights: farther from the plan's, another engine held them
+MINUTE_S = 60.0
 NEAR = 0.05  # of the capacity: closer than that, either verdict may come true
 
 
@@ -68,6 +71,7 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
     pressed_times: list[Row] = []
     pressed_peaks: list[Row] = []
     others = hosts = links = 0
+    costs = launch_costs(records)
     for record in records:
         point = Point.from_dict(record.point)
         model = load_model(point.model)
@@ -88,7 +92,7 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
                 else:
                     others += 1
             if record.status == "ok" and point.steps and record.total_s:
-                op, link = launch_cost(record), link_taken(record)
+                op, link = costs.get(record.run_id), link_taken(record)
                 here = with_link(with_host(topology, op) if op else topology, point.transport, link)
                 found = predict(point, model, here)
                 said = found.total_s
@@ -115,11 +119,26 @@ def _compare(title: str, records: Sequence[Record], topology: Topology, notes: l
     )
 
 
-def launch_cost(record: Record) -> float | None:
-    """Seconds an operation that were taken beside the record's images: a host's speed is its own, and changes from
-    minute to minute where it is shared."""
-    issued = record.telemetry.get("block_launch_s")
-    return op_s(issued) if isinstance(issued, float) and 0.0 < issued < 1.0 else None
+def launch_costs(records: Sequence[Record]) -> dict[str, float]:
+    """Seconds an operation of each record that says what its host took to launch, by run id: a host's speed is its own,
+    and changes from minute to minute where it is shared.
+
+    A take lasts 0.4 s, and of two ranks at once lies 20 % off now and then, where images minutes apart are within 5 %:
+    so it is the mean of a minute's, of as many ranks on the same machine, before and after.
+    """
+    takes = [
+        (record, datetime.fromisoformat(record.time).timestamp(), issued)
+        for record in records
+        if isinstance(issued := record.telemetry.get("block_launch_s"), float) and 0.0 < issued < 1.0
+    ]
+
+    def near(record: Record, at: float) -> Iterator[float]:
+        for other, then, issued in takes:
+            alike = (other.fingerprint, other.point["gpus"]) == (record.fingerprint, record.point["gpus"])
+            if alike and abs(then - at) <= MINUTE_S:
+                yield issued
+
+    return {record.run_id: op_s(statistics.fmean(near(record, at))) for record, at, _ in takes}
 
 
 def with_host(topology: Topology, cost_s: float) -> Topology:
