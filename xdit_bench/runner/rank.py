@@ -138,13 +138,13 @@ class Rank:
                 self._modules = None  # they may be left as the engine changed them
             raise
         backend.close()
-        issued_s, link = _over_time(host)
+        issued, link = _over_time(host)
         report: Message = {
             "event": "result",
             "member": True,
             "memory": memory,
             "own_total": timing.own_total,
-            "block_launch_s": issued_s,
+            "block_launches_s": issued,
             "parity": parity,
         }
         if mesh.rank == 0:
@@ -285,15 +285,16 @@ class Rank:
             torch.cuda.empty_cache()
 
 
-def _over_time(host: list[tuple[float | None, Link]]) -> tuple[float | None, Link]:
-    """Means of what was taken before the images and after them: a shared host's speed changes within seconds."""
+def _over_time(host: list[tuple[float | None, Link]]) -> tuple[list[float], Link]:
+    """Launch costs taken before the images and after them, and the links' means: a shared host's speed changes within
+    seconds."""
     issued = [seconds for seconds, _ in host if seconds is not None]
     links = [link for _, link in host]
     mean = {
         kind: {**row, "seconds": statistics.fmean(link[kind]["seconds"] for link in links)}
         for kind, row in (links[0] if links else {}).items()
     }
-    return statistics.fmean(issued) if issued else None, mean
+    return issued, mean
 
 
 def _with_symmetric(memory: dict[str, Any], backend: Backend) -> dict[str, Any]:

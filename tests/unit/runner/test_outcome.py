@@ -46,9 +46,13 @@ def test_record_of_a_success_holds_the_ranks_memory_and_step_times() -> None:
 
 
 def test_slowest_host_is_the_records() -> None:
-    issued = [result(0, block_launch_s=0.001), result(1, block_launch_s=0.002)]
-    assert to_record(judge(issued, 60), POINT, "id", "s").telemetry["block_launch_s"] == 0.002
-    assert "block_launch_s" not in to_record(judge([result(0, block_launch_s=None)], 60), POINT, "id", "s").telemetry
+    takes = [[0.001, 0.001], [0.001, 0.003]]
+    issued = [result(rank, block_launches_s=of_rank) for rank, of_rank in enumerate(takes)]
+    telemetry = to_record(judge(issued, 60), POINT, "id", "s").telemetry
+    assert telemetry["block_launch_s"] == 0.002
+    assert telemetry["block_launches_s"] == takes
+    untaken = to_record(judge([result(0, block_launches_s=[])], 60), POINT, "id", "s").telemetry
+    assert not {"block_launch_s", "block_launches_s"} & set(untaken)
 
 
 def test_out_of_memory_is_the_cause_whatever_came_before_it() -> None:
