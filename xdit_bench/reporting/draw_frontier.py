@@ -20,8 +20,8 @@ from xdit_bench.reporting.style import CYCLE, INK, PAPER, Layout
 
 LABEL = 32  # characters; a record from elsewhere may name anything as its engine
 CHARACTER, LETTER = 0.047, 0.055  # inches: the width of a character beside a bar, and before one
-ROW, HEAD = 0.17, 0.28  # inches: the height of a bar with its space, and of a panel's title
-FOOT = 0.38
+ROW, TITLE = 0.17, 0.25  # inches: the height of a bar with its space, and of a panel's title
+TOP, FOOT, EDGE = 0.18, 0.38, 0.08  # what a figure says of itself, its axis' numbers and label, paper at the sides
 
 
 def frontier(family: Sequence[Group], layout: Layout) -> Figure:
@@ -33,27 +33,30 @@ def frontier(family: Sequence[Group], layout: Layout) -> Figure:
     groups = list({id(limit.group): limit.group for limit in found}.values())
     bars = [[limit for limit in found if limit.group is group] for group in groups]
     rows = [limit.row for limit in found]
-    heights = [ROW * len(of_group) + HEAD for of_group in bars]
-    figure = Figure(figsize=(layout.width, sum(heights) + FOOT), layout="constrained")
-    grid = figure.add_gridspec(len(groups), 1, height_ratios=heights)
     names = [_label(limit, rows) for limit in found]
-    inches = layout.width - LETTER * max(map(len, names)) - 0.2
+    left = LETTER * max(map(len, names)) + EDGE
+    inches = layout.width - left - EDGE
     right = 0.0
     for _ in range(3):  # words between bar and cross take none of the axis, and fit there at some scales alone
         right = max(_reach(limit, inches, right) for limit in found)
-    for index, (group, of_group) in enumerate(zip(groups, bars, strict=True)):
-        axis = figure.add_subplot(grid[index, 0])
-        for y, limit in enumerate(of_group):
-            _bar(axis, limit, y, right / inches)
+    height = TOP + sum(TITLE + ROW * len(of_group) for of_group in bars) + FOOT
+    # laid out by hand: matplotlib's solver gives rows of unequal height a last digit that differs from run to run
+    figure, y = Figure(figsize=(layout.width, height)), height - TOP
+    for group, of_group in zip(groups, bars, strict=True):
+        y -= TITLE + ROW * len(of_group)
+        box = (left / layout.width, y / height, inches / layout.width, ROW * len(of_group) / height)
+        axis = figure.add_axes(box)
+        for index, limit in enumerate(of_group):
+            _bar(axis, limit, index, right / inches)
         axis.set_title(_title(group))
-        axis.set_ylim(len(of_group) - 0.4, -0.6)
+        axis.set_ylim(len(of_group) - 0.5, -0.5)
         axis.set_xlim(0, right)
         axis.set_xticks(_ticks(right, 2.2 * inches))
         axis.set_yticks(range(len(of_group)), [_label(limit, rows) for limit in of_group])
         axis.grid(axis="x")
         axis.grid(visible=False, axis="y")
         axis.tick_params(axis="y", length=0)
-        axis.tick_params(axis="x", labelbottom=index == len(groups) - 1)
+        axis.tick_params(axis="x", labelbottom=group is groups[-1])
     axis.set_xlabel("largest side that fits, pixels")
     return figure
 
@@ -121,4 +124,4 @@ def _label(limit: Limit, rows: Sequence[Row]) -> str:
 def _ticks(right: float, most: float) -> list[int]:
     """As many round sizes as there is room for."""
     step = next(s for s in (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384) if right / s <= most or s == 16384)
-    return list(range(0, int(right) + 1, step))
+    return list(range(0, int(0.97 * right) + 1, step))  # none whose number passes the paper's edge
