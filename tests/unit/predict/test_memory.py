@@ -63,7 +63,7 @@ def test_an_h100_decodes_3072px_and_thrashes_at_4096px(schnell: ModelSpec) -> No
 
 @pytest.mark.parametrize(
     ("vae", "gpus", "cap", "measured"),
-    [("distvae", 1, 48.0, 2880), ("parallel", 1, 48.0, 4416), ("parallel", 2, 48.0, 7424), ("parallel", 1, 80.0, 8000),
+    [("distvae", 1, 48.0, 2880), ("parallel", 1, 48.0, 4416), ("parallel", 2, 48.0, 7488), ("parallel", 1, 80.0, 8000),
      ("tiled", 1, 48.0, 8192), ("distvae", 1, 80.0, 5248)],
 )  # fmt: skip
 def test_the_largest_that_fits_is_near_what_searches_found(
@@ -74,7 +74,7 @@ def test_the_largest_that_fits_is_near_what_searches_found(
         ulysses=gpus, memory_cap_gb=cap,
     )  # fmt: skip
     largest = largest_that_fits(point, schnell, load("h100_nvlink"), range(64, 8193, 64))
-    assert largest == pytest.approx(measured, rel=0.07)  # of pixels 14 %, of what the decode may hold
+    assert largest == pytest.approx(measured, abs=128)  # two steps of a search
 
 
 def test_nothing_fits_below_the_weights_and_an_engine_without_a_profile_is_no_size(schnell: ModelSpec) -> None:
