@@ -201,6 +201,12 @@ def compose_and_plan(argv: list[str], plan: Plan, command: str) -> None:
         raise ConfigError(one_line(error)) from error
     except OSError as error:
         raise ConfigError(f"results can not be written ({error}); set results_dir to a folder that can") from error
+    except ValueError as error:
+        if "Only one of" not in str(error):
+            raise
+        raise ConfigError(
+            "--cfg and --info show what one point resolves to, and -m asks for many; leave -m out"
+        ) from error
 
 
 def register() -> None:

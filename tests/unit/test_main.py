@@ -44,6 +44,7 @@ def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["res=1000"], ("multiple of 16", "res=1000", "992 or 1008")),
         (["ulysses=0"], ("ulysses must be at least 1", "0")),
         (["ulysses=x"], ("ulysses must be a whole number", "ulysses=x")),
+        (["-m", "res=512", "--cfg", "job"], ("--cfg", "leave -m out")),
         (["-m", "ulysses=1,x"], ("ulysses must be a whole number", "ulysses=x")),
         (["ulysses=1,2"], ("ulysses=1,2", "add -m")),
         (["ulysses=x", "-m"], ("ulysses must be a whole number", "ulysses=x")),
