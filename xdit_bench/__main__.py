@@ -30,14 +30,13 @@ from xdit_bench.arguments import knobs, nearest, one_line, reproducible, with_to
 from xdit_bench.config import Config, Point, check_study
 from xdit_bench.errors import ConfigError, RankCrashed, UserError
 from xdit_bench.planning import Plan, PlannedPoint, predicted_baselines, to_job, within_host
-from xdit_bench.results.store import Store, read_records
+from xdit_bench.results.store import Store, newest, read_records
 from xdit_bench.runner.frontier import trials
 from xdit_bench.topology import match
 from xdit_bench.topology.probe import fingerprint, probe, software
 
 CPU_RANKS = 8
 NO_POINT_OK, BAD_INPUT, INTERRUPTED = 1, 2, 130
-MULTIRUN = ("-m", "--multirun")
 
 
 def run(plan: Plan, console: Console, command: str, *, shared: bool = False) -> int:
@@ -77,9 +76,9 @@ def run_study(
         finally:
             if cfg.run.report and store.records:
                 _report(store, study, Path(cfg.reports_dir), console)
-        newest = {Point.from_dict(record.point): record.status for record in store.records}
+        statuses = {Point.from_dict(record.point): record.status for record in store.records}
         asked = [trials(p.point) if p.cfg.run.frontier else [p.point] for p in points]
-        return any(newest.get(point) == "ok" for listed in asked for point in listed)
+        return any(statuses.get(point) == "ok" for listed in asked for point in listed)
 
 
 def _predict(study: str, points: list[PlannedPoint], store: Store, console: Console, command: str) -> None:
@@ -90,11 +89,13 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
     for note in dict.fromkeys(note for planned in points for note in planned.notes):
         console.print(f"[bold yellow]PREDICTED[/] {note}", soft_wrap=True)
     said = 0
+    kept = newest(read_records(store.study_dir)) if store.records else []
+    current = {record.run_id for record in kept}  # others were predicted from other numbers, and do not count any more
     for number, planned in enumerate([*points, *predicted_baselines(points)]):
         record = predicted_record(planned.point, planned.model, planned.topology, study, planned.why_not)
         record.command = command
         record.warnings = [*planned.notes, *record.warnings]
-        if not store.find(record.run_id):
+        if record.run_id not in current:
             store.append(record)
         said += record.status == "ok" and number < len(points)
         if record.status != "ok":
@@ -216,12 +217,12 @@ def register() -> None:
         "xdit_bench.study",
         lambda topology, model: f"{_study_topology(topology)}-{model}",
         replace=True,
-        use_cache=True,
     )
+    match.name_here.cache_clear()  # another command may be of another machine
 
 
 def _study_topology(name: str) -> str:
-    return match.auto_name(probe()) if name == "auto" else name
+    return match.name_here() if name == "auto" else name
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -233,7 +234,8 @@ def main(argv: list[str] | None = None) -> int:
     if "--version" in given:
         print(f"xdit_bench {__version__}")
         return 0
-    given = sorted(given, key=lambda argument: argument not in MULTIRUN)  # Hydra takes it in the first place alone
+    # Hydra takes its own flags before all knobs alone
+    given = sorted(given, key=lambda argument: "=" in argument and not argument.startswith("-"))
     command = reproducible(given)
     console = Console(stderr=False, highlight=False)
     plan = Plan(machine=probe())

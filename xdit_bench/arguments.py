@@ -7,15 +7,17 @@ Owns the wording around the command line; leaves values to `config`.
 
 from __future__ import annotations
 
+import atexit
 import re
 import shlex
+import shutil
 import tempfile
 from pathlib import Path
 
 from hydra.errors import MissingConfigException
 
 from xdit_bench import data_dir
-from xdit_bench.errors import did_you_mean
+from xdit_bench.errors import TopologyError, did_you_mean
 from xdit_bench.topology.specs import load
 
 # what Hydra says of a value, and what it means
@@ -26,6 +28,8 @@ SLIPS = (
     (r"Cannot convert 'list' to string", "one text, not a list"),
     (r"expected one of \[([^\]]*)\]", "one of {0}"),
 )
+YAML = (".yaml", ".yml")
+RESERVED = ("auto", "cpu")  # names that do not mean the machine of a file
 KNOB = re.compile(r"^(?P<indent>\s*)(?P<dash>- )?(?P<name>\w+): *(?P<value>[^#]*?) *(?:# (?P<note>.*))?$")
 
 
@@ -57,27 +61,36 @@ def one_line(error: Exception) -> str:
 
 
 def with_topology_files(argv: list[str]) -> list[str]:
-    """`topology=path/to/box.yaml` becomes Hydra's own form: the file's stem, from a config group of its own.
+    """`topology=path/to/box.yaml` becomes Hydra's own form: a choice from a config group of its own.
 
     The group is a folder that holds these files alone; a folder of the person's on Hydra's search path would make
-    config groups of whatever lies in it. Raises TopologyError for a bad file.
+    config groups of whatever lies in it. They are numbered there: by its own name a copy of a shipped file, edited,
+    would be the shipped one. Raises TopologyError for a bad file.
     """
     files: list[Path] = []
     rewritten = []
+
+    def choice(given: str) -> str:
+        if not given.endswith(YAML):
+            return given
+        files.append(Path(given).expanduser())
+        return f"file_{len(files)}"
+
     for argument in argv:
         key, _, value = argument.partition("=")
-        if key == "topology" and any(choice.endswith((".yaml", ".yml")) for choice in value.split(",")):
-            choices = [Path(choice) for choice in value.split(",")]
-            files += [path for path in choices if path.suffix]
-            argument = f"topology={','.join(path.stem for path in choices)}"
+        if key == "topology":
+            argument = f"topology={','.join(choice(given) for given in value.split(','))}"
         rewritten.append(argument)
     if not files:
         return argv
-    group = Path(tempfile.mkdtemp(prefix="xdit_bench_")) / "topology"  # stays: a cluster's job composes again
+    group = Path(tempfile.mkdtemp(prefix="xdit_bench_")) / "topology"
     group.mkdir()
-    for path in files:
-        load(str(path))  # refuses a bad file by file, key and rule, before Hydra sees it
-        (group / f"{path.stem}.yaml").symlink_to(path.resolve())
+    for number, path in enumerate(files, start=1):
+        if load(str(path)).name in RESERVED:  # which also refuses a bad file by file, key and rule, before Hydra does
+            raise TopologyError(f"{path}: name must be none of {', '.join(RESERVED)}, which mean other machines")
+        (group / f"file_{number}.yaml").symlink_to(path.resolve())
+    if not any(argument.startswith("hydra/launcher=") for argument in argv):  # a cluster's job composes again, later
+        atexit.register(shutil.rmtree, group.parent, ignore_errors=True)
     return [*rewritten, f"hydra.searchpath=[file://{group.parent}]"]
 
 

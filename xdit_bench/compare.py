@@ -130,7 +130,7 @@ def load(path: Path) -> list[Record]:
                 continue
             raise ResultsError(f"{file}, line {line_number}: {error}") from error
         try:
-            records.append(Record.from_dict(_honest(data)))
+            records.append(Record.from_dict(_honest(data) if isinstance(data, dict) else data))
         except (ResultsError, TypeError, AttributeError) as error:
             raise ResultsError(f"{file}, line {line_number}: {error}") from error
     if not records:

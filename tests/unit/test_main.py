@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from xdit_bench import data_dir
 from xdit_bench.__main__ import main
 from xdit_bench.results.store import Store, read_records
+from xdit_bench.results.store import newest as newest_records
 from xdit_bench.runner.process import running
 from xdit_bench.topology import probe as probing
 
@@ -201,6 +204,73 @@ def test_a_cell_its_engine_can_not_run_is_a_record(here: Path) -> None:
     assert {key for key, r in records.items() if r.status == "ok"} == {
         ("stock", "single"), ("stock", "none"), ("usp", "parallel"), ("usp", "none")
     }  # fmt: skip
+
+
+def latest_totals(here: Path, study: str) -> dict[int, float]:
+    """Seconds of the newest record of each split, by Ulysses degree."""
+    newest = [r for r in newest_records(read_records(here / "results" / study)) if r.point["engine"] == "usp"]
+    return {r.point["ulysses"]: r.latency_s["total"]["median"] for r in newest}
+
+
+def test_a_topology_file_is_what_it_says_whatever_its_name(here: Path) -> None:
+    shipped = (data_dir("conf") / "topology" / "h100_nvlink.yaml").read_text()
+    for folder, flops in (("one", "1.0e+14"), ("two", "2.0e+14")):
+        (here / folder).mkdir()
+        slow = re.sub(r"peak_flops: \S+", f"peak_flops: {flops}", shipped).replace(
+            "name: h100_nvlink", f"name: {folder}", 1
+        )
+        (here / folder / "h100_nvlink.yaml").write_text(slow)
+    files = "topology=h100_nvlink,one/h100_nvlink.yaml,two/h100_nvlink.yaml"
+    assert main(["-m", files, "source=predicted", "vae=none", "run.report=false"]) == 0
+    studies = ("h100_nvlink-flux_schnell", "two-flux_schnell", "one-flux_schnell")
+    shipped_s, two_s, one_s = (latest_totals(here, study)[1] for study in studies)
+    assert shipped_s < 0.3 * two_s < 0.2 * one_s
+
+
+def test_a_file_that_calls_its_machine_auto_or_nothing_a_folder_can_bear_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = (data_dir("conf") / "topology" / "h100_nvlink.yaml").read_text()
+    for name, words in (("auto", "none of auto, cpu"), ("my box", "letters, digits")):
+        (here / "box.yaml").write_text(shipped.replace("name: h100_nvlink", f"name: {name}", 1))
+        line = error_line(["topology=box.yaml", "source=predicted"], capsys)
+        assert "box.yaml" in line
+        assert "name" in line
+        assert words in line
+
+
+def test_numbers_that_changed_replace_what_was_predicted_before(here: Path) -> None:
+    shipped = (
+        (data_dir("conf") / "topology" / "h100_nvlink.yaml").read_text().replace("name: h100_nvlink", "name: box", 1)
+    )
+    slow = re.sub(r"peak_flops: \S+", "peak_flops: 1.0e+14", shipped)
+
+    def predicted(text: str, ulysses: str) -> dict[int, float]:
+        (here / "box.yaml").write_text(text)
+        command = ["-m", "topology=box.yaml", "source=predicted", "vae=none", f"ulysses={ulysses}", "run.report=false"]
+        assert main(command) == 0
+        return latest_totals(here, "box-flux_schnell")
+
+    fast_s = predicted(shipped, "1,2")
+    slow_s = predicted(slow, "1")
+    assert set(slow_s) == {1}, "of the machine of before nothing is left"
+    assert slow_s[1] > 5 * fast_s[1]
+    assert predicted(shipped, "1,2") == fast_s
+    lines = (here / "results" / "box-flux_schnell" / "records.jsonl").read_text().splitlines()
+    assert predicted(shipped, "1,2") == fast_s
+    assert (here / "results" / "box-flux_schnell" / "records.jsonl").read_text().splitlines() == lines
+
+
+def test_every_topology_and_model_of_a_sweep_has_its_own_study(here: Path) -> None:
+    swept = ["-m", "topology=h100_nvlink,l40_pcie", "model=flux_schnell,flux_dev"]
+    assert main([*swept, "source=predicted", "run.report=false"]) == 0
+    found = {path.parent.name for path in (here / "results").glob("*/records.jsonl")}
+    assert found == {f"{t}-{m}" for t in ("h100_nvlink", "l40_pcie") for m in ("flux_schnell", "flux_dev")}
+
+
+def test_flags_may_stand_anywhere(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["res=2048", "--cfg", "job", "study=x"]) == 0
+    assert "res: 2048" in capsys.readouterr().out
 
 
 def test_a_predicted_cell_its_engine_lacks_is_infeasible_too(here: Path) -> None:

@@ -149,3 +149,11 @@ def test_bad_input_is_one_line_and_exit_code_2(say, argument: str, said: str) ->
     assert (code, out) == (2, "")
     assert said in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_over_host_memory_no_graph_is_advised(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = ["topology=h200_nvlink", "res=2048", "gpus=2", f"results_dir={tmp_path}"]
+    assert main(picture) == 0
+    assert "engine usp/graph" in capsys.readouterr().out
+    assert main([*picture, "transport=host"]) == 0
+    assert "engine usp/graph" not in capsys.readouterr().out

@@ -62,9 +62,10 @@ class Advice:
 
     @property
     def best(self) -> Option:
-        """The fastest; of those that tie with it, the one with the fewest GPUs."""
+        """The fastest; of those that tie with it and cost no more GPU-seconds, the one with the fewest GPUs."""
         fastest = self.options[0]
-        return min(self.options, key=lambda o: (o.point.gpus if ties(o, fastest) else math.inf, o.counted_s))
+        tied = [o for o in self.options if ties(o, fastest) and o.gpu_seconds <= fastest.gpu_seconds]
+        return min(tied, key=lambda option: (option.point.gpus, option.counted_s))
 
     @property
     def runner_up(self) -> Option | None:
@@ -126,14 +127,16 @@ def from_prediction(prediction: Prediction) -> Option:
 
 
 def from_record(record: Record) -> Option:
-    """The option of a measured record; its error is the confidence interval of the median."""
+    """The option of a record; of a measured one the error is the confidence interval of the median."""
     total = record.latency_s["total"]
     median = float(total["median"])
-    low, high = (float(bound) for bound in total.get("ci95") or (median, median))
+    bounds = total.get("ci95") or (total.get("low", median), total.get("high", median))
+    low, high = (float(bound) for bound in bounds)
+    errors = record.telemetry.get("errors_s") or {"run": (high - low) / 3.92}
     parts = {k: v for k, v in record.attribution.items() if k != "utilisation" and isinstance(v, int | float)}
     largest = max(parts, key=lambda name: parts[name]) if parts else ""
     return Option(
-        Point.from_dict(record.point), median, low, high, {"run": (high - low) / 3.92},
+        Point.from_dict(record.point), median, low, high, errors,
         float(record.memory.get("peak_bytes") or 0.0), str(record.memory.get("verdict", "")), largest, record.source,
     )  # fmt: skip
 

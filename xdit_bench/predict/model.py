@@ -94,9 +94,10 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
     vae = decode_s(point, model, topology, profile, Network(topology, point.transport, *ranks))
 
     wider, warnings = _extrapolation(point, model, topology)
-    errors = {name: wider * point.steps * seconds for name, seconds in step.errors.items()}
+    # of launches and of the text stage no image token changes a thing
+    errors = {name: (1.0 if name == "host" else wider) * point.steps * seconds for name, seconds in step.errors.items()}
     denoise_error = math.hypot(*errors.values()) / denoise
-    errors["text"], errors["vae"] = wider * TEXT_ERROR * text, wider * topology.uncertainty["vae"].value * vae
+    errors["text"], errors["vae"] = TEXT_ERROR * text, wider * topology.uncertainty["vae"].value * vae
     total = text + denoise + vae
     stages = {
         "text": Interval.around(text, errors["text"] / text),
@@ -197,13 +198,13 @@ def _extrapolation(point: Point, model: ModelSpec, topology: Topology) -> tuple[
         wider += math.log2(low / tokens if tokens < low else tokens / high)
         warnings.append(
             f"{point.width}x{point.height} pixels are {tokens} image tokens, outside the {low} to {high} that "
-            f"{topology.name} was calibrated for: the interval is {wider:.3g} times as wide"
+            f"{topology.name} was calibrated for: the error of what they take is {wider:.3g} times as large"
         )
     away = abs(math.log2(model.hidden / CALIBRATED_HIDDEN))
     if away:
         wider += away
         warnings.append(
             f"{model.name} is {model.hidden} wide and the model was calibrated at {CALIBRATED_HIDDEN}: "
-            f"the interval is {wider:.3g} times as wide"
+            f"the error of a step is {wider:.3g} times as large"
         )
     return wider, warnings

@@ -55,6 +55,7 @@ def predicted_record(
         memory=_memory(prediction),
         comm={"bytes_per_step": round(prediction.comm_bytes)},
         attribution={**prediction.terms, "bottleneck": prediction.bottleneck},
+        telemetry={"errors_s": dict(prediction.errors)},
         warnings=list(prediction.warnings),
         **common,
     )

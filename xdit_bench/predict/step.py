@@ -145,7 +145,8 @@ class _Work:
     def network_error_s(self) -> float:
         """How much longer a step would wait for links that are slower by their standard error: what all but hides then
         shows."""
-        return self._waits_s(1.0 + self.topology.uncertainty["network"].value) - self._waits_s()
+        longer = self._waits_s(1.0 + self.topology.uncertainty["network"].value) - self._waits_s()
+        return max(0.0, longer)  # slower links may make a ring take its other way
 
     def _waits_s(self, slower: float = 1.0) -> float:
         """What a step takes for its exchanges over links so much slower."""

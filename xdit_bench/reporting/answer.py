@@ -109,7 +109,8 @@ def _banners(groups: Sequence[Group]) -> tuple[str, ...]:
     caps = sorted({g.setting.memory_cap_gb for g in groups if g.setting.memory_cap_gb is not None})
     if caps:
         said = words.listing(f"{cap:g}" for cap in caps)
-        found.append(f"Sections marked capped were measured below a memory cap of {said} GB.")
+        how = "predicted for" if sources == {"predicted"} else "measured below"
+        found.append(f"Sections marked capped were {how} a memory cap of {said} GB.")
     return tuple(found)
 
 
@@ -236,9 +237,8 @@ def _runs_out(group: Group) -> str:
     )
     if best is None:
         return said
-    return (
-        f"{said}; the largest image that fits is {words.px(best.size)}, on {group.count(best.gpus)} with vae={best.vae}"
-    )
+    where = f"on {group.count(best.gpus)} with vae={best.vae}"
+    return f"{said}; the largest image run that fits is {words.px(best.size)}, {where}"
 
 
 def rechecks(records: Iterable[Record]) -> list[float]:

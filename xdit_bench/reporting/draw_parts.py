@@ -283,7 +283,8 @@ def attribution(group: Group, layout: Layout) -> Figure:
         axis.set_title(words.panel(group, size))
         bars = [bar for bar in _bars_over_gpus(group, size) if bar[1] and bar[1].terms]
         if not bars:
-            empty(axis, "no point here was profiled\n(measure.profile=true)")
+            ran = group.best(size) is not None
+            empty(axis, "no point here was profiled\n(measure.profile=true)" if ran else "no success here")
             axis.set_title(words.panel(group, size))
             continue
         top = 0.0

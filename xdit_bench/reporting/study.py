@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from xdit_bench.predict.advice import from_record, ties
 from xdit_bench.reporting.entry import Entry, Size, number, pick, seconds_or_inf
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import newest
@@ -54,11 +55,13 @@ class Group:
     """Entries that may share a curve, and the engine whose scaling the figures show.
 
     `rungs` are our engine with gains left out: experiments, which stand in the ladder and in no other comparison.
+    `apart` are the words that tell it from other groups of the report, empty where its machine and model do.
     """
 
     setting: Setting
     entries: tuple[Entry, ...]
     rungs: tuple[Entry, ...] = ()
+    apart: str = ""
 
     @property
     def on_cpu(self) -> bool:
@@ -143,9 +146,12 @@ class Group:
         return fastest if fastest.engine != entry.engine and seconds_or_inf(fastest) < seconds_or_inf(entry) else None
 
     def tie(self, entry: Entry) -> Entry | None:
-        """Another factorization of the same GPU count whose interval overlaps that of the best."""
+        """Another factorization of the same GPU count whose interval overlaps that of the best; of predictions one that
+        differs by less than their errors do, as what is common to both cancels."""
         others = [e for e in self._cells[entry.size, entry.gpus] if e.ok and e.factors != entry.factors]
         runner_up = min(others, key=seconds_or_inf, default=None)
+        if runner_up and all("errors_s" in e.record.telemetry for e in (entry, runner_up)):
+            return runner_up if ties(from_record(entry.record), from_record(runner_up.record)) else None
         if runner_up and runner_up.low_s is not None and entry.high_s is not None and runner_up.low_s <= entry.high_s:
             return runner_up
         return None
@@ -245,13 +251,32 @@ def group_records(records: Iterable[Record]) -> list[Group]:
             number(point.get("memory_cap_gb")),
         )
         grouped.setdefault(setting, []).append(Entry.of(record))
-    return sorted((_group(setting, entries) for setting, entries in grouped.items()), key=_rank)
+    return sorted((_group(setting, entries, grouped) for setting, entries in grouped.items()), key=_rank)
 
 
-def _group(setting: Setting, entries: Sequence[Entry]) -> Group:
+def _group(setting: Setting, entries: Sequence[Entry], among: Iterable[Setting]) -> Group:
     whole = tuple(entry for entry in entries if not entry.without)
     rungs = tuple(entry for entry in entries if entry.without)
-    return Group(setting, whole, rungs) if whole else Group(setting, rungs)  # nothing to keep them apart from
+    apart = _apart(setting, among)
+    # rungs alone have nothing to be kept apart from
+    return Group(setting, whole, rungs, apart=apart) if whole else Group(setting, rungs, apart=apart)
+
+
+def _apart(setting: Setting, among: Iterable[Setting]) -> str:
+    """What tells it from others of the same model, machine, transport and cap."""
+    said = {
+        "steps": f"{setting.steps} step{'s' * (setting.steps != 1)}",
+        "text_tokens": f"{setting.text_tokens} text tokens",
+        "dtype": setting.dtype,
+        "weights": setting.weights,
+    }
+    unsaid = {"fingerprint": "", **dict.fromkeys(said, "")}
+
+    def known(other: Setting) -> tuple[object, ...]:
+        return other._replace(**unsaid), other.steps == 0  # type: ignore[arg-type]
+
+    alike = [other for other in among if known(other) == known(setting)]
+    return " ".join(word for key, word in said.items() if len({getattr(other, key) for other in alike}) > 1)
 
 
 def _rank(group: Group) -> tuple[Any, ...]:

@@ -253,6 +253,8 @@ def _interval(entry: Entry) -> Cell:
     if entry.total_s is None or entry.low_s is None or entry.high_s is None:
         return Cell(words.MISSING)
     half = (entry.high_s - entry.low_s) / 2 / entry.total_s
+    if entry.record.source == "predicted":  # its two sides differ
+        return Cell(f"{words.digits(entry.low_s)} to {words.seconds(entry.high_s)}", half)
     return Cell(f"±{100 * half:.1f} %", half)
 
 
@@ -269,6 +271,9 @@ def _bytes(groups: Sequence[Group], group: Group, entry: Entry) -> Cell:
     if entry.verdict == "pressure":
         free = whole_card(groups, group, entry)
         slower = entry.total_s / free.total_s if entry.total_s and free and free.total_s else None
-        mark += f" pressure ({words.plural(int(entry.record.memory.get('alloc_retries') or 0), 'retry', 'retries')}"
-        mark += f", {words.times(slower)} the whole card's time)" if slower else ")"
+        said = [f"{words.times(slower)} the whole card's time"] if slower else []
+        if entry.record.source == "measured":
+            retries = int(entry.record.memory.get("alloc_retries") or 0)
+            said.insert(0, words.plural(retries, "retry", "retries"))
+        mark += " pressure" + (f" ({', '.join(said)})" if said else "")
     return Cell(words.gigabytes(entry.peak_bytes) + mark, entry.peak_bytes)

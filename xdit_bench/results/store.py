@@ -97,10 +97,15 @@ def latest(records: Iterable[Record]) -> list[Record]:
 def newest(records: Iterable[Record]) -> list[Record]:
     """The newest record of each point, source and machine, in the order the points first came.
 
-    A point measured again by other code replaces its older record; within one file the later line is the newer.
+    A point measured again by other code replaces its older record; within one file the later line is the newer. A
+    topology is predicted by one model from one file: what other numbers or other code said of it before is left out.
     """
+    kept = list(records)
+    model = {record.point["topology"]: record.fingerprint for record in kept if record.source == "predicted"}
     found: dict[str, Record] = {}
-    for record in records:
+    for record in kept:
+        if record.source == "predicted" and record.fingerprint != model[record.point["topology"]]:
+            continue
         found[json.dumps([record.point, record.source, record.fingerprint], sort_keys=True, default=str)] = record
     return list(found.values())
 

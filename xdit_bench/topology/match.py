@@ -6,10 +6,12 @@ auto_name(probe())                         # "h200_nvlink"
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from xdit_bench.topology.probe import probe
 from xdit_bench.topology.specs import GpuSpec, Topology, load, names
 
 DEFAULT = "a100_nvlink"  # what `topology=auto` predicts for where there is no GPU
@@ -41,6 +43,12 @@ def differences(topology: Topology, machine: Mapping[str, Any]) -> list[str]:
         words = {True: "NVLink", False: "PCIe"}
         found.append(f"its GPUs are joined by {words[here]}, those of {topology.name} by {words[there]}")
     return list(dict.fromkeys(found))
+
+
+@functools.cache
+def name_here() -> str:
+    """The topology that `auto` is on this machine; asked of the driver once, where a sweep asks for every job."""
+    return auto_name(probe())
 
 
 def auto_name(machine: Mapping[str, Any]) -> str:

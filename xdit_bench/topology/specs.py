@@ -10,6 +10,7 @@ nor of how a time is predicted (`xdit_bench.predict`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,8 @@ TAIL = "gemm_tail"  # waves of thread blocks that a matrix product loses to fill
 AWAKE = "beside_links"  # of their speed that products and attention keep beside traffic on links; optional
 OPTIONAL = (*TEXT, PASSES, TAIL, AWAKE)
 KERNELS = ("flash", "cudnn", "fa3", "sdpa", "flash_attn")
-HOST = ("op_s", "kernel_gap_s", "vae_cold_start_s")
+COLD = "vae_cold_start_s"
+HOST = ("op_s", "kernel_gap_s", COLD)
 BESIDE = "op_beside_s"  # op_s while other ranks of the host issue too; optional
 ROOT = ("name", "gpus", "gpu", "predict", "note", "links", "efficiency", "attention", "host", "uncertainty",
         "calibrated_tokens", "free")  # fmt: skip
@@ -163,6 +165,8 @@ def from_dict(data: Any, origin: str) -> Topology:
     root = _Reader(data, origin)
     root.only(ROOT)
     name, gpus = root.text("name"), root.count("gpus")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):  # it names a study's folder
+        raise root.error("name", f"must be of letters, digits, '.', '_' and '-'; got {name!r}")
     gpu = root.section("gpu")
     if data.get("predict", True) is False:  # a machine to measure on, with no numbers to predict from
         unknown = GpuSpec(gpu.text("name"), 0, 0.0, 0.0, 0.0, 0, gpu.text("source", ""))
@@ -196,7 +200,11 @@ def from_dict(data: Any, origin: str) -> Topology:
             if key in EFFICIENCIES or key in efficiency.data
         },
         attention={key: attention.sourced(key, high=1.0) for key in kernels},
-        host={key: host.sourced(key, high=10.0) for key in (*HOST, BESIDE) if key != BESIDE or BESIDE in host.data},
+        host={
+            key: host.sourced(key, high=10.0 if key == COLD else 0.01)
+            for key in (*HOST, BESIDE)
+            if key != BESIDE or BESIDE in host.data
+        },
         uncertainty={key: uncertainty.sourced(key, high=1.0) for key in UNCERTAINTIES},
         calibrated_tokens=_range(root),
         free=_free(root),

@@ -45,6 +45,15 @@ def test_of_tied_options_the_one_with_fewer_gpus_is_best(schnell: ModelSpec) -> 
     assert dataclasses.replace(advice, options=tied).best.point.gpus == 1
 
 
+def test_a_tie_is_no_reason_to_pay_more() -> None:
+    cheap, unsure = option(1.0, {}, ulysses=2), option(1.3, {"compute": 2.0}, ulysses=1)
+    assert ties(cheap, unsure)
+    assert Advice((cheap, unsure), {}).best is unsure, "1.3 GPU-seconds for 2.0"
+    dear = dataclasses.replace(unsure, seconds=2.1)
+    assert ties(cheap, dear)
+    assert Advice((cheap, dear), {}).best is cheap
+
+
 def test_an_option_under_pressure_counts_as_slow_as_it_may_be_until_it_is_measured() -> None:
     pressed = dataclasses.replace(option(1.0, {}, ulysses=1), high=12.0, verdict="pressure")
     roomy = option(1.01, {}, ulysses=2)

@@ -109,11 +109,19 @@ def test_fewer_tokens_than_calibrated_widen_the_interval_with_a_warning(schnell:
     assert "1024 image tokens, outside the 4096 to 65536" in warning
 
 
+def test_what_no_token_changes_is_no_less_certain_of_a_small_image(schnell: ModelSpec) -> None:
+    point = make_point(schnell, topology="h200_nvlink", height=256, width=256, vae="none", execution="eager")
+    eager, graph = predict(point, schnell, H200), predict(dataclasses.replace(point, execution="graph"), schnell, H200)
+    assert eager.warnings, "outside of what was calibrated"
+    assert eager.stages["total"].low > 0.5 * graph.total_s, "which the GPUs have to compute whatever the host does"
+    assert eager.stages["total"].high < 3 * eager.total_s
+
+
 def test_more_tokens_than_calibrated_widen_the_interval_with_a_warning(schnell: ModelSpec) -> None:
     point = make_point(schnell, topology="h200_nvlink", height=8192, width=8192, ulysses=8)
     prediction = predict(point, schnell, H200)
     assert "262144 image tokens, outside the 4096 to 65536" in prediction.warnings[0]
-    assert "3 times as wide" in prediction.warnings[0]
+    assert "3 times as large" in prediction.warnings[0]
 
 
 def test_another_width_of_model_is_predicted_with_a_warning(schnell: ModelSpec) -> None:

@@ -21,7 +21,7 @@ def test_names_best_configuration_speedup_and_limit_of_memory() -> None:
     assert "over plain diffusers on one GPU" in speedup
     assert "over 2 GPUs, as fewer failed" in speedup
     assert "At 4096px stock/eager with vae=single runs out on 1 GPU" in memory
-    assert "the largest image that fits is 4096px" in memory
+    assert "the largest image run that fits is 4096px" in memory
 
 
 def test_a_study_without_oom_names_the_fullest_device_and_its_capacity() -> None:
@@ -43,7 +43,7 @@ def test_capped_points_say_where_they_run_out_and_what_still_fits_as_an_image() 
     records += [record(res=4096, **(capped | {"vae": "none"}))]  # latents that nobody decodes
     memory = head(records).sentences[2].text
     assert "Capped at 48 GB, 2048px usp/eager with vae=parallel runs out on 1 GPU" in memory
-    assert "the largest image that fits is 1024px, on 1 GPU with vae=parallel" in memory
+    assert "the largest image run that fits is 1024px, on 1 GPU with vae=parallel" in memory
 
 
 def test_other_groups_stand_beside_the_answer() -> None:

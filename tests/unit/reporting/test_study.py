@@ -14,7 +14,8 @@ from xdit_bench.reporting.entry import Entry, number
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.study import group_records
 from xdit_bench.reporting.style import PAGE
-from xdit_bench.reporting.words import panel
+from xdit_bench.reporting.words import panel, short
+from xdit_bench.results.schema import Record
 from xdit_bench.results.store import newest
 
 BIG = (4096, 4096)
@@ -226,3 +227,30 @@ def test_a_size_that_one_gpu_alone_ran_is_a_point_in_the_figure_of_strategies() 
     line, point = (axis.get_lines() for axis in strategies(group, PAGE).axes[:2])
     assert [one.get_linestyle() for one in line] == ["-", ":"]
     assert [list(one.get_xdata()) for one in point if one.get_alpha() is None] == [[1]]
+
+
+def test_groups_that_steps_or_tokens_alone_tell_apart_say_so() -> None:
+    alone = group_records([record(1.0)])
+    assert short(alone[0]) == "flux_schnell h200_nvlink"
+    groups = group_records([record(1.0), record(2.0, steps=1), record(2.0, steps=1, text_tokens=64)])
+    assert {short(group) for group in groups} == {
+        "flux_schnell h200_nvlink 4 steps 512 text tokens",
+        "flux_schnell h200_nvlink 1 step 512 text tokens",
+        "flux_schnell h200_nvlink 1 step 64 text tokens",
+    }
+
+
+def test_predictions_tie_by_the_errors_they_do_not_share() -> None:
+    def split(total: float, errors: dict[str, float], **point: object) -> Record:
+        extra = {"telemetry": {"errors_s": errors}}
+        return record(total, source="predicted", extra=extra, **point)  # type: ignore[arg-type]
+
+    common = {"compute": 0.2}
+    (group,) = group_records([split(1.0, common, ulysses=2), split(1.1, {"compute": 0.22}, ring=2)])
+    best = group.best((1024, 1024))
+    assert best is not None
+    assert group.tie(best) is None, "both err alike"
+    (group,) = group_records([split(1.0, common, ulysses=2), split(1.1, {"network": 0.2}, ring=2)])
+    best = group.best((1024, 1024))
+    assert best is not None
+    assert group.tie(best) is not None
