@@ -120,8 +120,7 @@ def _order(point: Point) -> tuple[object, ...]:
         *pool,
         -_memory(point),
         point.gpus,
-        point.vae == "tiled",
-        point.vae,
+        point.vae,  # tiled comes last
         point.engine,
         point.ulysses,
         str(point),

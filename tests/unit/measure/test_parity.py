@@ -67,3 +67,22 @@ def test_unrelated_image_is_wrong_in_bf16_too(reference) -> None:  # type: ignor
 def test_relative_l2_is_relative() -> None:
     wanted = torch.tensor([3.0, 4.0])
     assert relative_l2(torch.tensor([3.0, 4.5]), wanted) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("off", "ok"), [(2, True), (3, False)])
+def test_an_fp32_image_may_be_off_by_rounding_alone(tmp_path: Path, off: int, ok: bool) -> None:
+    latents, image = torch.randn(1, 4, 64), torch.full((8, 8, 3), 100, dtype=torch.uint8)
+    save_result(tmp_path / "r.safetensors", latents, image, "stock")
+    image[0, 0, 0] += off
+    assert compare(latents, image, tmp_path / "r.safetensors", dtype="fp32", exact_image=True)["ok"] is ok
+
+
+def test_a_bf16_image_is_held_to_its_contrast_not_to_its_brightness(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    latents, image = torch.randn(1, 4, 64), torch.randint(180, 221, (32, 32, 3), generator=draw, dtype=torch.uint8)
+    save_result(tmp_path / "r.safetensors", latents, image, "stock")
+    noise = torch.randint(-4, 5, image.shape, generator=draw)  # a fifth of the contrast, then all of it
+    for scale, ok in ((1, True), (5, False)):
+        near = (image.int() + scale * noise).clamp(0, 255).to(torch.uint8)
+        verdict = compare(latents, near, tmp_path / "r.safetensors", dtype="bf16", exact_image=True)
+        assert verdict["ok"] is ok, verdict

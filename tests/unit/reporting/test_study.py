@@ -254,3 +254,24 @@ def test_predictions_tie_by_the_errors_they_do_not_share() -> None:
     best = group.best((1024, 1024))
     assert best is not None
     assert group.tie(best) is not None
+
+
+@pytest.mark.parametrize(
+    "change", [{"weights": "a folder"}, {"dtype": "fp32"}, {"steps": 1}, {"text_tokens": 64}, {"model": "flux_dev"}]
+)
+def test_unequal_pictures_never_share_a_group(change: dict[str, object]) -> None:
+    groups = group_records([record(), record(**change)])  # type: ignore[arg-type]
+    assert len(groups) == 2
+
+
+def test_plain_diffusers_of_another_decode_is_no_base_of_a_gain() -> None:
+    stock = record(4.0, engine="stock", vae="single")
+    bare = record(1.0, engine="usp", vae="none", execution="graph")
+    (group,) = group_records([stock, bare])
+    entry = next(e for e in group.entries if e.vae == "none")
+    assert group.gain(entry) is None
+    (group,) = group_records([stock, bare, record(2.0, engine="stock", vae="none")])
+    entry = next(e for e in group.entries if e.vae == "none" and e.engine == "usp")
+    gain = group.gain(entry)
+    assert gain is not None
+    assert gain.value == pytest.approx(2.0)

@@ -119,3 +119,38 @@ def test_oom_below_a_cap_says_nothing_about_the_whole_card() -> None:
 def test_estimate_grows_with_size_and_falls_with_gpus() -> None:
     assert cost(at(1, 1, 2048)) > 4 * cost(at(1, 1, 1024))
     assert cost(at(8, 1, 2048)) < cost(at(4, 1, 2048))
+
+
+def ran_out(point: Point) -> Record:
+    return Record("r", "s", "measured", "oom", point.to_dict(), "made up")
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (at(1, 1, 1024, steps=0), "a decode alone holds other things than an image"),
+        (replace(BASE, height=512, width=4096), "a side of it is longer, for all that it has fewer pixels"),
+        (at(1, 1, 1024, model="flux_dev"), "another model"),
+        (at(1, 1, 1024, dtype="fp32"), "another number format"),
+        (at(2, 1, 1024, memory_cap_gb=48.0), "on less memory"),
+    ],
+)
+def test_what_ran_out_dooms_only_what_must_run_out_too(other: Point, why: str) -> None:
+    (cell,) = (c for c in cells(at(1, 1, 2048), gpus=1) if c.point.engine == "usp")
+    assert doomed(cell, [ran_out(other)]) is None, why
+    assert doomed(cell, [ran_out(at(1, 1, 1024, seed=7, prompt="another", steps=1))]), "none of which takes memory"
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": "flux_dev"}, {"height": 2048}, {"width": 2048}, {"steps": 1}, {"seed": 1}, {"weights": "w"}]
+)
+def test_unequal_pictures_have_no_common_reference(change: dict[str, object]) -> None:
+    changed = replace(BASE, **change)  # type: ignore[arg-type]
+    assert reference_key(changed, "f", "c") != reference_key(BASE, "f", "c")
+
+
+def test_a_reference_is_of_its_machine_and_code_and_serves_every_split_and_engine() -> None:
+    same = reference_key(at(2, 1, engine="stock", vae="single", execution="eager"), "f", "c")
+    assert same == reference_key(BASE, "f", "c")
+    assert same != reference_key(BASE, "another machine", "c")
+    assert same != reference_key(BASE, "f", "other code")

@@ -97,6 +97,17 @@ def test_a_larger_memory_bounds_a_smaller_one_of_the_same_kind_alone() -> None:
     assert other.bound([free, capped]) is None
 
 
+def test_a_search_asked_for_twice_is_one_and_tiled_decodes_come_last() -> None:
+    found = make_searches([job(vae="tiled"), job(vae="single"), job(vae="tiled"), job(vae="parallel")])
+    assert [search.job.point.vae for search in found] == ["parallel", "single", "tiled"]
+
+
+def test_what_runs_out_below_what_fits_bounds_nothing() -> None:
+    search = Search(job(), known={2048: False, 4096: True, 6144: False})  # fragments: a smaller one had failed before
+    assert (search.fits, search.fails) == (4096, 6144)
+    assert search.next_size() == 5120
+
+
 def test_pressure_and_throttling_fit_and_what_shows_nothing_ends_the_search() -> None:
     search = Search(job())
     search.tell(4096, record(4096, "unstable"))

@@ -7,9 +7,11 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from xdit_bench.topology import probe as probing
 from xdit_bench.topology.probe import code_version, fingerprint, probe, software, visible_handles
 
 
@@ -79,3 +81,20 @@ def test_gpus_are_those_that_cuda_shows(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert visible_handles(FakeNvml()) == handles
+
+
+def test_the_code_version_is_of_every_source_that_measures_and_of_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("engine", "backends", "measure", "reporting"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.py").write_text("x = 1")
+    (tmp_path / "topology").mkdir()
+    monkeypatch.setattr(probing, "__file__", str(tmp_path / "topology" / "probe.py"))
+    seen = {probing.code_version()}
+    (tmp_path / "reporting" / "a.py").write_text("x = 2")
+    assert {probing.code_version()} == seen
+    for folder in ("engine", "backends", "measure"):
+        (tmp_path / folder / "a.py").write_text("x = 2")
+        seen.add(probing.code_version())
+    assert len(seen) == 4
