@@ -178,7 +178,8 @@ class Jobs:
 def compose_and_plan(argv: list[str], plan: Plan, command: str) -> None:
     """Lets Hydra compose every job of the command line into the plan. Raises UserError for what it refuses."""
     for study in (argument.removeprefix("study=") for argument in argv if argument.startswith("study=")):
-        check_study(study.split(",")[0])  # before Hydra makes its folder
+        for name in study.split(","):
+            check_study(name)  # before Hydra makes its folder
     register()
     jobs = Jobs(plan, command)
 

@@ -329,6 +329,9 @@ def test_a_study_that_would_lead_out_of_the_results_leaves_no_folder(
     assert "a study is named in letters" in error_line(["study=../out", "topology=a100_nvlink"], capsys)
     assert list(here.iterdir()) == []
     assert not (here.parent / "out").exists()
+    assert "a study is named in letters" in error_line(["-m", "study=ok,../out", "topology=a100_nvlink"], capsys)
+    assert list(here.iterdir()) == []
+    assert not (here.parent / "out").exists()
 
 
 def test_cpu_ranks_have_no_memory_to_cap(here: Path) -> None:

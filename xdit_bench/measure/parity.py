@@ -51,7 +51,12 @@ def compare(
     verdict["reason"] = ""
     if not distance <= bound:  # also when it is NaN
         verdict["reason"] = f"the latents' relative L2 to {made_by} is {distance:.2e}, above {bound:g} for {dtype}"
-    if image is not None and wanted_image is not None and image.shape == wanted_image.shape:
+    if image is not None and wanted_image is not None and image.shape != wanted_image.shape:
+        sizes = [f"{height}x{width}" for height, width, _ in (image.shape, wanted_image.shape)]
+        verdict["reason"] = (
+            verdict["reason"] or f"the image is {sizes[0]} (height x width), that of {made_by} {sizes[1]}"
+        )
+    elif image is not None and wanted_image is not None:
         difference = (image.cpu().int() - wanted_image.int()).abs()
         verdict["image_max_abs"] = int(difference.max())
         verdict["image_rel_l2"] = contrast_l2(image, wanted_image)

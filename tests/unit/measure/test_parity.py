@@ -33,6 +33,15 @@ def test_latents_are_judged_by_relative_l2_and_the_number_format(reference, dtyp
     assert bool(verdict["reason"]) is not ok
 
 
+def test_an_image_of_another_size_never_passes(reference) -> None:  # type: ignore[no-untyped-def]
+    path, latents, image = reference
+    for other, size in ((image[:16], "16x48"), (image.transpose(0, 1), "48x32")):
+        for exact in (True, False):
+            verdict = compare(latents, other, path, dtype="bf16", exact_image=exact)
+            assert verdict["ok"] is False
+            assert f"the image is {size}" in verdict["reason"]
+
+
 def test_nan_never_passes(reference) -> None:  # type: ignore[no-untyped-def]
     path, latents, image = reference
     broken = latents.clone()
