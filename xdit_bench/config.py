@@ -23,6 +23,7 @@ from typing import Any
 
 from xdit_bench import rungs
 from xdit_bench.errors import ConfigError, MissingExtraError, WeightsError, either
+from xdit_bench.topology.specs import NAME
 
 VAE_SCALE = 8  # pixels a latent, each way; FLUX.1's AutoencoderKL
 PATCH = 2  # latents a token, each way
@@ -338,7 +339,7 @@ def check_side(name: str, side: int) -> None:
 
 def check_study(name: str) -> None:
     """Raises ConfigError for a name that would lead out of the folder of results, or of reports."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if not NAME.fullmatch(name):
         raise ConfigError(f"a study is named in letters, digits, '.', '_' and '-'; study={name!r} is not")
 
 

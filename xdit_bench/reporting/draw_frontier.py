@@ -33,8 +33,8 @@ def frontier(family: Sequence[Group], layout: Layout) -> Figure:
     groups = list({id(limit.group): limit.group for limit in found}.values())
     bars = [[limit for limit in found if limit.group is group] for group in groups]
     rows = [limit.row for limit in found]
-    names = [_label(limit, rows) for limit in found]
-    left = LETTER * max(map(len, names)) + EDGE
+    names = [[_label(limit, rows) for limit in of_group] for of_group in bars]
+    left = LETTER * max(len(name) for of_group in names for name in of_group) + EDGE
     inches = layout.width - left - EDGE
     right = 0.0
     for _ in range(3):  # words between bar and cross take none of the axis, and fit there at some scales alone
@@ -42,7 +42,7 @@ def frontier(family: Sequence[Group], layout: Layout) -> Figure:
     height = TOP + sum(TITLE + ROW * len(of_group) for of_group in bars) + FOOT
     # laid out by hand: matplotlib's solver gives rows of unequal height a last digit that differs from run to run
     figure, y = Figure(figsize=(layout.width, height)), height - TOP
-    for group, of_group in zip(groups, bars, strict=True):
+    for group, of_group, named in zip(groups, bars, names, strict=True):
         y -= TITLE + ROW * len(of_group)
         box = (left / layout.width, y / height, inches / layout.width, ROW * len(of_group) / height)
         axis = figure.add_axes(box)
@@ -52,7 +52,7 @@ def frontier(family: Sequence[Group], layout: Layout) -> Figure:
         axis.set_ylim(len(of_group) - 0.5, -0.5)
         axis.set_xlim(0, right)
         axis.set_xticks(_ticks(right, 2.2 * inches))
-        axis.set_yticks(range(len(of_group)), [_label(limit, rows) for limit in of_group])
+        axis.set_yticks(range(len(of_group)), named)
         axis.grid(axis="x")
         axis.grid(visible=False, axis="y")
         axis.tick_params(axis="y", length=0)

@@ -257,9 +257,9 @@ def group_records(records: Iterable[Record]) -> list[Group]:
 def _group(setting: Setting, entries: Sequence[Entry], among: Iterable[Setting]) -> Group:
     whole = tuple(entry for entry in entries if not entry.without)
     rungs = tuple(entry for entry in entries if entry.without)
-    apart = _apart(setting, among)
-    # rungs alone have nothing to be kept apart from
-    return Group(setting, whole, rungs, apart=apart) if whole else Group(setting, rungs, apart=apart)
+    if not whole:  # nothing to keep the rungs apart from
+        whole, rungs = rungs, ()
+    return Group(setting, whole, rungs, _apart(setting, among))
 
 
 def _apart(setting: Setting, among: Iterable[Setting]) -> str:

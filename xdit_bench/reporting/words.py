@@ -123,4 +123,6 @@ def short(group: Group) -> str:
         parts.append(setting.transport)
     if setting.memory_cap_gb is not None:
         parts.append(f"cap {setting.memory_cap_gb:g} GB")
-    return " ".join([*parts, *filter(None, [group.apart])])
+    if group.apart:
+        parts.append(group.apart)
+    return " ".join(parts)

@@ -41,6 +41,7 @@ OPTIONAL = (*TEXT, PASSES, TAIL, AWAKE)
 KERNELS = ("flash", "cudnn", "fa3", "sdpa", "flash_attn")
 COLD = "vae_cold_start_s"
 HOST = ("op_s", "kernel_gap_s", COLD)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a topology or a study: either names a folder
 BESIDE = "op_beside_s"  # op_s while other ranks of the host issue too; optional
 ROOT = ("name", "gpus", "gpu", "predict", "note", "links", "efficiency", "attention", "host", "uncertainty",
         "calibrated_tokens", "free")  # fmt: skip
@@ -165,7 +166,7 @@ def from_dict(data: Any, origin: str) -> Topology:
     root = _Reader(data, origin)
     root.only(ROOT)
     name, gpus = root.text("name"), root.count("gpus")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):  # it names a study's folder
+    if not NAME.fullmatch(name):
         raise root.error("name", f"must be of letters, digits, '.', '_' and '-'; got {name!r}")
     gpu = root.section("gpu")
     if data.get("predict", True) is False:  # a machine to measure on, with no numbers to predict from
