@@ -91,7 +91,17 @@ def with_topology_files(argv: list[str]) -> list[str]:
         (group / f"file_{number}.yaml").symlink_to(path.resolve())
     if not any(argument.startswith("hydra/launcher=") for argument in argv):  # a cluster's job composes again, later
         atexit.register(shutil.rmtree, group.parent, ignore_errors=True)
-    return [*rewritten, f"hydra.searchpath=[file://{group.parent}]"]
+    return _searched(rewritten, f"file://{group.parent}")
+
+
+def _searched(argv: list[str], folder: str) -> list[str]:
+    """With a folder on Hydra's search path, behind the person's own; Hydra takes the knob once."""
+    for number, argument in enumerate(argv):
+        key, _, value = argument.partition("=")
+        if key.lstrip("+") == "hydra.searchpath":
+            own = value.strip().removeprefix("[").removesuffix("]")
+            return [*argv[:number], f"{key}=[{own},{folder}]", *argv[number + 1 :]]
+    return [*argv, f"hydra.searchpath=[{folder}]"]
 
 
 def reproducible(argv: list[str]) -> str:

@@ -28,6 +28,7 @@ from xdit_bench.topology.specs import NAME
 VAE_SCALE = 8  # pixels a latent, each way; FLUX.1's AutoencoderKL
 PATCH = 2  # latents a token, each way
 TOKEN_PIXELS = VAE_SCALE * PATCH
+USUAL_TEXT_TOKENS = (77, 512)  # of the models in `conf/model/`
 FRONTIER_STEP = 64  # pixels between the sizes that a search for the largest one tries
 PIPELINE_PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 ATTENTION_MODULES = {"flash_attn": "flash_attn", "fa3": "fa3_fwd_interface"}  # kernels of the extra `flash`
@@ -232,14 +233,20 @@ class Point:
 
     @property
     def label(self) -> str:
-        """Short name for a progress line: `1024px u2r1 usp/eager vae=parallel`."""
+        """Short name for a progress line, with what is not as usual:
+        `flux_schnell 1024px u2r1 usp/eager vae=parallel 4 steps attention=cudnn`."""
         size = f"{self.res}px" if self.res else f"{self.width}x{self.height}px"
-        cap = f" cap={self.memory_cap_gb:g}GB" if self.memory_cap_gb else ""
-        link = "" if self.transport == "p2p" else f" {self.transport}"
-        split = f"u{self.ulysses}r{self.ring}"
-        what = "" if self.steps else " decode alone"
-        less = f" without={self.without}" if self.without else ""
-        return f"{self.model} {size} {split} {self.engine}/{self.execution}{less} vae={self.vae}{what}{link}{cap}"
+        what = f"{self.steps} step{'s' * (self.steps > 1)}" if self.steps else "decode alone"
+        unusual = {
+            f"without={self.without}": self.without,
+            f"attention={self.attention}": self.attention != "auto",
+            self.dtype: self.dtype not in ("auto", "fp32" if self.topology == "cpu" else "bf16"),
+            f"{self.text_tokens} text tokens": self.text_tokens not in USUAL_TEXT_TOKENS,
+            self.transport: self.transport != "p2p",
+            f"cap={self.memory_cap_gb or 0:g}GB": self.memory_cap_gb,
+        }
+        name = f"{self.model} {size} u{self.ulysses}r{self.ring} {self.engine}/{self.execution} vae={self.vae} {what}"
+        return " ".join([name, *(said for said, shown in unusual.items() if shown)])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types with the derived `res` and `gpus`; the whole engine's points stay equal to older records'."""
@@ -357,7 +364,8 @@ def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
     rows = point.height // VAE_SCALE
     if point.vae in ("parallel", "distvae") and point.gpus > rows:
         return f"a parallel VAE needs a row of latents a GPU: {point.height}px has {rows}, for {point.gpus} GPUs"
-    tokens = min(point.image_tokens, point.text_tokens)
+    texts = point.text_tokens if point.engine != "usp" else point.gpus  # its ranks may hold image tokens alone
+    tokens = min(point.image_tokens, texts)
     if point.gpus > tokens:
         return f"every GPU needs a token of text and of image: {tokens} of them can not be split over {point.gpus} GPUs"
     return None

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from plans import MACHINE, QUICK, fake_point, run_points, tiny
+from plans import MACHINE, QUICK, fake_point, run_points, tiny, wait_for
 
 from xdit_bench.errors import ResultsError
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store, latest, read_records
+from xdit_bench.runner.pool import Answer, Pool
+from xdit_bench.runner.wire import Message
 
 STAGES = ("prepare", "text", "denoise", "vae", "parity")
 
@@ -178,21 +181,24 @@ def test_disk_that_turns_read_only_ends_the_plan_and_earlier_records_stay(tiny_d
     assert [r.status for r in read_records(study)] == ["ok"]
 
 
-def test_interrupt_kills_the_ranks_and_keeps_what_is_done(tmp_path: Path) -> None:
-    records = tmp_path / "s" / "records.jsonl"
+def test_interrupt_kills_the_ranks_and_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, threads = Pool.run, []
 
-    def interrupt() -> None:
-        while not (records.exists() and records.read_text().count("\n")):
-            waiting.wait(0.02)
+    def interrupt(pool: Pool) -> None:
+        wait_for(lambda: all(stage == "denoise" for stage, _ in pool.whereabouts().values()))
         os.kill(os.getpid(), signal.SIGINT)
 
-    waiting = threading.Event()
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+    def run(pool: Pool, command: Message, deadline_s: float) -> list[Answer]:
+        if command["op"] == "run" and command["point"]["ulysses"] == 2:
+            threads.append(threading.Thread(target=interrupt, args=(pool,)))
+            threads[-1].start()
+        return real(pool, command, deadline_s)
+
+    monkeypatch.setattr(Pool, "run", run)
     said = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
         run_points([fake_point(2, 1, fault="hang", gpus=2)], tmp_path, printed=said)
-    thread.join()
+    threads[0].join()
     assert re.search(r"interrupted +flux_tiny .*u2r1.* \d+ s in, ranks? 0.* at [a-z]", said.getvalue())
     with Store.open(tmp_path, "s") as store:
         assert [r.status for r in store.records] == ["ok"]
@@ -209,6 +215,27 @@ def test_ranks_that_can_not_start_are_tried_twice_then_the_rest_is_skipped(
     monkeypatch.undo()
     again, _ = run_points([fake_point(2, 1), fake_point(1, 2)], tmp_path)
     assert [r.status for r in latest(again)] == ["ok", "ok", "ok"], "what was never tried is tried the next time"
+
+
+def test_a_reference_that_can_not_be_had_again_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_points([fake_point(1, 1, engine="usp", res=48)], tmp_path)
+    shutil.rmtree(tmp_path / "s" / "references")  # as in a checkout of committed records
+    real, tried = Pool.run, []
+
+    def run(pool: Pool, command: Message, deadline_s: float) -> list[Answer]:
+        if command["op"] == "run" and command["measure"] is None:
+            tried.append(command)
+            return [
+                Answer(0, "error", {"kind": "error", "message": "planted fault", "stage": "denoise", "iteration": 1})
+            ]
+        return real(pool, command, deadline_s)
+
+    monkeypatch.setattr(Pool, "run", run)
+    more = [fake_point(*split, engine="usp", res=48) for split in ((1, 2), (2, 1))]
+    records, printed = run_points(more, tmp_path)
+    assert [r.status for r in records] == ["ok"] * 4
+    assert len(tried) == printed.count("no reference for") == 1
+    assert "planted fault" in printed
 
 
 def test_throttled_point_is_taken_again_and_then_called_unstable(tmp_path: Path) -> None:

@@ -94,6 +94,25 @@ def test_plan_resumes_retries_on_request_and_rechecks_in_fresh_processes(tmp_pat
     assert "fresh processes" in printed
 
 
+def test_strangers_at_the_meeting_are_turned_away_and_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    meet, strangers = Pool._meet, []
+
+    def among_strangers(pool: Pool, until: float) -> None:
+        for said in (b"", b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"token": "\u00e9"}\n', b'{"tok', b"x" * 100_000):
+            strangers.append(connect(pool._control()))
+            strangers[-1].socket.sendall(said)
+        meet(pool, until)
+
+    monkeypatch.setattr(Pool, "_meet", among_strangers)
+    with Pool(2, "cpu") as pool:
+        assert pool.check()
+        assert len(pool._members) == 2
+        for stranger in strangers:
+            stranger.socket.settimeout(5)
+            assert stranger.receive() is None
+            stranger.close()
+
+
 def test_ranks_listen_to_this_machine_alone_and_get_their_transport(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with Pool(2, "cpu", transport="socket") as pool:

@@ -149,7 +149,20 @@ def test_a_record_from_before_rungs_is_the_whole_engine() -> None:
     assert Point.from_dict(whole.to_dict()) == whole
     part = point(without="overlap")
     assert Point.from_dict(part.to_dict()) == part
-    assert "usp/eager without=overlap" in part.label
+    assert part.label.endswith(" without=overlap")
+
+
+def test_a_label_tells_points_apart_and_says_no_more() -> None:
+    base = point(topology="h200_nvlink", dtype="bf16")
+    usual = base.label
+    unlike = [
+        {"steps": 1}, {"steps": 0}, {"attention": "cudnn"}, {"dtype": "fp32"}, {"text_tokens": 256},
+        {"transport": "host"}, {"memory_cap_gb": 48.0}, {"without": "fused"}, {"ring": 2}, {"vae": "tiled"},
+    ]  # fmt: skip
+    labels = {dataclasses.replace(base, **knobs).label for knobs in unlike} | {usual}
+    assert len(labels) == 1 + len(unlike)
+    assert usual == "flux_schnell 1024px u1r1 usp/eager vae=parallel 4 steps"
+    assert dataclasses.replace(base, topology="cpu", dtype="fp32").label == usual
 
 
 def test_a_picture_that_is_not_square_has_no_res() -> None:
@@ -173,7 +186,11 @@ def test_names_why_a_cell_can_not_run(knobs: dict, reason: str) -> None:
 
 
 def test_a_cell_that_can_run_has_no_reason() -> None:
-    assert infeasible(point(ulysses=3, ring=2), ModelSpec.from_dict(model_dict()), gpus=8) is None
+    model = ModelSpec.from_dict(model_dict())
+    assert infeasible(point(ulysses=3, ring=2), model, gpus=8) is None
+    few = point(ulysses=2, text_tokens=1)
+    assert infeasible(few, model, gpus=8) is None, "a rank of ours may hold image tokens alone"
+    assert "1 of them" in str(infeasible(dataclasses.replace(few, engine="xfuser", vae="single"), model, gpus=8))
 
 
 def test_identity_changes_with_every_field_and_with_machine_and_code() -> None:

@@ -227,6 +227,19 @@ def test_a_topology_file_is_what_it_says_whatever_its_name(here: Path) -> None:
     assert shipped_s < 0.3 * two_s < 0.2 * one_s
 
 
+def test_a_topology_file_goes_with_config_groups_of_ones_own(here: Path) -> None:
+    conf = data_dir("conf")
+    shipped = (conf / "topology" / "h100_nvlink.yaml").read_text()
+    (here / "box.yaml").write_text(shipped.replace("name: h100_nvlink", "name: box", 1))
+    (here / "mine" / "model").mkdir(parents=True)
+    own = (conf / "model" / "flux_schnell.yaml").read_text().replace("flux_schnell", "flux_own")
+    (here / "mine" / "model" / "flux_own.yaml").write_text(own)
+    (here / "more").mkdir()
+    mine = [f"hydra.searchpath=[file://{here}/mine,file://{here}/more]", "model=flux_own"]
+    assert main(["-m", "topology=box.yaml", *mine, "source=predicted", "vae=none", "run.report=false"]) == 0
+    assert latest_totals(here, "box-flux_own").keys() == {1}
+
+
 def test_a_file_that_calls_its_machine_auto_or_nothing_a_folder_can_bear_is_refused(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

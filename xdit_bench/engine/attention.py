@@ -139,6 +139,8 @@ def choose(
     own = _seconds(queries, keys, dtype, device)
     seconds = dict(zip(own, slowest(list(own.values())), strict=True))
     best = min(seconds, key=lambda kernel: seconds[kernel])
+    if math.isinf(seconds[best]):  # on some rank
+        best = "sdpa"
     log.info("attention=auto took %s of %s", best, {kernel: f"{s * 1e3:.2f} ms" for kernel, s in seconds.items()})
     return KERNELS[best], seconds if len(seconds) > 1 else {}
 
@@ -152,8 +154,8 @@ def name_of(kernel: Kernel) -> str:
 def _seconds(queries: torch.Size, keys: torch.Size, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     """Seconds of every fast kernel for these shapes, on random tensors, the first time a process asks."""
     fast = [kernel for kernel in available(device, dtype) if kernel != "sdpa"]
-    if len(fast) < 2:
-        return {fast[0] if fast else "sdpa": 0.0}
+    if not fast:
+        return {"sdpa": 0.0}
     q, k, v = (torch.randn(shape, dtype=dtype, device=device) for shape in (queries, keys, keys))
     seconds = {kernel: _time(kernel, q, k, v) for kernel in fast}
     near = [kernel for kernel in fast if seconds[kernel] <= NEAR * min(seconds.values()) < math.inf]

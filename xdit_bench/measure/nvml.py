@@ -98,12 +98,10 @@ class NvmlTelemetry:
         self._others = [_processes(handle) for handle in self._handles]
 
     def report(self, spans: Sequence[Span], *, ranks: int) -> dict[str, Any]:
-        """Of the first `ranks` GPUs, over the images alone; energy is watts integrated over them."""
+        """Of the first `ranks` GPUs, over the images alone; who else was there, of a point without an image too."""
         gpus = self._samples[:ranks]
-        if not spans or not all(gpus):
-            return {}
-        found = summarise_samples(gpus, spans) | {"processes_per_gpu": self._others[:ranks]}
-        return found | self._elsewhere
+        found = summarise_samples(gpus, spans) if spans and all(gpus) else {}
+        return found | {"processes_per_gpu": self._others[:ranks]} | self._elsewhere
 
     def cool_down(self) -> None:
         """A fixed rest: a card sheds its heat in seconds."""

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xdit_bench.reporting import words
+from xdit_bench.config import Point
 from xdit_bench.reporting.entry import number
 from xdit_bench.results.schema import METRICS, Metric, Record
 from xdit_bench.results.store import newest
@@ -55,14 +55,7 @@ class Row:
 
 def label(row: Row) -> str:
     """A point in one phrase."""
-    point = row.point
-    cap = f" cap={point['memory_cap_gb']}GB" if point.get("memory_cap_gb") else ""
-    link = f" {point['transport']}" if point["transport"] != "p2p" else ""
-    less = f" without={point['without']}" if point.get("without") else ""
-    return (
-        f"{point['model']} {words.px((point['height'], point['width']))} u{point['ulysses']}r{point['ring']} "
-        f"{point['engine']}/{point['execution']}{less} vae={point['vae']} on {point['topology']}{link}{cap}"
-    )
+    return f"{Point.from_dict(row.point).label} on {row.point['topology']}"
 
 
 def compare(

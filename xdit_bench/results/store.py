@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
@@ -142,18 +142,17 @@ class Store:
                 f"one sweep at a time writes a study, and another is writing {study_dir}; "
                 f"wait for it, or give this one its own study=<name>"
             ) from error
-        try:
-            path = study_dir / RECORDS
-            out = path.open("ab", buffering=0)  # a buffer would keep the bytes of a failed write
-            with _alone(out):
-                _repair(path)
-                done = read_records(study_dir)
-        except ResultsError:
-            lock.close()
-            raise
-        except OSError as error:
-            lock.close()
-            raise ResultsError(f"{study_dir / RECORDS} can not be written ({error.strerror})") from error
+        path = study_dir / RECORDS
+        with ExitStack() as opened:
+            opened.enter_context(lock)
+            try:
+                out = opened.enter_context(path.open("ab", buffering=0))  # a buffer would keep a failed write's bytes
+                with _alone(out):
+                    _repair(path)
+                    done = read_records(study_dir)
+            except OSError as error:
+                raise ResultsError(f"{path} can not be written ({error.strerror})") from error
+            opened.pop_all()
         return cls(study_dir, lock, out, done)
 
     def append(self, record: Record) -> None:

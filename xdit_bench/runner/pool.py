@@ -39,6 +39,7 @@ CLOSE_S = 20.0
 # to give back)
 GRACE_S = {"cpu": 1.0, "cuda": 4.0}
 WHERE_S = 1.0
+HELLO_BYTES = 4096
 # the launcher sees how a rank ended once the kernel is done with it, and a GPU's driver takes its time over its memory
 REPORT_S = {"cpu": 1.0, "cuda": 10.0}
 
@@ -230,10 +231,15 @@ class Pool:
                     reason = f"the {self.ranks} ranks could not be started: {self._launcher.last_words()}"
                     raise RankCrashed(reason, log_tail=self._launcher.log_tail())
                 for key, _ in self._selector.select(0.2):
-                    welcome = key.fileobj is server
-                    said = self._welcome(Link(server.accept()[0])) if welcome else self._read(key.data)
-                    ready.update(answer.rank for answer in said if answer.kind == "ready")
+                    if isinstance(key.fileobj, Link):
+                        said = self._read(key.data) if key.data else self._welcome(key.fileobj)
+                        ready.update(answer.rank for answer in said if answer.kind == "ready")
+                    else:  # whoever it is, it may never say so
+                        self._selector.register(Link(server.accept()[0]), selectors.EVENT_READ)
             self._selector.unregister(server)
+            for key in list(self._selector.get_map().values()):
+                if isinstance(key.fileobj, Link) and not key.data:
+                    self._turn_away(key.fileobj)
 
     def _control(self) -> str:
         """Where ranks reach this process."""
@@ -250,20 +256,32 @@ class Pool:
         else:
             server = socket.socket(socket.AF_INET)
             server.bind((self._launcher.address(), 0))
-        server.listen(self.ranks)
+        server.listen()  # strangers may knock too
         return server
 
     def _welcome(self, link: Link) -> list[Answer]:
         """Takes a rank in; what it said after its hello, which may have come with it."""
-        hello, *more = link.receive() or [{}]
-        if not secrets.compare_digest(str(hello.get("token", "")), self._token):
-            link.close()  # whoever it is, it is none of ours
+        try:
+            said = link.receive()
+        except ValueError:  # no JSON
+            said = None
+        if said == [] and link.held < HELLO_BYTES:  # not a line yet
+            return []
+        hello, *more = said or [{}]
+        token = hello.get("token") if isinstance(hello, dict) else None
+        if not secrets.compare_digest(str(token).encode(), self._token.encode()):
+            self._turn_away(link)
             return []
         process = Process(hello["pid"]) if hello["node"] == 0 else None
         member = _Member(hello["rank"], process, link)
         self._members[member.rank] = member
-        self._selector.register(link, selectors.EVENT_READ, member)
+        self._selector.modify(link, selectors.EVENT_READ, member)
         return _answers(member, more)
+
+    def _turn_away(self, link: Link) -> None:
+        """Whoever it is, it is none of ours."""
+        self._selector.unregister(link)
+        link.close()
 
     def _send(self, member: _Member, message: Message, answers: dict[int, Answer]) -> None:
         try:

@@ -49,6 +49,7 @@ class Session:
     failed_starts: int = 0
     _spent_s: dict[str, float] = field(default_factory=dict)
     _used_before: list[int] | None = None
+    _lost: set[str] = field(default_factory=set)  # references that could not be computed again
 
     def measure(self, cell: Cell, ranks: int, baseline_s: float | None) -> Outcome:
         """A measurement in the pool at hand, or in a new one of `ranks`; taken again after a cool-down while the
@@ -201,8 +202,9 @@ class Session:
         }
 
     def _ensure_reference(self, cell: Cell, pool: Pool) -> None:
-        """A resumed study may have its baseline's record and no longer its latents: computes them, untimed."""
-        if not cell.job.measure.parity or self.reference(cell).exists():
+        """A resumed study may have its baseline's record and no longer its latents: computes them, untimed; once, where
+        that fails. Raises ResultsError for a full disk."""
+        if not cell.job.measure.parity or self.reference(cell).exists() or cell.reference in self._lost:
             return
         for record in self.store.records:
             if record.status == "ok" and record.point["engine"] == STOCK and record.fingerprint == self._fingerprint:
@@ -212,7 +214,12 @@ class Session:
                     and reference_key(point, self._fingerprint, self.code) == cell.reference
                 ):
                     command = {**self._command(cell), "point": record.point, "measure": None, "outputs": None}
-                    pool.run(command, deadline_s(cell.job, record.total_s))
+                    deadline = deadline_s(cell.job, record.total_s)
+                    answers = pool.run(command, deadline)
+                    self._check_disk(answers)
+                    if any(answer.kind != "result" for answer in answers):
+                        self._lost.add(cell.reference)
+                        self.note(f"   no reference for {cell.point.label}: {judge(answers, deadline).reason}")
                     return
 
     def _check_disk(self, answers: Sequence[Answer]) -> None:

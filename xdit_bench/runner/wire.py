@@ -44,6 +44,11 @@ class Link:
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
+    @property
+    def held(self) -> int:
+        """Bytes of a line that is not whole yet."""
+        return len(self._rest)
+
     def fileno(self) -> int:
         """For selectors."""
         return self.socket.fileno()

@@ -77,6 +77,13 @@ def test_auto_leaves_out_a_kernel_that_fails(monkeypatch: pytest.MonkeyPatch, ca
     assert choose("auto", *shapes())[0] is exact
     assert "cudnn does not run here (no engine)" in caplog.text
 
+    monkeypatch.setattr(attention, "KERNELS", {"cudnn": broken, "flash": broken, "sdpa": exact})
+    monkeypatch.setattr(attention, "_seconds", cache(attention._seconds.__wrapped__))
+    assert choose("auto", *shapes())[0] is exact, "where no fast kernel runs the exact one does"
+    monkeypatch.setattr(attention, "available", lambda *_: ["cudnn", "sdpa"])
+    monkeypatch.setattr(attention, "_seconds", cache(attention._seconds.__wrapped__))
+    assert choose("auto", *shapes())[0] is exact, "a kernel without a rival is tried too"
+
 
 def test_auto_times_a_shape_once_and_remembers_no_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []

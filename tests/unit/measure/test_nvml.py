@@ -124,3 +124,17 @@ def test_a_cpu_run_says_how_many_cores_there_are_and_others_kept() -> None:
     report = telemetry.report([], ranks=2)
     assert report["cores"] >= 1
     assert report["others_cores"] >= 0
+
+
+def test_a_point_without_an_image_still_tells_who_else_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = SimpleNamespace(nvmlInit=lambda: None)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setattr(nvml, "visible_handles", lambda _: [1, 2])
+    monkeypatch.setattr(nvml, "_sample", lambda _: samples({})[0])
+    monkeypatch.setattr(nvml, "_processes", lambda handle: 10 * handle)
+    with nvml.NvmlTelemetry() as telemetry:
+        pass
+    report = telemetry.report([], ranks=1)
+    assert report["processes_per_gpu"] == [10]
+    assert report["cores"] >= 1
+    assert "watts" not in report
