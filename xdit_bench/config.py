@@ -3,8 +3,8 @@
 Owns the Hydra schema, every check of a knob's value, and `Point`. Runs nothing and imports no torch; a config
 class holds no logic (checks stand in `resolve`).
 
-    point, model = resolve(cfg)        # raises ConfigError
-    reason = infeasible(point, model)  # None, or why this cell of the grid can not run
+    point, model = resolve(cfg)                # raises ConfigError
+    reason = infeasible(point, model, gpus=8)  # None, or why this cell of the grid can not run
 """
 
 from __future__ import annotations

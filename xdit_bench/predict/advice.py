@@ -4,7 +4,7 @@ Owns comparing predictions with their errors. Measured records of the same machi
 where there are any.
 
     advice = advise(point, model, topology, gpus=8)
-    advice.best, advice.tie, advice.fewest(latency_s=5.0)
+    advice.best, advice.runner_up, advice.fewest(latency_s=5.0)
 """
 
 from __future__ import annotations
