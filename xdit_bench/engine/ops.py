@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xdit_bench.engine.modulation import Affine
 from xdit_bench.engine.ring import Merge, merge
-from xdit_bench.engine.weights import Linear, Pair
+from xdit_bench.engine.weights import Pair
 
 NORM_EPS = 1e-6  # of every norm in diffusers' FLUX.1
 
@@ -116,11 +116,6 @@ def by_token(pair: Pair, text: int, x: Tensor) -> Tensor:
 
 def _is_text(text: int, x: Tensor) -> Tensor:
     return torch.arange(x.shape[0], device=x.device) < text
-
-
-def same(layer: Linear) -> Pair:
-    """One layer for both kinds of token."""
-    return Pair(layer, layer)
 
 
 TORCH = Ops(modulated_norm, gated_add_norm, rotate, linear, linear_gelu, mlp, add_product, merge)

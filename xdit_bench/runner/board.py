@@ -44,7 +44,3 @@ class Board:
         """The rank's last note."""
         stage, iteration = SLOT.unpack_from(self._memory, rank * SLOT.size)
         return stage.rstrip(b"\0").decode(), iteration
-
-    def close(self) -> None:
-        """Lets go of the file."""
-        self._memory.close()

@@ -3,7 +3,7 @@
 Owns what lives on the rank between points: modules and meshes. Leaves timing, memory and parity to `measure`, a
 failure's words to `failure`, and what it means for the point to `outcome`.
 
-    rank = Rank(number=0, world=2, device=device, note=board_note)
+    rank = Rank(number=0, device=device, note=board_note)
     report = rank.run(command)  # {"event": "result", ...} or {"event": "error", ...}; never raises
 """
 
@@ -40,9 +40,8 @@ Link = dict[str, dict[str, float]]  # bytes and seconds of an exchange by kind
 class Rank:
     """What a rank keeps for the whole plan."""
 
-    def __init__(self, number: int, world: int, device: torch.device, note: Callable[[str, int], None]) -> None:
+    def __init__(self, number: int, device: torch.device, note: Callable[[str, int], None]) -> None:
         self.number = number
-        self.world = world
         self.device = device
         self._note = note
         self._stage = "start"
