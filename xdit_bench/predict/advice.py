@@ -94,7 +94,7 @@ def advise(
 ) -> Advice:
     """Every split of up to `gpus` GPUs (default: all; `exactly`: of that many) of the point's picture on a machine.
 
-    `ulysses_inner` is the placement of `engine.mesh.Mesh`; measured records have the engine's own, the inner one.
+    `ulysses_inner` is our engine's placement, see `Network`; measured records have no other.
 
     A topology with nothing to predict from has its measured records alone.
     """
