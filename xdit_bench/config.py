@@ -157,7 +157,6 @@ class ModelSpec:
     transformers' own config keys."""
 
     name: str
-    hub_id: str
     steps: int
     guidance: float | None
     text_tokens: int
