@@ -109,7 +109,6 @@ class RunConfig:
 class LaunchConfig:
     """Where ranks run; `conf/launch/local.yaml` says what each knob does. One node needs nothing here."""
 
-    name: str = "local"
     nnodes: int = 1
     node_rank: int = 0
     rdzv_endpoint: str | None = None
