@@ -10,7 +10,6 @@ Exit codes: 0 no regression, 2 bad input, 3 regression (slower, or failing where
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from xdit_bench.reporting.cells import escape
 from xdit_bench.reporting.comparison import MACHINE, MACHINE_FIELDS, NOT_COMPARABLE, VERDICTS, Row, compare, label
 from xdit_bench.reporting.entry import number
 from xdit_bench.results.schema import METRICS, Metric, Record
-from xdit_bench.results.store import RECORDS, read_records
+from xdit_bench.results.store import read_records
 
 GATED = tuple(name for name in METRICS if name != "parity_l2")  # parity has its own bound, and 0 is its best
 BAD_INPUT, REGRESSION, NOTHING_COMPARABLE = 2, 3, 4
@@ -114,34 +113,19 @@ def parse_threshold(text: str) -> float:
 def load(path: Path) -> list[Record]:
     """Records for comparison. One that says ok without a time is kept as a failure: it must fail its own point, not
     hide the others. Raises ResultsError for everything else that can not be read."""
-    file = path / RECORDS if path.is_dir() else path
-    if not file.is_file():
-        return read_records(path)  # words the error
-    lines = file.read_bytes().split(b"\n")
-    records = []
-    for line_number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            if line_number == len(lines):
-                print(f"warning: {file}: line {line_number} was torn by a killed run and is left out", file=sys.stderr)
-                continue
-            raise ResultsError(f"{file}, line {line_number}: {error}") from error
-        try:
-            records.append(Record.from_dict(_honest(data) if isinstance(data, dict) else data))
-        except (ResultsError, TypeError, AttributeError) as error:
-            raise ResultsError(f"{file}, line {line_number}: {error}") from error
+    records = read_records(path, _honest)
     if not records:
-        raise ResultsError(f"{file} holds no records, so there is nothing to compare")
+        raise ResultsError(f"{path} holds no records, so there is nothing to compare")
     return records
 
 
 def _honest(data: dict[str, Any]) -> dict[str, Any]:
-    total = (data.get("latency_s") or {}).get("total")
+    latency = data.get("latency_s") or {}
+    if data.get("status") != "ok" or not isinstance(latency, dict):
+        return data
+    total = latency.get("total")
     median = total.get("median") if isinstance(total, dict) else None
-    if data.get("status") != "ok" or (number(median) or 0.0) > 0:
+    if (number(median) or 0.0) > 0:
         return data
     return {
         **data,

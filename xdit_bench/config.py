@@ -3,8 +3,8 @@
 Owns the Hydra schema, every check of a knob's value, and `Point`. Runs nothing and imports no torch; a config
 class holds no logic (checks stand in `resolve`).
 
-    point, model = resolve(cfg)        # raises ConfigError
-    reason = infeasible(point, model)  # None, or why this cell of the grid can not run
+    point, model = resolve(cfg)                # raises ConfigError
+    reason = infeasible(point, model, gpus=8)  # None, or why this cell of the grid can not run
 """
 
 from __future__ import annotations
@@ -110,7 +110,6 @@ class RunConfig:
 class LaunchConfig:
     """Where ranks run; `conf/launch/local.yaml` says what each knob does. One node needs nothing here."""
 
-    name: str = "local"
     nnodes: int = 1
     node_rank: int = 0
     rdzv_endpoint: str | None = None
@@ -158,7 +157,6 @@ class ModelSpec:
     transformers' own config keys."""
 
     name: str
-    hub_id: str
     steps: int
     guidance: float | None
     text_tokens: int

@@ -10,11 +10,7 @@
     └── PointFailure                 one point failed; becomes a record, the plan goes on
         ├── Infeasible               a rule forbids the point (24 heads over 5, more GPUs than there are)
         ├── OutOfMemory              a device had not enough memory
-        ├── DeadlineExceeded         the point outlived its deadline
-        ├── RankCrashed              a rank raised or died
-        ├── Incorrect                the result is not the one-device result
-        ├── Unstable                 no trustworthy time could be taken
-        └── Skipped                  not run because a smaller point already failed
+        └── RankCrashed              a rank raised or died
 
 The messages state the rule, the value and the remedy.
 """
@@ -78,34 +74,10 @@ class OutOfMemory(PointFailure):
     status = "oom"
 
 
-class DeadlineExceeded(PointFailure):
-    """The point outlived its deadline and was ended."""
-
-    status = "timeout"
-
-
 class RankCrashed(PointFailure):
     """A rank raised an exception or its process died."""
 
     status = "crashed"
-
-
-class Incorrect(PointFailure):
-    """The result differs from the one-device result by more than the bound."""
-
-    status = "incorrect"
-
-
-class Unstable(PointFailure):
-    """The machine would not hold still long enough for a trustworthy time."""
-
-    status = "unstable"
-
-
-class Skipped(PointFailure):
-    """Not run, because a smaller point has already failed the way this one must."""
-
-    status = "skipped"
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

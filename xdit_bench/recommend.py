@@ -28,7 +28,7 @@ from xdit_bench.reporting.words import digits
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import latest, studies
 from xdit_bench.topology.match import differences
-from xdit_bench.topology.specs import Topology, load
+from xdit_bench.topology.specs import TRANSPORTS, Topology, load
 
 DEFAULTS = {
     "topology": "a100_nvlink", "res": "1024", "gpus": "", "latency_s": "", "model": "flux_schnell", "engine": "usp",
@@ -93,7 +93,7 @@ def _point(options: Mapping[str, str], model: ModelSpec, topology: Topology) -> 
     named["vae"] = named["vae"] or offered[0]
     for key, whose, allowed in (
         ("vae", f"vae of engine={named['engine']}", offered),
-        ("transport", "transport", ("p2p", "host", "socket")),
+        ("transport", "transport", TRANSPORTS),
         ("execution", f"execution of engine={named['engine']}", executions(named["engine"])),
     ):
         if named[key] not in allowed:

@@ -16,7 +16,8 @@ from xdit_bench import data_dir
 from xdit_bench.config import LaunchConfig, MeasureConfig, ModelSpec, Point, RunConfig
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
-from xdit_bench.runner.execute import Job, run_plan
+from xdit_bench.runner.execute import run_plan
+from xdit_bench.runner.plan import Job
 
 MACHINE = {"fingerprint": "test", "device": "cpu", "gpus": 4}
 QUICK = MeasureConfig(warmup=1, repeats=2, max_repeats=2, precision=0.5, time_cap_s=5.0)

@@ -242,7 +242,8 @@ def test_throttled_point_is_taken_again_and_then_called_unstable(tmp_path: Path)
     from rich.console import Console
 
     from xdit_bench.config import LaunchConfig, RunConfig
-    from xdit_bench.runner.execute import Job, run_plan
+    from xdit_bench.runner.execute import run_plan
+    from xdit_bench.runner.plan import Job
 
     rests: list[int] = []
 

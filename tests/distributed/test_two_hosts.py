@@ -19,8 +19,9 @@ from plans import MACHINE, QUICK, fake_point, tiny
 from rich.console import Console
 from xdit_bench.config import LaunchConfig, RunConfig
 from xdit_bench.results.store import Store
-from xdit_bench.runner.execute import Job, lend, run_plan
-launch = LaunchConfig(name="torchrun", nnodes=2, node_rank=int(sys.argv[1]), rdzv_endpoint="10.77.0.1:29411", gpus=1)
+from xdit_bench.runner.execute import lend, run_plan
+from xdit_bench.runner.plan import Job
+launch = LaunchConfig(nnodes=2, node_rank=int(sys.argv[1]), rdzv_endpoint="10.77.0.1:29411", gpus=1)
 points = [fake_point(2, 1), fake_point(1, 2, fault="raise", rank=1, stage="vae"), fake_point(1, 2)]
 jobs = [Job(p, tiny(), QUICK, RunConfig(recheck=0.0, deadline_s=60.0), launch) for p in points]
 if launch.node_rank > 0:

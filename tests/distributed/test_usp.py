@@ -32,7 +32,6 @@ class Case:
     gather_keys: bool = False
     mixed: bool = False  # keys gathered in single blocks alone
     copied: bool = False  # gathered keys copied to their place, not written there
-    ulysses_inner: bool = True
     batch: int = 1
     execution: str = "eager"
 
@@ -44,7 +43,6 @@ class Case:
             "mixed" * self.mixed,
             "copied" * self.copied,
             "guided" * bool(self.guidance),
-            "outer" * (not self.ulysses_inner),
         ]
         extras += [f"batch{self.batch}" * (self.batch > 1), self.execution * (self.execution != "eager")]
         return "-".join(
@@ -57,7 +55,7 @@ EXACT = [
     Case(2, 1, 128, 96, 77),
     Case(1, 2, 112, 176, 33),
     Case(2, 2, 144, 80, 77),
-    Case(2, 2, 80, 112, 33, ulysses_inner=False),
+    Case(2, 2, 80, 112, 33),
     Case(1, 3, 80, 208, 33),
     Case(1, 3, 112, 96, 77, gather_keys=True),
     Case(1, 3, 48, 112, 33, gather_keys=True, mixed=True),
@@ -93,7 +91,7 @@ def worker(rank: int, folder: str) -> None:
     spec: Any = OmegaConf.to_container(OmegaConf.load(Path("conf/model/flux_tiny.yaml")))["transformer"]  # type: ignore[index,call-overload]
     results = {}
     for case in EXACT + FAULTY:
-        mesh = build_mesh(case.ulysses, case.ring, cpu, ulysses_inner=case.ulysses_inner)
+        mesh = build_mesh(case.ulysses, case.ring, cpu)
         if mesh is not None:
             distance = run_case(case, mesh, spec)
             results[case.name] = distance

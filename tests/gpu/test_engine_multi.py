@@ -35,7 +35,7 @@ def worker(rank: int, folder: str, ranks: int, meshes: list[tuple[int, int, str]
             continue
         flux = UspFlux(
             model, mesh, height=cases.HEIGHT, width=cases.WIDTH, text_tokens=cases.TEXT, execution=execution,
-            options=Options(keys=keys, exchange=exchange),
+            options=Options(keys=keys, symmetric=exchange == "symmetric"),
         )  # fmt: skip
         for _ in range(2):  # a graph is captured, then replayed
             latents = flux.gather(flux.denoise(*inputs, cases.SIGMAS, None))

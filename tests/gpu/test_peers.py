@@ -15,7 +15,8 @@ from xdit_bench import data_dir
 from xdit_bench.config import LaunchConfig, MeasureConfig, ModelSpec, Point, RunConfig
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
-from xdit_bench.runner.execute import Job, run_plan
+from xdit_bench.runner.execute import run_plan
+from xdit_bench.runner.plan import Job
 from xdit_bench.topology.probe import fingerprint, probe, software
 
 TINY = ModelSpec.from_dict(yaml.safe_load((data_dir("conf") / "model" / "flux_tiny.yaml").read_text()))

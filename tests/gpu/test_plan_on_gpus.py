@@ -16,7 +16,8 @@ from xdit_bench.config import LaunchConfig, MeasureConfig, ModelSpec, Point, Run
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
 from xdit_bench.runner.cards import used_bytes, wait_until_free
-from xdit_bench.runner.execute import Job, run_plan
+from xdit_bench.runner.execute import run_plan
+from xdit_bench.runner.plan import Job
 from xdit_bench.runner.pool import Pool
 from xdit_bench.runner.session import MODULES
 from xdit_bench.topology.probe import fingerprint, probe, software

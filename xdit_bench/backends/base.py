@@ -1,9 +1,9 @@
-"""What the runner asks of an engine: the `Backend` protocol, the inputs every engine gets, the rank it runs on.
+"""What the runner asks of an engine: the `Backend` protocol, and what goes in and out of its stages.
 
 All engines get the same `Inputs` (token ids and noise from the seed), so that their images can be compared.
 
     backend = make_backend("usp")
-    backend.prepare(rank, modules, point, model, inputs)
+    backend.prepare(mesh, modules, point, model, inputs)
     latents = backend.denoise(backend.encode())
 """
 

@@ -22,8 +22,6 @@ from xdit_bench.engine.mesh import Mesh
 from xdit_bench.engine.text import ShardedT5
 from xdit_bench.engine.vae import BandVae
 
-LEFT_OUT = {"symmetric": {"exchange": "distributed"}, "gathered": {"keys": "ring"}}  # the other rungs are switches
-
 
 class UspBackend:
     """Ulysses x Ring over the mesh; the VAE in row bands (`parallel`), by DistVAE, or plain on rank 0."""
@@ -132,9 +130,9 @@ def options(point: Point) -> Options:
     """The engine with what the point leaves out switched off."""
     chosen: dict[str, Any] = {}
     for rung in left_out(point) - {"shard_text"}:
-        chosen |= LEFT_OUT.get(rung, {rung: False})
+        chosen |= {"keys": "ring"} if rung == "gathered" else {rung: False}
     if point.transport != "p2p":  # chosen by NCCL's variables, which symmetric memory does not heed
-        chosen |= LEFT_OUT["symmetric"]
+        chosen["symmetric"] = False
     return Options(**chosen)
 
 

@@ -3,7 +3,7 @@
 Owns what is measured and what is taken over. The base is the topology file that names this GPU, for its datasheet
 and its hierarchy of links; without one, the peaks are what was reached here.
 
-    calibrate(Path("mine.yaml"), base=None, gpus=None, transports=("p2p",))
+    calibrate(Path("mine.yaml"), None, gpus=2, transports=("p2p",), device=torch.device("cuda"), say=print)
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ launcher; rank 0 writes what the slowest took, a way of exchanging after the oth
 numbers alone: NCCL (gloo) as torch calls it, the engine's symmetric memory, and NCCL inside a CUDA graph, where the
 host's launches are not part of its latency.
 
-    measurements = measure_exchanges(2, torch.device("cuda"), "p2p", sizes=(1 << 20,))
+    measurements = measure_exchanges(2, "cuda", "p2p", sizes=(1 << 20,))
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each part is a plain function of tensors, so that it can be compiled by itself; between parts runs what talks to
 other ranks. x is the residual stream `S B h`, n its modulated norm, computed by whoever wrote x last.
 
-    x, n = double_block(parts, attention, x, n, weights, site)
+    x, n = double_block(parts, attention, rope, x, n, weights, gates, norms)
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Carrier(Protocol):
     """A way to move blocks between the ranks of a mesh. Every rank of the axis calls in step."""
 
     holds_processors: bool  # while an exchange is on its way, as NCCL's kernels do
-    sent_bytes: int  # that exchanges have begun to send to other ranks; whoever reads it may set it back
+    sent_bytes: int  # begun to other ranks, of heads and keys alone; whoever reads it may set it back
 
     @property
     def held_bytes(self) -> int:

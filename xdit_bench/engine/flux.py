@@ -48,7 +48,7 @@ class Options:
     gelu_epilogue: bool = True  # with fused: GELU in the product's epilogue, not as a kernel of its own
     overlap: bool = True  # a single block's MLP runs while its heads and its attention travel
     keys_first: bool = True  # a double block's keys and values leave before its queries are projected
-    exchange: str = "auto"  # distributed (NCCL, gloo), symmetric (copy engines, GPUs of one host), auto: where it works
+    symmetric: bool = True  # exchanges by copy engines where that works (GPUs of one host), not by NCCL
     in_place: bool = True  # gathered keys are written where they are gathered, not copied there
     keys: str = "auto"  # a ring's keys: ring (overlapped hops), gathered (one attention call), auto (measured)
 
@@ -72,7 +72,7 @@ class UspFlux:
         """Fuses the model's q, k, v (they stay usable by diffusers), splits the tokens and builds the RoPE tables.
 
         `attention=None` is for a decode beside the engine: all that it keeps in memory, no kernel timed, no denoising.
-        `carrier` replaces the exchange that `options` name. Raises Infeasible when heads, tokens or execution forbid
+        `carrier` replaces the one that `options` name. Raises Infeasible when heads, tokens or execution forbid
         it, MissingExtraError for a kernel not installed.
         """
         self.model, self.mesh, self.options = transformer, mesh, options
@@ -102,7 +102,7 @@ class UspFlux:
             choose(attention, shape, shape, weight.dtype, weight.device, agree) if attention else (exact, {})
         )
         self.kernel_s = {name: s for name, s in seconds.items() if s < math.inf}
-        self.carrier = carrier or _carrier(mesh, options.exchange)
+        self.carrier = carrier or _carrier(mesh, symmetric=options.symmetric)
         self.attention = UspAttention(
             mesh,
             self.shares,
@@ -239,9 +239,9 @@ def _operations(device: torch.device, options: Options, execution: str) -> Ops:
     return triton_ops(gelu_epilogue=options.gelu_epilogue)
 
 
-def _carrier(mesh: Mesh, exchange: str) -> Carrier:
+def _carrier(mesh: Mesh, *, symmetric: bool) -> Carrier:
     """Symmetric memory where it is wanted and proves to work on all ranks, else torch.distributed."""
-    if exchange != "distributed" and mesh.size > 1 and mesh.device.type == "cuda":
+    if symmetric and mesh.size > 1 and mesh.device.type == "cuda":
         from xdit_bench.engine.symmetric import working_carrier
 
         carrier = working_carrier(mesh)

@@ -21,8 +21,8 @@ from torch.distributed import ProcessGroup
 class Mesh:
     """Ulysses x ring ranks. `group` holds all of them; a group of one rank is None.
 
-    Rank `i` of the mesh sits at ring position `i // ulysses` and Ulysses position `i % ulysses`: the
-    all-to-all runs between neighbouring GPUs, the ring across them (`ulysses_inner=True`), or the other way round.
+    Rank `i` of the mesh sits at ring position `i // ulysses` and Ulysses position `i % ulysses`: the all-to-all runs
+    between neighbouring GPUs, the ring across them.
     """
 
     ulysses: int
@@ -32,7 +32,6 @@ class Mesh:
     group: ProcessGroup | None = None
     ulysses_group: ProcessGroup | None = None
     ring_group: ProcessGroup | None = None
-    ulysses_inner: bool = True
 
     @property
     def size(self) -> int:
@@ -42,18 +41,16 @@ class Mesh:
     @property
     def ulysses_rank(self) -> int:
         """Position on the Ulysses axis."""
-        return self.rank % self.ulysses if self.ulysses_inner else self.rank // self.ring
+        return self.rank % self.ulysses
 
     @property
     def ring_rank(self) -> int:
         """Position on the ring axis."""
-        return self.rank // self.ulysses if self.ulysses_inner else self.rank % self.ring
+        return self.rank // self.ulysses
 
     def rank_at(self, ulysses_rank: int, ring_rank: int) -> int:
         """Mesh rank (equals global rank: a point uses the first ranks) at a position of both axes."""
-        if self.ulysses_inner:
-            return ring_rank * self.ulysses + ulysses_rank
-        return ulysses_rank * self.ring + ring_rank
+        return ring_rank * self.ulysses + ulysses_rank
 
 
 def connect(rank: int, world_size: int, store_file: str, device: torch.device, *, timeout_s: float = 600.0) -> None:
@@ -72,7 +69,7 @@ def connect(rank: int, world_size: int, store_file: str, device: torch.device, *
     )
 
 
-def build_mesh(ulysses: int, ring: int, device: torch.device, *, ulysses_inner: bool = True) -> Mesh | None:
+def build_mesh(ulysses: int, ring: int, device: torch.device) -> Mesh | None:
     """The mesh of the first `ulysses * ring` ranks; None on ranks outside it. Collective over all ranks."""
     size = ulysses * ring
     if not dist.is_initialized():
@@ -86,7 +83,7 @@ def build_mesh(ulysses: int, ring: int, device: torch.device, *, ulysses_inner: 
         made = dist.new_group(ranks)  # every rank of the world takes part, members or not
         return made if rank in ranks else None
 
-    mesh = Mesh(ulysses, ring, rank if rank < size else 0, device, ulysses_inner=ulysses_inner)
+    mesh = Mesh(ulysses, ring, rank if rank < size else 0, device)
     whole = group(list(range(size)))
     ulysses_group = ring_group = None
     for r in range(ring):
@@ -98,7 +95,7 @@ def build_mesh(ulysses: int, ring: int, device: torch.device, *, ulysses_inner: 
     if rank >= size:
         return None
     return Mesh(ulysses, ring, rank, device, whole, ulysses_group if ulysses > 1 else None,
-                ring_group if ring > 1 else None, ulysses_inner)  # fmt: skip
+                ring_group if ring > 1 else None)  # fmt: skip
 
 
 def slowest(seconds: Sequence[float], mesh: Mesh) -> list[float]:

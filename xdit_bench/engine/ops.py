@@ -1,7 +1,7 @@
 """The arithmetic between matrix products and attention, in plain torch: the truth the fused kernels are held to.
 
-Tokens lead, `S B h`; the first `text` tokens are text. A Pair holds what differs between text and image. Every
-function may write into its input `x` and returns the result. `TORCH` runs anywhere; `kernels.TRITON` on GPUs.
+Tokens lead, `S B h`; the first `text` tokens are text. A Pair holds what differs between text and image. What
+a function may overwrite it says; the result is what it returns. `TORCH` runs anywhere, `kernels.triton_ops()` on GPUs.
 
     x, n = TORCH.gated_add_norm(x, y, text, gate, norm)
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xdit_bench.engine.modulation import Affine
 from xdit_bench.engine.ring import Merge, merge
-from xdit_bench.engine.weights import Linear, Pair
+from xdit_bench.engine.weights import Pair
 
 NORM_EPS = 1e-6  # of every norm in diffusers' FLUX.1
 
@@ -42,7 +42,7 @@ def modulated_norm(x: Tensor, text: int, norm: Affine) -> Tensor:
 
 
 def gated_add_norm(x: Tensor, y: Tensor, text: int, gate: Pair, norm: Affine) -> tuple[Tensor, Tensor]:
-    """`x + gate * y`, and the next block's modulated norm of it."""
+    """`x + gate * y`, and the next block's modulated norm of it; may overwrite x."""
     x = x + by_token(gate, text, x) * y
     return x, modulated_norm(x, text, norm)
 
@@ -116,11 +116,6 @@ def by_token(pair: Pair, text: int, x: Tensor) -> Tensor:
 
 def _is_text(text: int, x: Tensor) -> Tensor:
     return torch.arange(x.shape[0], device=x.device) < text
-
-
-def same(layer: Linear) -> Pair:
-    """One layer for both kinds of token."""
-    return Pair(layer, layer)
 
 
 TORCH = Ops(modulated_norm, gated_add_norm, rotate, linear, linear_gelu, mlp, add_product, merge)

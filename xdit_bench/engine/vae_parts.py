@@ -82,7 +82,6 @@ class DecoderParts:
     blocks: list[UpBlock]
     norm_out: Norm
     conv_out: Conv
-    latent_channels: int
     scale: int
 
 
@@ -109,7 +108,6 @@ def read_decoder(vae: AutoencoderKL) -> DecoderParts:
         blocks=blocks,
         norm_out=norm_out,
         conv_out=_pad_outputs(_conv(decoder.conv_out, "decoder.conv_out")),
-        latent_channels=conv_in.weight.shape[1],
         scale=2 ** sum(block.upsample is not None for block in blocks),
     )
 

@@ -4,7 +4,7 @@ Owns comparing predictions with their errors. Measured records of the same machi
 where there are any.
 
     advice = advise(point, model, topology, gpus=8)
-    advice.best, advice.tie, advice.fewest(latency_s=5.0)
+    advice.best, advice.runner_up, advice.fewest(latency_s=5.0)
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def advise(
 ) -> Advice:
     """Every split of up to `gpus` GPUs (default: all; `exactly`: of that many) of the point's picture on a machine.
 
-    `ulysses_inner` is the placement of `engine.mesh.Mesh`; measured records have the engine's own, the inner one.
+    `ulysses_inner` is our engine's placement, see `Network`; measured records have no other.
 
     A topology with nothing to predict from has its measured records alone.
     """

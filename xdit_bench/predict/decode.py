@@ -34,7 +34,7 @@ def decode_s(point: Point, model: ModelSpec, topology: Topology, profile: Engine
         work = _layers_s(area, ranks, model, topology, banded)
         work += _mid_s(area, model, topology, banded) / (ranks if vae.mid_sharded else 1)
     if ranks > 1:
-        work += _exchanges_s(area, ranks, model, topology, network, vae.exchanges)
+        work += _exchanges_s(area, ranks, model, network, vae.exchanges)
     launches = vae.host_ops + (vae.exchanges * vae.ops_per_exchange if ranks > 1 else 0.0)
     work = slower_of(work, launches * topology.op_s(ranks))
     cold = topology.host["vae_cold_start_s"].value if vae.cold else 0.0
@@ -63,9 +63,7 @@ def _blend_ops(rows: int, columns: int, model: ModelSpec) -> float:
     return seams * TILE_OVERLAP * int(model.vae["sample_size"]) * OPS_PER_BLENDED_ROW
 
 
-def _exchanges_s(
-    area: int, ranks: int, model: ModelSpec, topology: Topology, network: Network, exchanges: int
-) -> float:
+def _exchanges_s(area: int, ranks: int, model: ModelSpec, network: Network, exchanges: int) -> float:
     """Halo rows and statistics (latency alone), and K and V of the mid block to every rank."""
     gathered = network.all_gather_s(2.0 * BF16 * area * vae_decoder(model).mid_channels / ranks).seconds
     return exchanges * network.all_gather_s(0.0).seconds + gathered

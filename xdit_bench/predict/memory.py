@@ -77,7 +77,7 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     allowed = card if point.memory_cap_gb is None else min(card, point.memory_cap_gb * 1e9)
     cap = min(card, allowed + buffers)  # a cap binds torch's allocator alone
     row_bytes, tokens = BF16 * model.hidden, Shard.of(point, profile).tokens
-    rows = profile.live_rows + received_rows(point, model, topology, profile)
+    rows = profile.live_rows + received_rows(point, topology, profile)
     denoise = rows * row_bytes * tokens if point.steps else 0.0  # or a decode beside an engine at rest
     start = loaded + KERNEL_ROWS * row_bytes * tokens if point.steps else loaded
     first = decode_bytes(point, model, profile)
@@ -136,7 +136,7 @@ def symmetric_bytes(point: Point, model: ModelSpec, topology: Topology, profile:
     return rows * row_bytes
 
 
-def received_rows(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> int:
+def received_rows(point: Point, topology: Topology, profile: EngineProfile) -> int:
     """Rows a token of the allocator's that hold what arrives, beyond `live_rows`: of usp what symmetric memory holds
     elsewhere, of the others a ring's gathered keys and values, which do not shrink with the ranks."""
     symmetric = path(topology, point, profile.symmetric) == SYMMETRIC

@@ -76,7 +76,7 @@ class Prediction:
 
 
 def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner: bool = True) -> Prediction:
-    """Predicts a point on a machine; `ulysses_inner` is the placement of `engine.mesh.Mesh`.
+    """Predicts a point on a machine; `ulysses_inner` is our engine's placement, see `Network`.
 
     Raises Infeasible where a rule or a missing number forbids it, OutOfMemory where it does not fit.
     """

@@ -39,7 +39,7 @@ def path(topology: Topology, point: Point, symmetric: bool) -> str:
 class Network:
     """The ranks of one point on the first GPUs of a machine; `transport` is a key of the topology's links.
 
-    `ulysses_inner` puts the all-to-all between neighbours and the ring across them (see `engine.mesh.Mesh`).
+    `ulysses_inner` puts the all-to-all between neighbours and the ring across them, as `engine.mesh.Mesh` does.
     """
 
     topology: Topology

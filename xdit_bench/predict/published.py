@@ -40,13 +40,13 @@ class Peak:
 
 def is_memory(path: Path) -> bool:
     """Whether a file holds peaks of memory instead of latencies."""
-    return "peak_gb" in next((list(row) for _, row in _rows(path)), [])
+    return "peak_gb" in next((list(row) for _, row in rows(path)), [])
 
 
 def read_latencies(path: Path) -> list[Latency]:
     """Raises ResultsError naming file, line and column."""
     found = []
-    for line, row in _rows(path):
+    for line, row in rows(path):
         try:
             model = load_model(row.get("model") or "flux_schnell")
             point = make_point(
@@ -71,7 +71,7 @@ def read_latencies(path: Path) -> list[Latency]:
 def read_peaks(path: Path) -> list[Peak]:
     """Peaks of the study's A100s: one GPU where the note says so, else all eight. Raises ResultsError."""
     found, model = [], load_model("flux_schnell")
-    for line, row in _rows(path):
+    for line, row in rows(path):
         try:
             side, note = int(row["res"]), row["note"]
             vae = "none" if "without the VAE" in note else VAE[row["parallel_vae"]].replace("none", "single")
@@ -85,7 +85,7 @@ def read_peaks(path: Path) -> list[Peak]:
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers and rows; lines that begin with # are comments."""
     try:
         lines = path.read_text().splitlines()

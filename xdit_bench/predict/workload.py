@@ -121,7 +121,7 @@ def transformer_bytes(model: ModelSpec) -> float:
 
 @dataclass(frozen=True)
 class Attention:
-    """`count` attention calls of one rank: `heads` heads, `queries` by `keys` each, in `calls` ring steps."""
+    """`count` attentions of one rank: `heads` heads, `queries` by `keys` each."""
 
     heads: float
     queries: int

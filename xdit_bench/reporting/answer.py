@@ -3,7 +3,7 @@
 Owns what a reader acts on first: best configuration, speedup, limit of memory, rank among engines. Numbers come from
 `study`.
 
-    head = answer(groups)
+    head = answer(groups, records)
     print(*head.sentences)
 """
 

@@ -15,14 +15,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from xdit_bench.reporting import words
-from xdit_bench.reporting.entry import Size, pick
+from xdit_bench.reporting.entry import Size, number, pick
 from xdit_bench.reporting.marks import bar_style, label_rows, legend, legend_patch, shown_sizes, starts_row
 from xdit_bench.reporting.peers import runner
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import BASELINE, BLUE, CYCLE, INK, MUTED, ORANGE, PAPER, Layout, empty, panels
 
-PARITY_BOUNDS = {"fp32": 1e-4, "bf16": 5e-2}  # design.md, section 5
 OURS = (BLUE, CYCLE[2], CYCLE[3], CYCLE[4])
 
 
@@ -31,7 +30,8 @@ def parity(group: Group, layout: Layout) -> Figure:
     entries = [e for e in group.entries if e.parity_l2 is not None]
     runners = sorted({e.runner for e in entries})
     figure, (axis,) = panels(1, layout, height=max(1.5, 0.32 * len(runners) + 1.1))
-    bound = PARITY_BOUNDS.get(group.setting.dtype)
+    bounds = (number(e.record.parity.get("latents_bound")) for e in entries)
+    bound = next(filter(None, bounds), None)
     floor = min([e.parity_l2 for e in entries if e.parity_l2] or [1e-8]) / 3
     exact = any(not entry.parity_l2 for entry in entries)
     for wrong, marker, colour in ((False, "o", BLUE), (True, "X", BASELINE)):

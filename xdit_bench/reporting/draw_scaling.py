@@ -172,10 +172,6 @@ def _ratios(group: Group, ratio: Callable[[Entry], Speedup | None]) -> Lines:
     return found
 
 
-def _values(lines: Lines) -> dict[Size, list[tuple[int, float]]]:
-    return {size: [(gpus, ratio.value) for gpus, ratio in found] for size, found in lines.items()}
-
-
 def _size_legend(figure: Figure, group: Group, scaling: Lines, gain: Lines) -> None:
     """One legend for all panels; it says where a ratio stands on several GPUs, or on none and why."""
     handles = []

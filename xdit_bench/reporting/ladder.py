@@ -78,13 +78,13 @@ class Rung:
         return (self.saved_bytes or 0.0) >= MEMORY_BYTES
 
 
-def ladder(group: Group, bounds: Mapping[str, Any] | None = None) -> list[Rung]:
+def ladder(group: Group) -> list[Rung]:
     """Every rung that a group's points allow, plain engine first, a size and a split after the other; empty where
-    nothing was left out. `bounds` holds `ladder: {rung: {saves_ms: {side: {split: ms}}}}`; None: those that ship."""
+    nothing was left out."""
     rungs: list[Rung] = []
     if not group.rungs:
         return rungs
-    held = predictions(group.rungs[0].record, bounds)
+    held = predictions(group.rungs[0].record)
     vae = Counter(entry.vae for entry in group.rungs).most_common(1)[0][0]
     ours = [entry for entry in (*group.entries, *group.rungs) if (entry.engine, entry.vae) == (ENGINE, vae)]
     ran = [entry for entry in ours if entry.status != "infeasible"]
@@ -118,9 +118,10 @@ def _climb(
         below = engine
 
 
-def predictions(record: Record, bounds: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """What each rung was predicted to save, as the sweep file of the record's study says."""
-    found = (shipped_bounds(record.study) if bounds is None else bounds).get("ladder")
+def predictions(record: Record) -> Mapping[str, Any]:
+    """What each rung was predicted to save, `{rung: {saves_ms: {side: {split: ms}}}}`, as the sweep file of the
+    record's study says."""
+    found = shipped_bounds(record.study).get("ladder")
     return found if isinstance(found, dict) else {}
 
 

@@ -27,7 +27,7 @@ from xdit_bench.reporting.frontier import families
 from xdit_bench.reporting.images import Shot, side_by_side
 from xdit_bench.reporting.inline import inline, name_parts, palette
 from xdit_bench.reporting.outliers import outliers
-from xdit_bench.reporting.published import PublishedPoint, load_published, match
+from xdit_bench.reporting.published import load_published, match
 from xdit_bench.reporting.spent import spent
 from xdit_bench.reporting.study import Group, group_records
 from xdit_bench.reporting.style import COLUMN, FORMATS, PAGE, drawing, save, settle, svg_text
@@ -82,8 +82,6 @@ def write_report(
     study: str,
     out_dir: Path,
     *,
-    published: Sequence[PublishedPoint] | None = None,
-    command: str | None = None,
     outputs: Path | None = None,
     formats: Sequence[str] = FORMATS,
     columns: bool = False,
@@ -92,15 +90,14 @@ def write_report(
 
     `outputs` is the study's folder of saved images (`results/<study>/outputs`), where there is one.
 
-    `published` are points to stand beside ours (None: those that ship with the package). `command` reproduces the
-    study where the records do not name one. `columns` draws every figure at the width of a paper's column too, as the
-    headline always is. Raises ResultsError for no records, or a folder that can not be written.
+    `columns` draws every figure at the width of a paper's column too, as the headline always is. Raises ResultsError
+    for no records, or a folder that can not be written.
     """
     if not records:
         raise ResultsError(f"study {study!r} has no records, so there is nothing to report; run a sweep first")
     folder = out_dir / study
     try:
-        return _write(records, study, folder, published, command, outputs, formats, columns)
+        return _write(records, study, folder, outputs, formats, columns)
     except OSError as error:
         raise ResultsError(
             f"the report goes to {folder}, which can not be written ({error}); set reports_dir to a folder that can"
@@ -118,15 +115,13 @@ def _write(
     records: list[Record],
     study: str,
     folder: Path,
-    published: Sequence[PublishedPoint] | None,
-    command: str | None,
     outputs: Path | None,
     formats: Sequence[str],
     columns: bool,
 ) -> list[Path]:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     groups = group_records(records)
-    shelf = load_published() if published is None else published
+    shelf = load_published()
     matches = [match(group, shelf) for group in groups]
     kins = {id(group): family for family in families(groups) for group in family}
     # of a search below several caps one figure holds all
@@ -154,7 +149,7 @@ def _write(
         sections=tuple(sections),
         undrawn=tuple(words.title(group) for group in apart if group not in drawn),
         tables=tuple(report_tables(groups, [m for found in matches for m in found])),
-        commands=_commands(records, command),
+        commands=_commands(records),
         facts=_study_facts(records),
         shots=shots,
         shots_note=shots_note,
@@ -250,10 +245,9 @@ def _section_lines(section: Section, skip: Picture) -> list[str]:
     return lines
 
 
-def _commands(records: Sequence[Record], command: str | None) -> tuple[str, ...]:
-    named = [str(getattr(record, "command", "") or "") for record in records]
-    found = list(dict.fromkeys(text for text in named if text)) or ([command] if command else [])
-    return (*found, f"python -m xdit_bench.report study={records[0].study}")
+def _commands(records: Sequence[Record]) -> tuple[str, ...]:
+    typed = dict.fromkeys(record.command for record in records if record.command)
+    return (*typed, f"python -m xdit_bench.report study={records[0].study}")
 
 
 def _study_facts(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:

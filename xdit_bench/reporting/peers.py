@@ -63,12 +63,9 @@ class Compared:
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
-def compared(group: Group, bounds: Mapping[str, Any] | None = None) -> list[Compared]:
-    """Every comparison that a group's points allow; none where it holds no engine beside ours.
-
-    `bounds` is comparison -> GPUs -> side of the image in pixels -> number; None: those that ship for the study.
-    """
-    held = shipped_bounds(group.entries[0].record.study) if bounds is None else bounds
+def compared(group: Group) -> list[Compared]:
+    """Every comparison that a group's points allow; none where it holds no engine beside ours."""
+    held = shipped_bounds(group.entries[0].record.study)
     rows: list[Compared] = []
     if not any(entry.engine != OURS and entry.ok and entry.step_s for entry in group.entries):
         return rows
@@ -146,6 +143,7 @@ def shipped_bounds(study: str) -> Mapping[str, Any]:
 
 
 def _bound(bounds: Mapping[str, Any], key: str, entry: Entry) -> float | None:
+    """Of comparison -> GPUs -> side of the image in pixels -> number."""
     side = entry.size[0] if entry.size[0] == entry.size[1] else None
     return number(((bounds.get(key) or {}).get(entry.gpus) or {}).get(side))
 

@@ -1,18 +1,18 @@
 """Published points, and the points of ours that stand beside them.
 
-Owns reading `results/published/*.csv` and the rule of what may be compared; draws nothing.
+Owns the rule of what may be compared; `predict.published` reads the files. Draws nothing.
 
     matches = match(group, load_published())
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from xdit_bench import data_dir
+from xdit_bench.predict.published import rows
 from xdit_bench.reporting.entry import Entry
 from xdit_bench.reporting.study import Group
 
@@ -32,7 +32,6 @@ class PublishedPoint:
     latency_s: float
     vae: str
     note: str
-    origin: str
 
 
 @dataclass(frozen=True)
@@ -55,15 +54,12 @@ def load_published(folder: Path | None = None) -> list[PublishedPoint]:
     points: list[PublishedPoint] = []
     for path in sorted((folder or data_dir("published")).glob("*.csv")):
         model = next((name for name in MODELS if path.stem.startswith(name)), "flux_schnell")
-        with path.open(newline="") as file:
-            reader = csv.DictReader(line for line in file if not line.startswith("#"))
-            if not set(reader.fieldnames or ()) >= COLUMNS:
-                continue
-            points += [_point(row, model, path.name) for row in reader if row["latency_s"]]
+        latencies = (row for _, row in rows(path) if row.keys() >= COLUMNS and row["latency_s"])
+        points += [_point(row, model) for row in latencies]
     return points
 
 
-def _point(row: dict[str, str], model: str, origin: str) -> PublishedPoint:
+def _point(row: dict[str, str], model: str) -> PublishedPoint:
     return PublishedPoint(
         model=row.get("model") or model,
         topology=row["topology"],
@@ -71,9 +67,8 @@ def _point(row: dict[str, str], model: str, origin: str) -> PublishedPoint:
         ulysses=int(row["ulysses"]),
         ring=int(row["ring"]),
         latency_s=float(row["latency_s"]),
-        vae=row.get("vae") or "",
-        note=row.get("note") or "",
-        origin=origin,
+        vae=row.get("vae", ""),
+        note=row.get("note", ""),
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from xdit_bench.results.schema import METRICS, POINT_KEYS, STAGES, Record
+from xdit_bench.results.schema import METRICS, POINT_KEYS, STAGES, Record, dig
 from xdit_bench.results.store import latest, read_records
 
 if TYPE_CHECKING:
@@ -98,30 +98,19 @@ def _row(record: Record, samples: bool) -> dict[str, Any]:
     row["fingerprint"] = record.fingerprint
     row |= {key: record.point.get(key) for key in POINT_COLUMNS}
     paths = {name: metric.path for name, metric in METRICS.items()} | DETAILS
-    row |= {name: _number(_over_gpus(name, _dig(data, path))) for name, path in paths.items()}
+    row |= {name: _number(_over_gpus(name, dig(data, path))) for name, path in paths.items()}
     if math.isnan(row["total_low_s"]):
-        row["total_low_s"] = _number(_dig(data, "latency_s.total.low"))
-        row["total_high_s"] = _number(_dig(data, "latency_s.total.high"))
-    row |= {name: _text(_dig(data, path)) for name, path in TEXTS.items()}
+        row["total_low_s"] = _number(dig(data, "latency_s.total.low"))
+        row["total_high_s"] = _number(dig(data, "latency_s.total.high"))
+    row |= {name: _text(dig(data, path)) for name, path in TEXTS.items()}
     if samples:
-        found = _dig(data, "latency_s.total.samples")
+        found = dig(data, "latency_s.total.samples")
         row["samples"] = list(found) if isinstance(found, list) else []
     for stage in (*STAGES, "total"):
         # a failed point may hold the stages it reached; they are no image's time
         if not row["ok"]:
             row[f"{stage}_s"] = math.nan
     return row
-
-
-def _dig(data: Any, path: str) -> Any:
-    for key in path.split("."):
-        if isinstance(data, dict):
-            data = data.get(key)
-        elif isinstance(data, list | tuple) and key.isdigit() and int(key) < len(data):
-            data = data[int(key)]
-        else:
-            return None
-    return data
 
 
 def _over_gpus(name: str, value: Any) -> Any:

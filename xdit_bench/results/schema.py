@@ -162,7 +162,7 @@ def _check_types(data: dict[str, Any], point: dict[str, Any]) -> None:
     if not wrong:
         wrong = [f"latency_s.{key}" for key, value in data.get("latency_s", {}).items() if not isinstance(value, dict)]
     if wrong:
-        raise ResultsError(f"a record's {wrong[0]} must be an object; this one has {_dig(data, wrong[0])!r}")
+        raise ResultsError(f"a record's {wrong[0]} must be an object; this one has {dig(data, wrong[0])!r}")
     for key in _TEXTS:
         if not isinstance(data.get(key, None if key in _NEEDED else ""), str):
             raise ResultsError(f"a record's {key} must be text; this one has {data.get(key)!r}")
@@ -170,8 +170,13 @@ def _check_types(data: dict[str, Any], point: dict[str, Any]) -> None:
         raise ResultsError(f"a record's warnings must be a list; this one has {data['warnings']!r}")
 
 
-def _dig(data: dict[str, Any], path: str) -> Any:
-    value: Any = data
+def dig(data: Any, path: str) -> Any:
+    """What stands at a dotted path of keys and of numbers in lists, or None."""
     for key in path.split("."):
-        value = value.get(key)
-    return value
+        if isinstance(data, dict):
+            data = data.get(key)
+        elif isinstance(data, list | tuple) and key.isdigit() and int(key) < len(data):
+            data = data[int(key)]
+        else:
+            return None
+    return data

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from io import RawIOBase
 from pathlib import Path
@@ -37,11 +37,13 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def read_records(study_dir: Path, *, strict: bool = False) -> list[Record]:
-    """All records of a study in the order they were written.
+def read_records(
+    study_dir: Path, mend: Callable[[dict[str, Any]], dict[str, Any]] = lambda data: data
+) -> list[Record]:
+    """All records of a study, or of a records file, in the order they were written; `mend` sees each object first.
 
     A torn last line (a run was killed while writing) is left out with a warning on stderr; any other bad line
-    raises ResultsError naming file and line. `strict=True` raises on the torn line too.
+    raises ResultsError naming file and line.
     """
     path = study_dir / RECORDS if study_dir.is_dir() else study_dir
     try:
@@ -57,10 +59,9 @@ def read_records(study_dir: Path, *, strict: bool = False) -> list[Record]:
             found = json.loads(line)
             if not isinstance(found, dict):
                 raise TypeError(f"it is a {type(found).__name__}, not an object")
-            records.append(Record.from_dict(found))
+            records.append(Record.from_dict(mend(found)))
         except (ValueError, TypeError) as error:
-            torn = number == len(lines) and not isinstance(error, ResultsError)
-            if torn and not strict:
+            if number == len(lines) and not isinstance(error, ResultsError):
                 print(
                     f"warning: {path}: line {number} was torn by a killed run and is left out",
                     file=sys.stderr,

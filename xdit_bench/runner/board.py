@@ -3,9 +3,9 @@
 A write costs well under a microsecond, so that a rank may note its stage inside a timed iteration. Owns the
 file's layout.
 
-    board = Board.create(path, ranks=2)          # the controller
-    Board.attach(path).note(rank, "denoise", 3)  # a rank
-    board.read(1)                                # ("denoise", 3)
+    board = Board.create(path, ranks=2)   # the controller
+    Board(path).note(rank, "denoise", 3)  # a rank
+    board.read(1)                         # ("denoise", 3)
 """
 
 from __future__ import annotations
@@ -44,7 +44,3 @@ class Board:
         """The rank's last note."""
         stage, iteration = SLOT.unpack_from(self._memory, rank * SLOT.size)
         return stage.rstrip(b"\0").decode(), iteration
-
-    def close(self) -> None:
-        """Lets go of the file."""
-        self._memory.close()

@@ -33,8 +33,6 @@ from xdit_bench.runner.progress import Progress
 from xdit_bench.runner.session import Session
 from xdit_bench.topology.probe import code_version
 
-__all__ = ["Job", "run_plan"]
-
 START_ATTEMPTS = 2  # pools in a row that may fail to start before the rest of a plan is given up
 
 

@@ -2,7 +2,7 @@
 
 with Progress(console, cells) as progress:
     progress.begin(cell)
-    progress.end(record)
+    progress.end(cell, record)
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Owns what lives on the rank between points: modules and meshes. Leaves timing, memory and parity to `measure`, a
 failure's words to `failure`, and what it means for the point to `outcome`.
 
-    rank = Rank(number=0, world=2, device=device, note=board_note)
+    rank = Rank(number=0, device=device, note=board_note)
     report = rank.run(command)  # {"event": "result", ...} or {"event": "error", ...}; never raises
 """
 
@@ -32,7 +32,6 @@ from xdit_bench.measure.timers import ImageTimer, Timing, synchronize
 from xdit_bench.runner.failure import brief, describe, drop_locals, forget_frames
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-EXACT_VAES = ("parallel", "distvae", "single")
 Message = dict[str, Any]
 Link = dict[str, dict[str, float]]  # bytes and seconds of an exchange by kind
 
@@ -40,9 +39,8 @@ Link = dict[str, dict[str, float]]  # bytes and seconds of an exchange by kind
 class Rank:
     """What a rank keeps for the whole plan."""
 
-    def __init__(self, number: int, world: int, device: torch.device, note: Callable[[str, int], None]) -> None:
+    def __init__(self, number: int, device: torch.device, note: Callable[[str, int], None]) -> None:
         self.number = number
-        self.world = world
         self.device = device
         self._note = note
         self._stage = "start"
@@ -211,14 +209,14 @@ class Rank:
         if not finite(latents):
             return {"ok": False, "reason": "the latents hold NaN or infinite values"}
         made_by = f"{point.engine} u{point.ulysses}r{point.ring} {point.execution}"
+        exact = point.vae != "tiled"
         truth = from_truth(latents, Path(command["truth"])) if command.get("truth") else {}
         if command.get("save_reference"):
-            kept = image if point.vae in EXACT_VAES else None  # nobody is held to an approximation
+            kept = image if exact else None  # nobody is held to an approximation
             save_result(Path(command["save_reference"]), latents, kept, made_by)
             return {"ok": True, "reference": "itself", **truth}
         if not command.get("reference"):
             return truth
-        exact = point.vae in EXACT_VAES
         found = compare(latents, image, Path(command["reference"]), dtype=point.dtype, exact_image=exact)
         return found | truth
 

@@ -73,7 +73,7 @@ def serve(rank: int, world: int, link: Link, commands: queue.SimpleQueue[dict[st
     if world > 1:
         meet = os.environ[f"{ENV}STORE"] or "tcp://{MASTER_ADDR}:{MASTER_PORT}".format(**os.environ)
         join(rank, world, meet, device, timeout_s=float(os.environ[f"{ENV}TIMEOUT"]))
-    here = Rank(rank, world, device, lambda stage, iteration: board.note(rank, stage, iteration))
+    here = Rank(rank, device, lambda stage, iteration: board.note(rank, stage, iteration))
     gc.freeze()  # what is imported stays: collecting between points need not look at it
     link.send({"event": "ready"})
     while (command := commands.get())["op"] != "close":

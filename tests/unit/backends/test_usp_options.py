@@ -35,4 +35,4 @@ def test_every_option_is_a_rung_and_the_whole_engine_leaves_nothing_out() -> Non
 
 
 def test_a_transport_of_nccls_own_is_not_gone_around() -> None:
-    assert options(dataclasses.replace(POINT, transport="host")) == Options(exchange="distributed")
+    assert options(dataclasses.replace(POINT, transport="host")) == Options(symmetric=False)

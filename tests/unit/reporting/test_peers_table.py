@@ -39,9 +39,9 @@ RECORDS = [
 ]
 
 
-def rows(records: list[Record], **options: object) -> dict[tuple[str, int], object]:
+def rows(records: list[Record]) -> dict[tuple[str, int], object]:
     (group,) = group_records(records)
-    return {(row.key, row.gpus): row for row in compared(group, **options)}  # type: ignore[arg-type]
+    return {(row.key, row.gpus): row for row in compared(group)}
 
 
 def test_the_answer_says_where_our_step_stands_where_other_engines_were_measured() -> None:
@@ -105,7 +105,7 @@ def test_the_shipped_bounds_name_known_comparisons_alone() -> None:
 
 def test_a_peer_that_failed_is_no_peer_to_beat() -> None:
     failed = record(status="crashed", engine="xfuser", execution="compile", ulysses=2, vae="none")
-    found = rows([step(60, ulysses=2), step(104), step(130, engine="stock"), failed], bounds={"peers": {2: {1024: 1}}})
+    found = rows([step(60, ulysses=2), step(104), step(130, engine="stock"), failed])
     assert found["peers", 2].value is None
     assert found["peers", 2].met is None
     (group,) = group_records([step(60, ulysses=2), step(104), step(130, engine="stock"), failed])

@@ -13,7 +13,7 @@ from xdit_bench.reporting.study import group_records
 
 def point(vae: str = "cold", **changes: object) -> PublishedPoint:
     facts = {"model": "flux_schnell", "topology": "a100_nvlink", "res": 1024, "ulysses": 2, "ring": 1, "latency_s": 2.0,
-             "vae": vae, "note": "", "origin": "test"}  # fmt: skip
+             "vae": vae, "note": ""}  # fmt: skip
     return PublishedPoint(**{**facts, **changes})  # type: ignore[arg-type]
 
 
