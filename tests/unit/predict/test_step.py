@@ -55,6 +55,10 @@ def test_nccls_exchanges_hide_behind_nothing_and_copies_behind_the_products_besi
     keys, rest = net.all_to_all_s(2 * tokens * ROW).seconds, 2 * net.all_to_all_s(tokens * ROW).seconds
     assert 19 * rest <= copies.terms["all_to_all"] * (1 + 1e-9)
     assert copies.terms["all_to_all"] < 19 * (rest + keys)
+    queries_too = dataclasses.replace(find("usp", "graph"), keys_first=False)  # nothing is left to run beside them
+    assert denoising_step(point, schnell, H100, queries_too, net).terms["all_to_all"] == pytest.approx(
+        19 * (rest + keys)
+    )
 
 
 def test_products_and_attention_are_slower_beside_traffic_on_links_between_gpus_alone(schnell: ModelSpec) -> None:
@@ -79,6 +83,8 @@ def test_own_chunks_are_copied_after_the_peers_one_by_one() -> None:
     seconds = Network(H100, "symmetric", 8, 1).all_to_all_s(80e6).seconds
     put = link.all_to_all_latency_s + 70e6 / link.all_to_all_bytes_per_s
     assert seconds == pytest.approx(put + 7 * gap + 20e6 / memory)
+    collected = Network(H100, "symmetric", 1, 8).collect_s(10e6).seconds  # a ring's 10 MB blocks go the same ways
+    assert collected == pytest.approx(put + 7 * gap + 20e6 / memory)
 
 
 def test_the_last_wave_of_attention_is_as_long_as_a_full_one() -> None:
@@ -98,6 +104,54 @@ def test_a_ring_begins_its_tiles_anew_at_every_hop(schnell: ModelSpec) -> None:
     # 47 waves of half the queries instead of 94 of all, each in two calls for half the keys, beside traffic
     again = 47 * (attention[1] / 57 / 94 + TILE_S) / H100.efficiency["beside_links"].value
     assert attention[2] == pytest.approx(57 * again, rel=0.01)
+
+
+def test_what_a_tile_takes_to_begin_is_paid_at_every_hop_of_a_small_ring(schnell: ModelSpec) -> None:
+    # 24 heads of 5 tiles of 576 queries fit 132 multiprocessors at once, whether for an eighth of the keys or for all
+    gathers = find("usp", "graph")
+    hops = dataclasses.replace(gathers, gathered_bytes=0.0)
+    point, network = graph_point(schnell, 1024, ring=8), Network(H100, "symmetric", 1, 8)
+    many, one = (denoising_step(point, schnell, H100, p, network).terms["attention"] for p in (hops, gathers))
+    assert many - one == pytest.approx(57 * 7 * TILE_S)
+
+
+def test_modulations_weights_are_read_once_an_image_by_all_gpus_together(schnell: ModelSpec) -> None:
+    memory = H100.gpu.memory_bytes_per_s * H100.efficiency["memory"].value
+    for ulysses, ring in ((1, 1), (2, 1), (2, 4)):
+        point = graph_point(schnell, 1024, ulysses, ring)
+        prediction = predict(point, schnell, H100)
+        once = prediction.stages["denoise"].median - point.steps * sum(prediction.terms.values())
+        assert once == pytest.approx(6.5e9 / memory / point.gpus, rel=0.02), point.label
+
+
+def test_heads_that_came_back_are_joined_at_a_permuting_copys_speed(schnell: ModelSpec) -> None:
+    pack = predict(graph_point(schnell, 4096, 2), schnell, H100).terms["pack"]
+    moved = 57 * 2 * ROW * (65536 + 512) / 2  # of values into the send buffer, and as much of what came back
+    streaming, permuting = H100.gpu.memory_bytes_per_s * H100.efficiency["memory"].value, 1.3e12  # as traces have it
+    assert pack == pytest.approx(moved / streaming + moved / permuting, rel=0.05)
+
+
+@pytest.mark.parametrize(("ulysses", "ring", "rows"), [(2, 1, 2), (8, 1, 3.5), (1, 4, 6), (2, 2, 4), (2, 4, 8)])
+def test_a_rank_sends_other_ranks_heads_and_hands_on_every_hops_keys_and_values(
+    schnell: ModelSpec, ulysses: int, ring: int, rows: float
+) -> None:
+    # of q, k, v and the output all but its own share of the heads, and keys with values to its neighbour ring - 1 times
+    tokens = (16384 + 512) / (ulysses * ring)
+    sent = predict(graph_point(schnell, 2048, ulysses, ring), schnell, H100).comm_bytes
+    assert sent == pytest.approx(57 * rows * tokens * ROW)
+
+
+def test_a_steps_error_is_what_it_moves_by_where_device_and_host_take_as_long(schnell: ModelSpec) -> None:
+    point = dataclasses.replace(graph_point(schnell, 1024), execution="eager")
+
+    def seconds(op_s: float) -> float:
+        return sum(predict(point, schnell, with_host(H100, op_s)).terms.values())
+
+    device = seconds(1e-9)
+    even = next(us * 1e-6 for us in range(1, 100) if seconds(us * 1e-6) > 2 ** (1 / 6) * device)
+    moved = (seconds(1.001 * even) - seconds(0.999 * even)) / 0.002
+    error = predict(point, schnell, with_host(H100, even)).errors["host"]
+    assert error == pytest.approx(point.steps * H100.uncertainty["host"].value * moved, rel=0.01)
 
 
 def test_beside_nccl_a_rings_attention_leaves_it_multiprocessors(schnell: ModelSpec) -> None:
