@@ -14,6 +14,21 @@ from xdit_bench.measure.timers import ImageTimer
 CPU = torch.device("cpu")
 
 
+class Clock:
+    """Stands still but for sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+
 class Sleeper:
     """Takes the next of the given seconds for each image's denoising."""
 
@@ -74,6 +89,18 @@ def test_repeats_until_precise_and_no_more_than_the_most() -> None:
 def test_time_cap_ends_the_repeats() -> None:
     timing, _ = measure(Sleeper([0.02]), warmup=0, repeats=5, max_repeats=50, precision=1e-9, time_cap_s=0.05)
     assert 1 <= len(timing.samples["total"]) <= 4
+
+
+def test_the_time_cap_counts_no_warm_up_before_the_image_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("xdit_bench.measure.timers.time", clock)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    timing, _ = measure(Sleeper([6.0, 2.0, 2.0]), warmup=1, repeats=3, max_repeats=5, precision=0.1, time_cap_s=9.0)
+    assert timing.warmup == [6.0, 2.0]
+    assert timing.samples["total"] == [2.0, 2.0, 2.0]
+    timing, _ = measure(Sleeper([6.0, 2.0, 2.0, 4.0, 2.0]), warmup=1, repeats=3, max_repeats=9, precision=0.1,
+                        time_cap_s=9.0)  # fmt: skip
+    assert timing.samples["total"] == [2.0, 4.0, 2.0, 2.0], "until 10 s of images that count, of a cap of 9"
 
 
 def test_last_images_latents_are_kept_and_stages_add_up() -> None:
