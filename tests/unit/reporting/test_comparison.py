@@ -39,6 +39,8 @@ def test_says_faster_for_a_gain_beyond_the_threshold_and_same_below_it() -> None
     assert verdict(base, record(samples=history(2, median=0.9))) == "faster"
     assert verdict(base, record(samples=history(3, median=1.01))) == "same"
     assert verdict(base, record(samples=history(3, median=1.1)), threshold=0.2) == "same"
+    (small,) = compare(*([record(samples=[m + i / 1e4 for i in range(10)])] for m in (1.0, 0.985)))
+    assert (small.verdict, small.p is not None and small.p < 0.01) == ("same", True), "as sure as it is small"
 
 
 def test_the_interval_covers_the_true_ratio_in_95_percent_of_histories() -> None:
@@ -202,6 +204,9 @@ def test_the_worst_stands_first() -> None:
     base = study(sizes=(1024,))
     new = [record(status="oom", **{k: v for k, v in base[1].point.items() if k not in ("res", "gpus")}), *base[2:]]
     assert [row.verdict for row in compare(base, [base[0], *new])][:2] == ["newly failing", "same"]
+    medians = {512: 1.05, 1024: 1.5, 2048: 1.2, 3072: 0.9, 4096: 0.5}
+    rows = compare([record(res=res) for res in medians], [record(m, res=res) for res, m in medians.items()])
+    assert [row.point["res"] for row in rows] == [1024, 2048, 512, 4096, 3072], "of each verdict the largest change"
 
 
 def test_equal_samples_have_no_small_p() -> None:
