@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 
@@ -20,6 +21,7 @@ from xdit_bench.topology.specs import Number, load
 H100 = load("h100_nvlink")
 NCCL = dataclasses.replace(H100, links={"p2p": H100.levels("p2p")})
 ROW = 6144.0
+Make = Callable[..., Point]
 
 
 def graph_point(model: ModelSpec, res: int, ulysses: int = 1, ring: int = 1, **changes: object) -> Point:
@@ -139,6 +141,24 @@ def test_a_rank_sends_other_ranks_heads_and_hands_on_every_hops_keys_and_values(
     tokens = (16384 + 512) / (ulysses * ring)
     sent = predict(graph_point(schnell, 2048, ulysses, ring), schnell, H100).comm_bytes
     assert sent == pytest.approx(57 * rows * tokens * ROW)
+
+
+def test_text_that_every_rank_holds_travels_in_single_blocks_alone(study_point: Make, schnell: ModelSpec) -> None:
+    a100 = load("a100_nvlink")
+    sent = predict(study_point("a100_nvlink", 1024, 4), schnell, a100).comm_bytes
+    assert sent == pytest.approx((19 * 1024 + 38 * (1024 + 256)) * 4 * 3 / 4 * ROW)  # q, k, v and the output
+
+
+def test_the_host_issues_a_put_for_every_peer_of_an_exchange_and_for_every_hop(schnell: ModelSpec) -> None:
+    slow = with_host(H100, 1.0)  # a second an operation: nothing else counts
+    once = dataclasses.replace(find("usp", "eager"), gathered_bytes=0.0)
+    twice = dataclasses.replace(once, ops_per_put=once.ops_per_put + 1)
+    for ulysses, ring in ((2, 1), (8, 1), (1, 4), (2, 4)):
+        point = dataclasses.replace(graph_point(schnell, 1024, ulysses, ring), execution="eager")
+        network = Network(slow, "symmetric", ulysses, ring)
+        less, more = (denoising_step(point, schnell, slow, p, network).seconds for p in (once, twice))
+        puts = (3 * ulysses if ulysses > 1 else 0) + ring - 1  # keys with values, queries, what comes back
+        assert more - less == pytest.approx(57 * puts * slow.op_s(8)), point.label
 
 
 def test_a_steps_error_is_what_it_moves_by_where_device_and_host_take_as_long(schnell: ModelSpec) -> None:

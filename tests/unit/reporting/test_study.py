@@ -59,6 +59,19 @@ def test_the_newest_record_of_a_point_stands_even_when_it_failed() -> None:
     assert newest([record(1.0), record(status="timeout")])[0].status == "timeout"
 
 
+def test_what_an_older_model_predicted_of_a_topology_is_left_out_and_what_another_machine_measured_is_not() -> None:
+    old, new = ({"fingerprint": f"predicted-{n}"} for n in (1, 2))
+    records = [
+        record(1.0, source="predicted", machine=old),
+        record(2.0, source="predicted", machine=old, res=2048),
+        record(3.0, source="predicted", machine=old, topology="l40_pcie"),
+        record(4.0, machine=H200 | {"fingerprint": "other"}),
+        record(5.0, source="predicted", machine=new),
+        record(6.0),
+    ]
+    assert sorted(r.total_s or 0.0 for r in newest(records)) == pytest.approx([3.0, 4.0, 5.0, 6.0])
+
+
 def test_best_is_the_fastest_success_over_factorizations() -> None:
     records = [record(2.0, ulysses=4), record(1.5, ulysses=2, ring=2), record(status="oom", ring=4), record(9.0)]
     group = group_records(records)[0]
