@@ -88,9 +88,15 @@ def test_plan_resumes_retries_on_request_and_rechecks_in_fresh_processes(tmp_pat
     points += [fake_point(2, 1, step_s=0.002)]
     retried, printed = run_points(points, tmp_path, retry_failed=True, recheck=0.5)
     assert len(retried) == len(first) + 2 + 2 + 1, "two failures once more, two new points, one recheck"
+    *_, again = retried  # the record of the first point that succeeded, with what fresh processes took
     rechecked = [r.telemetry["recheck"] for r in retried if "recheck" in r.telemetry]
     assert [r["status"] for r in rechecked] == ["ok"]
-    assert rechecked[0]["drift"] > -1
+    (before,) = (r for r in retried[len(first) :] if r.run_id == again.run_id and r is not again)
+    assert again.total_s == before.total_s, "the times taken first stay the point's"
+    assert before.total_s is not None
+    fresh = rechecked[0]["total_s"]
+    assert rechecked[0]["drift"] == pytest.approx(fresh["median"] / before.total_s - 1)
+    assert fresh["samples"] != before.latency_s["total"]["samples"]
     assert "fresh processes" in printed
 
 

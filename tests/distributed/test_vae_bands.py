@@ -99,6 +99,8 @@ def worker(rank: int, folder: Path) -> None:
                 run(vae, mesh, 112, 48, 1 << 20, folder, fault)
     if (mesh := meshes[1]) is not None:
         run(even_vae(), mesh, 112, 48, 1 << 20, folder, "even")
+    if (mesh := meshes[2]) is not None:
+        run(tiny_vae().bfloat16(), mesh, 112, 48, 5000, folder, "bf16")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -138,6 +140,15 @@ def test_bands_equal_the_whole_decode(
     assert image.shape == (height, width, 3)
     assert (image - expected).abs().max() <= 1  # a value may sit on the edge between two
     assert (image != expected).float().mean() < 1e-3
+
+
+def test_bands_in_bf16_are_about_as_near_as_the_whole_decode_of_diffusers(results: Path) -> None:
+    coarse, z = tiny_vae().bfloat16(), latents(112, 48).bfloat16()
+    theirs = coarse.decode(z).sample
+    truth = coarse.to(torch.float64).decode(z.double()).sample
+    ours = rows_of(results, "bf16", 3)
+    assert ours.dtype == torch.bfloat16
+    assert 1e-4 < distance(ours.double(), truth) < 1.2 * distance(theirs.double(), truth) < 0.02
 
 
 @pytest.mark.parametrize("fault", PATCHES)

@@ -91,8 +91,19 @@ def test_memory_that_moved_is_listed(tmp_path: Path, capsys: pytest.CaptureFixtu
         for name, peak in (("a", 40e9), ("b", 50e9))
     ]
     assert main(folders) == 0
-    assert "larger" in capsys.readouterr().out
+    assert "- larger: " in capsys.readouterr().out
     assert main([*folders, "--metric", "peak_bytes"]) == 3
+    assert "- larger: " not in capsys.readouterr().out, "the table has it"
+    assert main(folders[::-1]) == 0
+    assert "- smaller: " in capsys.readouterr().out
+
+
+def test_parity_has_a_bound_of_its_own_and_is_no_metric_to_gate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact = [record(extra={"parity": {"ok": True, "latents_rel_l2": 0.0}})]  # as good as can be, and no ratio
+    assert main([keep(tmp_path / "a", exact), keep(tmp_path / "b", exact), "--metric", "parity_l2"]) == 2
+    assert "'parity_l2'" in capsys.readouterr().err
 
 
 def test_a_name_from_a_record_is_text_in_the_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,9 @@ from xdit_bench.engine.mesh import build_mesh
 from xdit_bench.predict.points import load_model
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
+# of the timesteps of 50 steps at this size 13 change where one rounding is left out, and two in / 1000 * 1000
 POINT = Point(
-    "flux_tiny", 256, 256, 28, 77, 1, 1, "stock", "eager", "auto", "none", "bf16", "random", 0, "cpu", "p2p"
+    "flux_tiny", 256, 256, 50, 77, 1, 1, "stock", "eager", "auto", "none", "bf16", "random", 0, "cpu", "p2p"
 )  # fmt: skip
 
 
@@ -52,10 +53,10 @@ def runs(model: ModelSpec) -> dict[str, tuple[Tensor, Tensor]]:
 def test_every_step_has_the_timestep_and_guidance_of_diffusers(runs: dict[str, tuple[Tensor, Tensor]]) -> None:
     theirs, _ = runs["stock"]
     ours, _ = runs["usp"]
-    assert theirs.shape == (2, 28)
+    assert theirs.shape == (2, 50)
     assert torch.equal(ours, theirs)
 
 
-def test_28_steps_end_where_those_of_diffusers_do(runs: dict[str, tuple[Tensor, Tensor]]) -> None:
+def test_50_steps_end_where_those_of_diffusers_do(runs: dict[str, tuple[Tensor, Tensor]]) -> None:
     theirs, ours = runs["stock"][1], runs["usp"][1]
     assert (ours - theirs).norm() < 0.02 * theirs.norm()  # 0.006; with seven timesteps off by one rounding 0.05

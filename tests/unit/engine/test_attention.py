@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,11 @@ import torch.nn.functional as F
 
 from xdit_bench.engine import attention
 from xdit_bench.engine.attention import KERNELS, available, choose, exact
-from xdit_bench.engine.ring import merge
+from xdit_bench.engine.collectives import Pending
+from xdit_bench.engine.mesh import Mesh
+from xdit_bench.engine.ring import merge, ring_attention, start_keys
+from xdit_bench.engine.shares import share_tokens
+from xdit_bench.engine.usp import Gathered, UspAttention
 from xdit_bench.errors import ConfigError, Infeasible
 
 CPU = torch.device("cpu")
@@ -49,6 +54,135 @@ def test_merging_two_blocks_of_keys_is_attention_to_both() -> None:
     whole, whole_lse = exact(q, k, v)
     torch.testing.assert_close(merged, whole)
     torch.testing.assert_close(lse, whole_lse)
+
+
+def rounded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, margin: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """As a fused kernel: nothing in between is rounded to bf16, what comes out is."""
+    del margin
+    out, lse = exact(*(x.double() for x in (q, k, v)))
+    return out.bfloat16(), lse
+
+
+class Turning:
+    """The ring's carrier of one rank, for whom all others' blocks lie ready."""
+
+    def __init__(self, blocks: list[torch.Tensor], position: int, holds_processors: bool = False) -> None:
+        self.blocks, self.position, self.holds_processors = blocks, position, holds_processors
+
+    def shift(self, block: torch.Tensor, rows: list[int], hop: int) -> Pending:
+        assert block is self.blocks[(self.position - hop) % len(rows)], "what came last is handed on"
+        received = self.blocks[(self.position - hop - 1) % len(rows)]
+        assert len(received) == rows[(self.position - hop - 1) % len(rows)]
+        return Pending(received)
+
+
+def attend_on_a_ring(kernel: attention.Kernel, **kind: bool) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """What rank 2 of eight finds in bf16 for its queries, these, and every rank's keys with values."""
+    draw, ring = torch.Generator().manual_seed(0), 8
+    q = torch.randn(1, 40, 2, 16, generator=draw).bfloat16()
+    rows = [9 - (r % 3) for r in range(ring)]
+    blocks = [torch.randn(n, 1, 2, 2, 16, generator=draw).bfloat16() for n in rows]
+    mesh = Mesh(1, ring, 2, CPU)
+    carrier: Any = Turning(blocks, mesh.ring_rank, **kind)
+    first = start_keys(blocks[2], rows, carrier, gathered=False)
+    return ring_attention(q, blocks[2], first, rows, kernel, mesh, carrier), q, blocks
+
+
+def test_a_ring_in_bf16_rounds_what_it_merges_once_whatever_its_hops() -> None:
+    out, q, blocks = attend_on_a_ring(rounded)
+    k, v = torch.cat(blocks).transpose(0, 1).unbind(2)
+    truth = F.scaled_dot_product_attention(*(x.double().transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    assert out.dtype == torch.bfloat16
+    assert (out - truth).norm() < 5e-3 * truth.norm()
+    parts, sums = zip(*(rounded(q, *block.transpose(0, 1).unbind(2)) for block in blocks), strict=True)
+    shares = torch.stack(sums).double().softmax(0).transpose(2, 3).unsqueeze(-1)  # of what its kernel returned
+    merged = (shares * torch.stack(parts).double()).sum(0).bfloat16()
+    assert (out != merged).float().mean() < 0.01  # float32's last digit may tip a rounding
+
+
+@pytest.mark.parametrize("holds_processors", [True, False])
+def test_attention_leaves_processors_to_an_exchange_that_needs_some_while_it_is_on_its_way(
+    holds_processors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+
+    def fa3(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, margin: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        left.append(margin)
+        return rounded(q, k, v)
+
+    monkeypatch.setattr(attention, "fa3", fa3)
+    attend_on_a_ring(fa3, holds_processors=holds_processors)
+    assert [margin > 0 for margin in left] == [holds_processors] * 7 + [False], "nothing travels beside the last"
+
+
+class Work:
+    """An exchange that says when it is waited for."""
+
+    def __init__(self, log: list[str], name: str) -> None:
+        self.log, self.name = log, name
+
+    def wait(self) -> None:
+        self.log.append(self.name)
+
+
+class Logged:
+    """A carrier of two Ulysses ranks, of whom the other sends the same."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def scatter(self, slabs: torch.Tensor, rows: list[int]) -> Pending:
+        own = slabs[: rows[0]]
+        return Pending(torch.cat([own, own]), works=[Work(self.log, "keys" if slabs.shape[2] == 2 else "queries")])
+
+    def gather(self, whole: torch.Tensor, rows: list[int]) -> Pending:
+        return Pending(whole, works=[Work(self.log, "back")])
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_nobody_waits_for_an_exchange_before_its_result_is_needed(overlap: bool) -> None:
+    log: list[str] = []
+    carrier: Any = Logged(log)
+    usp = UspAttention(Mesh(2, 1, 0, CPU), share_tokens(64, 64, 8, 2), exact, carrier=carrier, overlap=overlap)
+    sent = usp.start(tuple(torch.randn(2, 12, 1, n, 1, 16) for n in (2, 1)), beside=True)
+    assert log == ([] if overlap else ["keys", "queries"])
+    back = usp.attend(sent)
+    assert log == (["keys", "queries"] if overlap else ["keys", "queries", "back"])
+    usp.finish(back)
+    assert sorted(log) == ["back", "keys", "queries"]
+
+
+def ring_of_two(size: int = 1024, **options: bool) -> UspAttention:
+    return UspAttention(Mesh(1, 2, 0, CPU), share_tokens(size, size, 512, 2), exact, **options)
+
+
+def test_gathered_keys_are_written_to_their_place_where_they_need_not_be_sorted_by_head() -> None:
+    n = torch.empty(0, 1, 32)
+    for in_place, gathered in ((True, True), (True, False), (False, True)):
+        usp = ring_of_two(in_place=in_place)
+        usp.gathered = Gathered(beside=gathered, alone=not gathered)
+        placed = [usp.place(n, 16, beside=beside) for beside in (True, False)]
+        assert [at is not None for at in placed] == [in_place and gathered, in_place and not gathered]
+
+
+@pytest.mark.parametrize(("size", "small"), [(4096, True), (5120, False)])
+def test_a_ring_may_gather_keys_and_values_of_a_gibibyte_where_that_is_faster(
+    size: int, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    # of FLUX.1 in bf16, 24 heads of 128: 0.81 GB and 1.26 GB
+    kv = torch.empty(1, 1, 1, 2, 24, 128, dtype=torch.bfloat16, device="meta").as_subclass(OnGpu)
+    taken = {True: 1.0, False: 2.0}  # gathered or not
+    monkeypatch.setattr(UspAttention, "_time", lambda self, gathered, *_: taken[gathered])
+    for faster in (True, False):
+        usp = ring_of_two(size)
+        usp.choose_keys("auto", (kv, kv), lambda: None, lambda: None)
+        assert usp.gathered == Gathered(small and faster, small and faster)
+        taken[False] = 0.5
+    usp.choose_keys("gathered", (kv, kv), lambda: None, lambda: None)
+    assert usp.gathered == Gathered(True, True), "what was asked for is not timed"
 
 
 def test_cpu_has_the_exact_kernel_alone() -> None:

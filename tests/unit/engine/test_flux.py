@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xdit_bench.engine import text, weights
+from xdit_bench.engine import modulation, text, weights
 from xdit_bench.engine.flux import UspFlux, check_heads
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.engine.modulation import Modulation
@@ -151,6 +151,37 @@ def test_more_ranks_than_modulated_layers_leave_one_without(model: Any) -> None:
     alone: Any = None
     whole = Modulation(model, MESH, alone).table(sigmas, pooled, None)
     torch.testing.assert_close(Modulation(model, meshes[4], last).table(sigmas, pooled, None).last, whole.last)
+
+
+def test_a_rank_keeps_its_own_layers_of_the_modulation_on_a_gpu_until_it_is_closed(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away: list[Any] = []
+    back: list[Any] = []
+    monkeypatch.setattr(modulation, "put_away", lambda layers, ranks: away.extend([*layers, ranks]))
+    monkeypatch.setattr(modulation, "bring_back", lambda layer, device: back.append(layer))
+    carrier: Any = None
+    double, single = model.transformer_blocks[0], model.single_transformer_blocks[0]
+    layers = [double.norm1_context.linear, double.norm1.linear, single.norm.linear, model.norm_out.linear]
+    for device, shard, theirs in (("cuda", True, [0, 2]), ("cuda", False, None), ("cpu", True, None)):
+        shared = Modulation(model, Mesh(1, 2, 1, torch.device(device)), carrier, shard=shard)
+        assert away == ([] if theirs is None else [*(layers[i] for i in theirs), 2])
+        assert back == layers, "also those that another mesh's rank had put away"
+        back.clear()
+        away.clear()
+        shared.close()
+        assert back == layers
+        back.clear()
+
+
+def test_an_engine_that_is_closed_gives_the_model_back_all_its_weights(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back: list[Any] = []
+    flux = make(model)
+    monkeypatch.setattr(modulation, "bring_back", lambda layer, device: back.append(layer))
+    flux.close()
+    assert len(back) == 4
 
 
 def test_t5_brings_back_every_layer_of_a_sharing_that_was_never_closed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -15,12 +17,13 @@ from xdit_bench.engine import vae as vae_module
 from xdit_bench.engine import vae_eager
 from xdit_bench.engine.mesh import Mesh, build_mesh
 from xdit_bench.engine.vae import BandVae
-from xdit_bench.engine.vae_attention import blocked_attention_
+from xdit_bench.engine.vae_attention import attention_dtype, blocked_attention_
 from xdit_bench.engine.vae_exchange import gather_tokens
 from xdit_bench.engine.vae_memory import Slabs, chunks, slab_elements
 from xdit_bench.engine.vae_operations import operations
 from xdit_bench.engine.vae_parts import Norm, fuse_upsample, read_decoder
 from xdit_bench.errors import Infeasible
+from xdit_bench.predict.profiles import find
 
 CPU = torch.device("cpu")
 
@@ -56,9 +59,10 @@ def test_equals_diffusers_in_chunks_of_any_size(vae: AutoencoderKL, height: int,
     assert distance(decode.decode_float(z), vae.decode(z).sample) < 1e-5
 
 
-def test_pixels_are_rounded_as_diffusers_rounds_them(vae: AutoencoderKL) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pixels_are_rounded_as_diffusers_rounds_them(dtype: torch.dtype) -> None:
     z = latents(64, 48)
-    decode = BandVae(vae, build_mesh(1, 1, CPU), height=64, width=48)
+    decode = BandVae(tiny_vae().to(dtype), build_mesh(1, 1, CPU), height=64, width=48)
     processor = VaeImageProcessor(vae_scale_factor=8)
     ours = decode.decode_float(z)
     theirs = torch.from_numpy(processor.postprocess(ours, output_type="np")[0] * 255).round().to(torch.uint8)
@@ -68,6 +72,26 @@ def test_pixels_are_rounded_as_diffusers_rounds_them(vae: AutoencoderKL) -> None
     assert image.shape == (64, 48, 3)
     assert torch.equal(image, theirs)
     assert len(image.unique()) > 100
+
+
+def test_a_decode_in_bf16_is_about_as_near_as_that_of_diffusers() -> None:
+    z, coarse = latents(80, 48), tiny_vae().bfloat16()
+    # of weights and latents that bf16 holds
+    truth = coarse.to(torch.float64).decode(z.bfloat16().double()).sample
+    coarse.bfloat16()
+    decode = BandVae(coarse, build_mesh(1, 1, CPU), height=80, width=48)
+    decode.chunk_bytes = 20_000
+    ours, theirs = (distance(x.double(), truth) for x in (decode.decode_float(z), coarse.decode(z.bfloat16()).sample))
+    assert 1e-4 < ours < 1.2 * theirs < 0.02  # 1.1: an upsample's fused weights are rounded too
+
+
+def test_biases_of_a_bf16_decoder_are_added_up_before_they_are_rounded() -> None:
+    vae = tiny_vae().bfloat16()
+    block = vae.decoder.up_blocks[2].resnets[0]  # narrows, so that its shortcut has a bias too
+    bias = read_decoder(vae).blocks[2].resnets[0].conv2.bias
+    exact = block.conv2.bias.double() + block.conv_shortcut.bias.double()
+    assert torch.equal(bias.double(), exact)
+    assert not torch.equal(bias.bfloat16().double(), exact)
 
 
 def test_decodes_with_a_post_quantization_convolution_and_without_mid_attention() -> None:
@@ -176,6 +200,26 @@ def test_blocked_attention_equals_softmax_over_keys_in_parts(scratch: int) -> No
     torch.testing.assert_close(q, truth, rtol=1e-5, atol=1e-5)
 
 
+def test_attention_of_a_bf16_decode_is_more_precise_than_bf16() -> None:
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(n, 16, generator=draw, dtype=torch.float64) for n in (40, 200, 200))
+    truth = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+    kind = attention_dtype(torch.bfloat16)
+    ours, keys, values = (x.to(kind) for x in (q, k, v))
+    blocked_attention_(ours, [(keys, values)], operations(CPU), torch.empty(40 * 128, dtype=kind))
+    assert distance(ours.double(), truth) < 0.5 * distance(truth.bfloat16().double(), truth)
+    assert attention_dtype(torch.float32) == torch.float32
+
+
+def test_many_keys_of_little_weight_are_not_lost_in_float16() -> None:
+    q, k, v = (torch.zeros(n, 16, dtype=torch.float16) for n in (3, 351, 351))
+    q[:, 0], k[0, 0] = 16, 4.375  # one score of 17.5, all others 0
+    v[1:, 0] = 1000
+    truth = 350 * 1000 * math.exp(-17.5) / (1 + 350 * math.exp(-17.5))  # each weight is below half of 2**-24
+    blocked_attention_(q, [(k, v)], operations(CPU), torch.empty(3 * 64, dtype=torch.float16))
+    assert q[:, 0].tolist() == pytest.approx([truth] * 3, rel=0.02)
+
+
 def test_chunks_stay_below_their_limit_and_cover_all_rows() -> None:
     assert chunks(10, 100, 10_000) == [(0, 10)]
     assert chunks(10, 100, 450) == [(0, 4), (4, 7), (7, 10)]
@@ -197,6 +241,20 @@ def test_slabs_are_as_large_as_the_decode_needs_and_no_larger(
     decode = BandVae(vae, build_mesh(1, 1, CPU), height=80, width=48)
     decode.decode(latents(80, 48))
     assert [taken[slot] for slot in range(3)] == slab_elements(read_decoder(vae), 10, 6)
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_slabs_of_flux_take_640_bytes_a_pixel_of_the_band_and_chunks_on_several_ranks_half(ranks: int) -> None:
+    config = OmegaConf.to_container(OmegaConf.load(data_dir("conf") / "model" / "flux_schnell.yaml").vae)
+    with torch.device("meta"):
+        flux = AutoencoderKL(**config)
+    # in the last block 256 channels at half the size, which are upsampled as they are read, and 128 and 128 at full
+    elements = slab_elements(read_decoder(flux), 256 // ranks, 256)
+    pixels = 2048 * 2048 / ranks
+    assert 2 * sum(elements) / pixels == pytest.approx(2 * (256 / 4 + 128 + 128), rel=0.01)  # halo rows besides
+    decode = BandVae(flux, Mesh(ranks, 1, 0, CPU), height=2048, width=2048)
+    profile = find("usp", "eager").vae  # the memory model's: five chunks
+    assert 5 * decode.chunk_bytes == (profile.chunks_bytes if ranks == 1 else profile.chunks_bytes / 2)
 
 
 def test_memory_is_free_again_after_a_decode_that_failed(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:

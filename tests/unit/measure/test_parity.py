@@ -73,9 +73,26 @@ def test_unrelated_image_is_wrong_in_bf16_too(reference) -> None:  # type: ignor
     assert "the latents are right but the image is not" in verdict["reason"]
 
 
-def test_relative_l2_is_relative() -> None:
-    wanted = torch.tensor([3.0, 4.0])
-    assert relative_l2(torch.tensor([3.0, 4.5]), wanted) == pytest.approx(0.1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the distance is no coarser than its numbers
+def test_relative_l2_is_relative(dtype: torch.dtype) -> None:
+    wanted = torch.tensor([3.0, 4.0], dtype=dtype)
+    assert relative_l2(torch.tensor([3.0, 4.5], dtype=dtype), wanted) == pytest.approx(0.1, rel=1e-12)
+
+
+def test_a_result_that_could_not_be_written_whole_leaves_the_last_one(
+    reference, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    path, latents, image = reference
+
+    def full_disk(tensors: object, filename: str, metadata: object) -> None:
+        Path(filename).write_bytes(b"half a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("xdit_bench.measure.parity.save_file", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_result(path, latents + 1, image, "usp u2r1 eager")
+    verdict = compare(latents, image, path, dtype="fp32", exact_image=True)
+    assert (verdict["ok"], verdict["reference"]) == (True, "stock u1r1 eager")
 
 
 @pytest.mark.parametrize(("off", "ok"), [(2, True), (3, False)])

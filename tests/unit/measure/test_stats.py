@@ -53,5 +53,10 @@ def test_steady_looks_at_the_last_two() -> None:
     assert not steady([1.0, 1.0, 0.9])
 
 
+@pytest.mark.parametrize(("change", "ends"), [(0.04, True), (-0.04, True), (0.06, False), (-0.06, False)])
+def test_steady_is_within_the_five_percent_that_the_configuration_promises(change: float, ends: bool) -> None:
+    assert steady([2.0, 2.0 * (1 + change)]) is ends
+
+
 def test_quantile_of_one_sample_is_it() -> None:
     assert quantile([2.0], 0.9) == 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 
 import pytest
 import torch
@@ -12,6 +13,21 @@ from xdit_bench.measure.stats import EXTRA_WARMUPS
 from xdit_bench.measure.timers import ImageTimer
 
 CPU = torch.device("cpu")
+
+
+class Clock:
+    """Stands still but for sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
 
 
 class Sleeper:
@@ -76,6 +92,20 @@ def test_time_cap_ends_the_repeats() -> None:
     assert 1 <= len(timing.samples["total"]) <= 4
 
 
+def test_the_time_cap_counts_no_warm_up_before_the_image_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("xdit_bench.measure.timers.time", clock)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    timing, _ = measure(Sleeper([6.0, 2.0, 2.0]), warmup=1, repeats=3, max_repeats=5, precision=0.1, time_cap_s=9.0)
+    assert timing.warmup == [6.0, 2.0]
+    assert timing.samples["total"] == [2.0, 2.0, 2.0]
+    timing, _ = measure(Sleeper([6.0, 2.0, 2.0, 4.0, 2.0]), warmup=1, repeats=3, max_repeats=9, precision=0.1,
+                        time_cap_s=9.0)  # fmt: skip
+    assert timing.samples["total"] == [2.0, 4.0, 2.0, 2.0], "until 10 s of images that count, of a cap of 9"
+    timing, _ = measure(Sleeper([6.0, 3.0, 6.0, 3.0, 6.0]), warmup=1, repeats=1, max_repeats=1, time_cap_s=9.0)
+    assert (timing.warmup, timing.samples["total"]) == ([6.0, 3.0], [6.0]), "nor does one that never settles go on"
+
+
 def test_last_images_latents_are_kept_and_stages_add_up() -> None:
     pipeline = Sleeper([0.003])
     timing, _ = measure(pipeline, warmup=1, repeats=3, max_repeats=3)
@@ -86,6 +116,28 @@ def test_last_images_latents_are_kept_and_stages_add_up() -> None:
         *(timing.samples[s] for s in ("text", "denoise", "vae", "total")), strict=True
     ):
         assert total == pytest.approx(text + denoise + vae)
+
+
+def test_no_image_is_kept_while_the_next_is_made() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    class Watched(Sleeper):
+        def encode(self) -> None:
+            assert all(kept() is None for kept in made), "two at once would count as peak memory"
+
+        def denoise(self, embeddings: None) -> torch.Tensor:
+            latents = super().denoise(embeddings)
+            made.append(weakref.ref(latents))
+            return latents
+
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            image = super().decode(latents)
+            made.append(weakref.ref(image))
+            return image
+
+    timing, _ = measure(Watched([0.0]), warmup=1, repeats=3, max_repeats=3)
+    assert len(made) == 2 * (len(timing.warmup) + 3)
+    assert [kept() for kept in made[-2:]] == [timing.latents, timing.image]
 
 
 def test_without_a_vae_total_is_text_and_denoising() -> None:

@@ -74,7 +74,14 @@ def test_the_largest_that_fits_is_near_what_searches_found(
         ulysses=gpus, memory_cap_gb=cap,
     )  # fmt: skip
     largest = largest_that_fits(point, schnell, load("h100_nvlink"), range(64, 8193, 64))
-    assert largest == pytest.approx(measured, abs=128)  # two steps of a search
+    assert largest == pytest.approx(measured, abs=128 if gpus > 1 else 64)  # in steps of a search two, or one
+
+
+def test_bands_are_spared_the_workspace_that_a_plain_decode_is_kept_free_for(schnell: ModelSpec) -> None:
+    point = make_point(schnell, topology="h100_nvlink", height=7168, width=7168, steps=0, memory_cap_gb=80.0)
+    plan = plan_memory(point, schnell, load("h100_nvlink"), find("usp", "eager"))
+    assert plan.verdict == "fits"  # as oom_frontier saw: 70.4 GB in use, 70.5 reserved, no block given back
+    assert plan.peak_bytes == pytest.approx(70.4e9, rel=0.02)
 
 
 def test_nothing_fits_below_the_weights_and_an_engine_without_a_profile_is_no_size(schnell: ModelSpec) -> None:
@@ -114,6 +121,16 @@ def test_a_cap_beyond_the_card_changes_nothing(schnell: ModelSpec) -> None:
     assert cap(40.0) == 40_000_000_000
 
 
+def test_a_cap_leaves_out_symmetric_buffers_and_a_card_does_not(schnell: ModelSpec) -> None:
+    def cap(gigabytes: float | None, ulysses: int) -> int:
+        point = make_point(schnell, topology="h200_nvlink", ulysses=ulysses, memory_cap_gb=gigabytes)
+        return plan_memory(point, schnell, load("h200_nvlink"), find("usp", "eager")).cap_bytes
+
+    buffers = 4 * 6144 * 4608 // 2  # keys with values, queries and what comes back, of half the tokens
+    assert cap(60.0, 2) == 60_000_000_000 + buffers
+    assert cap(None, 2) == cap(None, 1)
+
+
 def test_only_rank_0_decodes_when_the_vae_is_not_parallel(schnell: ModelSpec) -> None:
     plans = {
         vae: plan_memory(
@@ -143,6 +160,12 @@ def test_a_decode_alone_holds_no_buffers_of_the_exchange(schnell: ModelSpec) -> 
     point, h200 = make_point(schnell, topology="h200_nvlink", ulysses=2), load("h200_nvlink")
     steps, alone = (symmetric_bytes(replace(point, steps=n), schnell, h200, find("usp", "graph")) for n in (4, 0))
     assert steps > alone == 0
+
+
+@pytest.mark.parametrize(("res", "peak_gb"), [(2048, 2.64), (8192, 3.47)])
+def test_tiled_decodes_hold_the_picture_beside_a_tile_as_measured(schnell: ModelSpec, res: int, peak_gb: float) -> None:
+    point = make_point(schnell, height=res, width=res, engine="usp", vae="tiled")
+    assert decode_bytes(point, schnell, find("usp", "graph")) / 1e9 == pytest.approx(peak_gb, rel=0.05)
 
 
 @pytest.mark.parametrize(("res", "gib"), [(1024, 1.5), (2048, 5.8), (3072, 13.0), (4096, 23.1)])
@@ -216,13 +239,19 @@ def test_a_band_of_too_many_elements_fell_back_too(study_point: Make, schnell: M
 
 def test_what_arrives_is_held_whichever_way_it_came(schnell: ModelSpec) -> None:
     h200, row = load("h200_nvlink"), 6144 * (65536 + 512) / 8
-    for engine, execution, transport in (("usp", "graph", "host"), ("diffusers", "eager", "p2p")):
-        ring = make_point(schnell, topology="h200_nvlink", height=4096, width=4096, ring=8, engine=engine,
-                          execution=execution, transport=transport, vae="none")  # fmt: skip
+    for engine, execution, transport, split, rows in (
+        ("usp", "graph", "host", {"ring": 8}, 16),  # keys and values of eight ranks
+        ("usp", "graph", "host", {"ulysses": 8}, 4),  # keys with values, queries and what comes back
+        ("usp", "graph", "host", {"ulysses": 4, "ring": 2}, 8),
+        ("diffusers", "eager", "p2p", {"ring": 8}, 16),
+        ("diffusers", "eager", "p2p", {"ulysses": 8}, 0),  # among its live rows
+    ):
+        point = make_point(schnell, topology="h200_nvlink", height=4096, width=4096, engine=engine,
+                           execution=execution, transport=transport, vae="none", **split)  # fmt: skip
         profile = find(engine, execution)
         bare = replace(profile, symmetric=False, ring_gathers=False)
-        more = [plan_memory(ring, schnell, h200, p).peak_bytes for p in (profile, bare)]
-        assert more[0] - more[1] == pytest.approx(16 * row, rel=1e-3), engine
+        more = [plan_memory(point, schnell, h200, p).peak_bytes for p in (profile, bare)]
+        assert more[0] - more[1] == pytest.approx(rows * row, rel=1e-3), point.label
 
 
 def test_tiles_make_a_grid(schnell: ModelSpec) -> None:

@@ -58,10 +58,22 @@ def test_nvlink_gives_every_gpu_its_own_capacity() -> None:
     assert transfer.seconds == pytest.approx(link.all_to_all_latency_s + 70 * MB / link.all_to_all_bytes_per_s)
 
 
-def test_all_gather_moves_everybody_elses_bytes() -> None:
+@pytest.mark.parametrize(("ulysses", "ring", "others"), [(2, 1, 1), (2, 4, 7)])
+def test_all_gather_moves_everybody_elses_bytes(ulysses: int, ring: int, others: int) -> None:
     link = load("h200_nvlink").levels("host")[0]
-    transfer = Network(load("h200_nvlink"), "host", 2, 1).all_gather_s(3 * MB)
-    assert transfer.seconds == pytest.approx(link.latency_s + 3 * MB / link.bytes_per_s)
+    transfer = Network(load("h200_nvlink"), "host", ulysses, ring).all_gather_s(3 * MB)
+    assert transfer.seconds == pytest.approx(link.latency_s + others * 3 * MB / link.bytes_per_s)
+
+
+def test_a_ring_that_collects_talks_all_at_once_unless_it_is_of_two() -> None:
+    # of four each of a pair's two GPUs sends its block to both of the other pair
+    four = Network(L40, "p2p", ulysses=1, ring=4).collect_s(2 * MB)
+    assert four.limit == BRIDGE.name
+    assert four.seconds == pytest.approx(BRIDGE.all_to_all_latency_s + 4 * 2 * MB / BRIDGE.all_to_all_bytes_per_s)
+    # two rings of two: both of a pair swap with the other pair, one stream each way as in a ring's step
+    two = Network(L40, "p2p", ulysses=2, ring=2)
+    assert two.collect_s(2 * MB).seconds == pytest.approx(BRIDGE.latency_s + 2 * 2 * MB / BRIDGE.bytes_per_s)
+    assert two.collect_s(2 * MB) == two.ring_step_s(2 * MB)
 
 
 def test_a_transport_without_numbers_is_infeasible_by_name() -> None:

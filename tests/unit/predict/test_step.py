@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 
@@ -20,6 +21,7 @@ from xdit_bench.topology.specs import Number, load
 H100 = load("h100_nvlink")
 NCCL = dataclasses.replace(H100, links={"p2p": H100.levels("p2p")})
 ROW = 6144.0
+Make = Callable[..., Point]
 
 
 def graph_point(model: ModelSpec, res: int, ulysses: int = 1, ring: int = 1, **changes: object) -> Point:
@@ -55,6 +57,10 @@ def test_nccls_exchanges_hide_behind_nothing_and_copies_behind_the_products_besi
     keys, rest = net.all_to_all_s(2 * tokens * ROW).seconds, 2 * net.all_to_all_s(tokens * ROW).seconds
     assert 19 * rest <= copies.terms["all_to_all"] * (1 + 1e-9)
     assert copies.terms["all_to_all"] < 19 * (rest + keys)
+    queries_too = dataclasses.replace(find("usp", "graph"), keys_first=False)  # nothing is left to run beside them
+    assert denoising_step(point, schnell, H100, queries_too, net).terms["all_to_all"] == pytest.approx(
+        19 * (rest + keys)
+    )
 
 
 def test_products_and_attention_are_slower_beside_traffic_on_links_between_gpus_alone(schnell: ModelSpec) -> None:
@@ -79,6 +85,8 @@ def test_own_chunks_are_copied_after_the_peers_one_by_one() -> None:
     seconds = Network(H100, "symmetric", 8, 1).all_to_all_s(80e6).seconds
     put = link.all_to_all_latency_s + 70e6 / link.all_to_all_bytes_per_s
     assert seconds == pytest.approx(put + 7 * gap + 20e6 / memory)
+    collected = Network(H100, "symmetric", 1, 8).collect_s(10e6).seconds  # a ring's 10 MB blocks go the same ways
+    assert collected == pytest.approx(put + 7 * gap + 20e6 / memory)
 
 
 def test_the_last_wave_of_attention_is_as_long_as_a_full_one() -> None:
@@ -98,6 +106,72 @@ def test_a_ring_begins_its_tiles_anew_at_every_hop(schnell: ModelSpec) -> None:
     # 47 waves of half the queries instead of 94 of all, each in two calls for half the keys, beside traffic
     again = 47 * (attention[1] / 57 / 94 + TILE_S) / H100.efficiency["beside_links"].value
     assert attention[2] == pytest.approx(57 * again, rel=0.01)
+
+
+def test_what_a_tile_takes_to_begin_is_paid_at_every_hop_of_a_small_ring(schnell: ModelSpec) -> None:
+    # 24 heads of 5 tiles of 576 queries fit 132 multiprocessors at once, whether for an eighth of the keys or for all
+    gathers = find("usp", "graph")
+    hops = dataclasses.replace(gathers, gathered_bytes=0.0)
+    point, network = graph_point(schnell, 1024, ring=8), Network(H100, "symmetric", 1, 8)
+    many, one = (denoising_step(point, schnell, H100, p, network).terms["attention"] for p in (hops, gathers))
+    assert many - one == pytest.approx(57 * 7 * TILE_S)
+
+
+def test_modulations_weights_are_read_once_an_image_by_all_gpus_together(schnell: ModelSpec) -> None:
+    memory = H100.gpu.memory_bytes_per_s * H100.efficiency["memory"].value
+    for ulysses, ring in ((1, 1), (2, 1), (2, 4)):
+        point = graph_point(schnell, 1024, ulysses, ring)
+        prediction = predict(point, schnell, H100)
+        once = prediction.stages["denoise"].median - point.steps * sum(prediction.terms.values())
+        assert once == pytest.approx(6.5e9 / memory / point.gpus, rel=0.02), point.label
+
+
+def test_heads_that_came_back_are_joined_at_a_permuting_copys_speed(schnell: ModelSpec) -> None:
+    pack = predict(graph_point(schnell, 4096, 2), schnell, H100).terms["pack"]
+    moved = 57 * 2 * ROW * (65536 + 512) / 2  # of values into the send buffer, and as much of what came back
+    streaming, permuting = H100.gpu.memory_bytes_per_s * H100.efficiency["memory"].value, 1.3e12  # as traces have it
+    assert pack == pytest.approx(moved / streaming + moved / permuting, rel=0.05)
+
+
+@pytest.mark.parametrize(("ulysses", "ring", "rows"), [(2, 1, 2), (8, 1, 3.5), (1, 4, 6), (2, 2, 4), (2, 4, 8)])
+def test_a_rank_sends_other_ranks_heads_and_hands_on_every_hops_keys_and_values(
+    schnell: ModelSpec, ulysses: int, ring: int, rows: float
+) -> None:
+    # of q, k, v and the output all but its own share of the heads, and keys with values to its neighbour ring - 1 times
+    tokens = (16384 + 512) / (ulysses * ring)
+    sent = predict(graph_point(schnell, 2048, ulysses, ring), schnell, H100).comm_bytes
+    assert sent == pytest.approx(57 * rows * tokens * ROW)
+
+
+def test_text_that_every_rank_holds_travels_in_single_blocks_alone(study_point: Make, schnell: ModelSpec) -> None:
+    a100 = load("a100_nvlink")
+    sent = predict(study_point("a100_nvlink", 1024, 4), schnell, a100).comm_bytes
+    assert sent == pytest.approx((19 * 1024 + 38 * (1024 + 256)) * 4 * 3 / 4 * ROW)  # q, k, v and the output
+
+
+def test_the_host_issues_a_put_for_every_peer_of_an_exchange_and_for_every_hop(schnell: ModelSpec) -> None:
+    slow = with_host(H100, 1.0)  # a second an operation: nothing else counts
+    once = dataclasses.replace(find("usp", "eager"), gathered_bytes=0.0)
+    twice = dataclasses.replace(once, ops_per_put=once.ops_per_put + 1)
+    for ulysses, ring in ((2, 1), (8, 1), (1, 4), (2, 4)):
+        point = dataclasses.replace(graph_point(schnell, 1024, ulysses, ring), execution="eager")
+        network = Network(slow, "symmetric", ulysses, ring)
+        less, more = (denoising_step(point, schnell, slow, p, network).seconds for p in (once, twice))
+        puts = (3 * ulysses if ulysses > 1 else 0) + ring - 1  # keys with values, queries, what comes back
+        assert more - less == pytest.approx(57 * puts * slow.op_s(8)), point.label
+
+
+def test_a_steps_error_is_what_it_moves_by_where_device_and_host_take_as_long(schnell: ModelSpec) -> None:
+    point = dataclasses.replace(graph_point(schnell, 1024), execution="eager")
+
+    def seconds(op_s: float) -> float:
+        return sum(predict(point, schnell, with_host(H100, op_s)).terms.values())
+
+    device = seconds(1e-9)
+    even = next(us * 1e-6 for us in range(1, 100) if seconds(us * 1e-6) > 2 ** (1 / 6) * device)
+    moved = (seconds(1.001 * even) - seconds(0.999 * even)) / 0.002
+    error = predict(point, schnell, with_host(H100, even)).errors["host"]
+    assert error == pytest.approx(point.steps * H100.uncertainty["host"].value * moved, rel=0.01)
 
 
 def test_beside_nccl_a_rings_attention_leaves_it_multiprocessors(schnell: ModelSpec) -> None:

@@ -39,6 +39,9 @@ def test_says_faster_for_a_gain_beyond_the_threshold_and_same_below_it() -> None
     assert verdict(base, record(samples=history(2, median=0.9))) == "faster"
     assert verdict(base, record(samples=history(3, median=1.01))) == "same"
     assert verdict(base, record(samples=history(3, median=1.1)), threshold=0.2) == "same"
+    (small,) = compare(*([record(samples=[m + i / 1e4 for i in range(10)])] for m in (1.0, 0.985)))
+    assert (small.verdict, small.p is not None and small.p < 0.01) == ("same", True), "as sure as it is small"
+    assert small.note == "", "no noise hides anything"
 
 
 def test_the_interval_covers_the_true_ratio_in_95_percent_of_histories() -> None:
@@ -47,6 +50,20 @@ def test_the_interval_covers_the_true_ratio_in_95_percent_of_histories() -> None
         _, low, high = shift(history(2 * seed), history(2 * seed + 1, median=1.1))
         covered += low <= 1.1 <= high
     assert covered >= 0.93 * 500
+
+
+@pytest.mark.parametrize(("n", "critical"), [(5, 2), (8, 13), (10, 23), (15, 64), (20, 127)])
+def test_the_interval_ends_where_tables_of_the_mann_whitney_test_say_or_one_ratio_further_out(
+    n: int, critical: int
+) -> None:
+    """The largest U that is significant at 5 %, two-sided, as any table of it prints it: inside of it, from both ends,
+    lie the shifts that are not. The normal distribution that stands in for the table may add one."""
+    base = [math.exp(j / 1000) for j in range(n)]
+    new = [math.exp(n * i / 1000) for i in range(n)]  # the logarithms of all ratios: 1 - n to n * n - n, each once
+    middle, low, high = (1000 * math.log(ratio) for ratio in shift(base, new))
+    assert middle == pytest.approx((n * n - 2 * n + 1) / 2)
+    for beyond in (1 - n + critical - low, high - (n * n - n - critical)):
+        assert -1e-6 < beyond < 1 + 1e-6
 
 
 def test_three_samples_a_side_that_stand_wholly_apart_are_a_regression() -> None:
@@ -202,6 +219,9 @@ def test_the_worst_stands_first() -> None:
     base = study(sizes=(1024,))
     new = [record(status="oom", **{k: v for k, v in base[1].point.items() if k not in ("res", "gpus")}), *base[2:]]
     assert [row.verdict for row in compare(base, [base[0], *new])][:2] == ["newly failing", "same"]
+    medians = {512: 1.05, 1024: 1.5, 2048: 1.2, 3072: 0.9, 4096: 0.5}
+    rows = compare([record(res=res) for res in medians], [record(m, res=res) for res, m in medians.items()])
+    assert [row.point["res"] for row in rows] == [1024, 2048, 512, 4096, 3072], "of each verdict the largest change"
 
 
 def test_equal_samples_have_no_small_p() -> None:

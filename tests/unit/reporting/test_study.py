@@ -12,7 +12,7 @@ from xdit_bench.reporting.draw_parts import vae_modes
 from xdit_bench.reporting.draw_scaling import strategies
 from xdit_bench.reporting.entry import Entry, number
 from xdit_bench.reporting.frontier import limits
-from xdit_bench.reporting.study import group_records
+from xdit_bench.reporting.study import group_records, whole_card
 from xdit_bench.reporting.style import PAGE
 from xdit_bench.reporting.words import panel, short
 from xdit_bench.results.schema import Record
@@ -59,6 +59,19 @@ def test_the_newest_record_of_a_point_stands_even_when_it_failed() -> None:
     assert newest([record(1.0), record(status="timeout")])[0].status == "timeout"
 
 
+def test_what_an_older_model_predicted_of_a_topology_is_left_out_and_what_another_machine_measured_is_not() -> None:
+    old, new = ({"fingerprint": f"predicted-{n}"} for n in (1, 2))
+    records = [
+        record(1.0, source="predicted", machine=old),
+        record(2.0, source="predicted", machine=old, res=2048),
+        record(3.0, source="predicted", machine=old, topology="l40_pcie"),
+        record(4.0, machine=H200 | {"fingerprint": "other"}),
+        record(5.0, source="predicted", machine=new),
+        record(6.0),
+    ]
+    assert sorted(r.total_s or 0.0 for r in newest(records)) == pytest.approx([3.0, 4.0, 5.0, 6.0])
+
+
 def test_best_is_the_fastest_success_over_factorizations() -> None:
     records = [record(2.0, ulysses=4), record(1.5, ulysses=2, ring=2), record(status="oom", ring=4), record(9.0)]
     group = group_records(records)[0]
@@ -98,6 +111,47 @@ def test_both_speedups_stand_on_one_gpu() -> None:
     assert (gain.over, scaling.over) == ("stock on 1 GPU", "usp/eager on 1 GPU")
 
 
+def test_a_gain_stands_on_plain_diffusers_as_a_user_runs_it_not_compiled() -> None:
+    stock = [record(total, engine="stock", vae="single", execution=how)
+             for how, total in (("compile", 2.0), ("eager", 3.0))]  # fmt: skip
+    group = group_records([*stock, record(1.0, ulysses=2)])[0]
+    best = group.best((1024, 1024))
+    assert best is not None
+    gain = group.gain(best)
+    assert gain is not None
+    assert gain.value == pytest.approx(3.0)
+    alone = group_records([stock[0], record(1.0, ulysses=2)])[0]
+    compiled = alone.stock((1024, 1024))
+    assert compiled is not None
+    assert compiled.execution == "compile", "where nothing else was measured"
+
+
+def test_scaling_stands_on_one_gpu_with_the_same_decode_code_where_there_is_one() -> None:
+    group = group_records([record(1.5, vae="single"), record(2.0), record(1.0, ulysses=2)])[0]
+    best = group.best((1024, 1024))
+    assert best is not None
+    scaling = group.scaling(best)
+    assert scaling is not None
+    assert (scaling.value, scaling.base.vae) == (pytest.approx(2.0), "parallel")
+
+
+def test_the_engine_shown_is_the_one_that_ran_on_several_gpus() -> None:
+    alone = [record(1.0, engine="xfuser", vae="single", res=res) for res in (512, 1024, 2048)]
+    assert group_records([*alone, record(1.0, engine="diffusers", vae="single", ulysses=2)])[0].engine == "diffusers"
+
+
+def test_another_engine_is_faster_where_it_computes_as_much() -> None:
+    ours = record(1.0, ulysses=2)
+    less = [record(0.5, engine="xfuser", vae=vae, ulysses=2) for vae in ("none", "tiled")]
+    other = [record(0.4, engine="xfuser", vae="distvae", ulysses=2, res=512)]
+    group = group_records([ours, record(3.0, ring=4), *less, *other])[0]
+    assert group.faster(Entry.of(ours)) is None
+    group = group_records([ours, record(3.0, ring=4), *less, record(0.9, engine="xfuser", vae="distvae", ulysses=2)])[0]
+    faster = group.faster(Entry.of(ours))
+    assert faster is not None
+    assert (faster.engine, faster.vae, faster.total_s) == ("xfuser", "distvae", pytest.approx(0.9))
+
+
 def test_a_gain_without_vae_stands_on_a_baseline_without_vae() -> None:
     records = [
         record(3.0, engine="stock", vae="single"),
@@ -108,6 +162,11 @@ def test_a_gain_without_vae_stands_on_a_baseline_without_vae() -> None:
     best = group.best((1024, 1024))
     assert best is not None
     gain = group.gain(best)
+    assert gain is not None
+    assert gain.value == pytest.approx(2.0)
+    whole = group_records([*records, record(1.6)])[0]  # which competes now
+    assert [e.vae for e in (whole.best((1024, 1024)),) if e] == ["parallel"]
+    gain = whole.gain(best)
     assert gain is not None
     assert gain.value == pytest.approx(2.0)
 
@@ -132,6 +191,8 @@ def test_no_speedup_stands_on_several_gpus_where_one_was_never_tried() -> None:
     best = group.best((1024, 1024))
     assert best is not None
     assert group.scaling(best) is None
+    other = group_records([oom(engine="stock", vae="single"), record(2.0, ulysses=2), record(1.0, ulysses=4)])[0]
+    assert other.scaling(best) is None, "that another engine ran out of memory says nothing of this one"
 
 
 def test_a_stock_baseline_that_ran_out_of_memory_gives_way_to_the_engine_on_one_gpu() -> None:
@@ -177,6 +238,17 @@ def test_a_baseline_of_several_gpus_needs_a_failure_on_one() -> None:
     assert group.baseline((1024, 1024)) is None
 
 
+def test_a_capped_point_stands_beside_the_very_same_one_on_the_whole_card() -> None:
+    whole = [record(1.0, ulysses=2), record(4.0, res=2048), record(2.0, res=2048, ulysses=2)]
+    groups = group_records([*whole, record(2.5, res=2048, ulysses=2, memory_cap_gb=48.0),
+                            record(9.0, ring=2, memory_cap_gb=48.0)])  # fmt: skip
+    capped = next(group for group in groups if group.setting.memory_cap_gb)
+    found = {entry.factors: whole_card(groups, capped, entry) for entry in capped.entries}
+    assert found["u1r2"] is None
+    assert found["u2r1"] is not None
+    assert found["u2r1"].total_s == pytest.approx(2.0)
+
+
 def test_a_cap_is_the_memory_a_point_had() -> None:
     assert Entry.of(record(memory_cap_gb=48.0)).limit_bytes == 48e9
     assert Entry.of(record()).limit_bytes == H200["capacity_bytes"]
@@ -190,7 +262,8 @@ def test_the_frontier_is_the_largest_size_that_ran_and_the_smallest_that_did_not
 
 
 def test_where_every_exact_decode_failed_the_time_without_one_is_shown_and_named() -> None:
-    records = [oom(), record(2.0, vae="none"), record(1.0, vae="none", ulysses=2), record(3.0, res=2048)]
+    records = [oom(), record(2.0, vae="none"), record(1.0, vae="none", ulysses=2), record(3.0, res=2048),
+               record(0.9, vae="tiled")]  # fmt: skip
     group = group_records(records)[0]
     best = group.best((1024, 1024))
     assert best is not None

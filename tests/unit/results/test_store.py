@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -73,10 +75,21 @@ def test_keys_of_a_later_minor_version_are_dropped() -> None:
 
 def test_numbers_that_are_not_finite_are_written_as_words(tmp_path: Path) -> None:
     with Store.open(tmp_path, "demo") as store:
-        store.append(record(extra={"parity": {"latents_rel_l2": math.nan, "ok": True}}))
+        store.append(record(extra={"parity": {"latents_rel_l2": math.nan, "ok": True, "all": [math.inf, -math.inf]}}))
     text = (tmp_path / "demo/records.jsonl").read_text()
     assert "NaN" not in text
-    assert read_records(tmp_path / "demo")[0].parity["latents_rel_l2"] == "nan"
+    assert "Infinity" not in text
+    parity = read_records(tmp_path / "demo")[0].parity
+    assert (parity["latents_rel_l2"], parity["all"]) == ("nan", ["inf", "-inf"])
+
+
+def test_a_record_is_on_the_disk_once_it_is_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "demo/records.jsonl", []
+    monkeypatch.setattr("os.fsync", lambda fd: synced.append((os.fstat(fd).st_ino, path.read_bytes())))
+    with Store.open(tmp_path, "demo") as store:
+        store.append(record())
+        assert synced == [(path.stat().st_ino, path.read_bytes())]
+    assert len(read_records(tmp_path / "demo")) == 1
 
 
 def test_a_second_sweep_of_the_same_study_is_kept_out(tmp_path: Path) -> None:
@@ -139,7 +152,14 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
         Store.open(tmp_path, "demo")
 
 
-def test_the_newest_record_of_a_run_id_is_latest() -> None:
+def test_the_newest_record_of_a_run_id_is_latest(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "demo") as store:
+        for made in (record(1.0), record(3.0, res=2048), record(2.0)):
+            store.append(made)
+        found = store.find(record().run_id)
+        assert found is not None
+        assert found.total_s == 2.0
+        assert store.find("none") is None
     assert [r.total_s for r in latest([record(1.0), record(3.0, res=2048), record(2.0)])] == [2.0, 3.0]
 
 
@@ -159,6 +179,32 @@ def test_jobs_of_one_sweep_share_a_study_and_keep_other_sweeps_out(tmp_path: Pat
         with pytest.raises(ResultsError, match="one sweep at a time"):
             Store.open(tmp_path, "s")
     assert [r.point["res"] for r in read_records(tmp_path / "s")] == [256, 512, 768]
+
+
+def test_jobs_of_one_sweep_wait_for_the_line_that_another_writes(tmp_path: Path) -> None:
+    path, line = tmp_path / "s/records.jsonl", json.dumps(record(res=256).to_dict()).encode() + b"\n"
+    found: list[int] = []
+
+    def job() -> None:
+        with Store.open(tmp_path, "s", shared=True) as store:
+            found.append(len(store.records))
+            store.append(record(res=512))
+
+    def append() -> None:
+        mine.append(record(res=768))
+
+    with Store.open(tmp_path, "s", shared=True) as mine:
+        for act, whole in ((job, 1), (append, 3)):
+            with path.open("ab", buffering=0) as other, ThreadPoolExecutor() as pool:
+                fcntl.flock(other, fcntl.LOCK_EX)
+                other.write(line[:50])
+                waits = pool.submit(act)
+                assert not wait([waits], timeout=0.2).done, "half a line is another's to end"
+                other.write(line[50:])
+                fcntl.flock(other, fcntl.LOCK_UN)
+                waits.result(timeout=30)
+            assert len(read_records(tmp_path / "s", strict=True)) == whole + 1
+    assert found == [1], "it was not torn"
 
 
 def test_a_study_that_can_not_be_read_is_left_out_of_all_with_a_warning(

@@ -21,8 +21,14 @@ def test_deadline_that_was_given_stands_whatever_the_baseline() -> None:
 def test_deadline_grows_with_the_baseline_and_is_long_without_one() -> None:
     short, long = deadline_s(JOB, 1.0), deadline_s(JOB, 30.0)
     images = JOB.measure.warmup + JOB.measure.repeats
-    assert long - short >= 29.0 * images
+    assert long - short >= 3 * 29.0 * images, "one that is three times slower than one GPU is not hung"
     assert deadline_s(JOB, None) > short
+
+
+def test_warm_up_and_repeats_may_each_take_their_cap() -> None:
+    longer = replace(JOB, measure=replace(JOB.measure, time_cap_s=JOB.measure.time_cap_s + 100.0))
+    for baseline in (None, 1.0):
+        assert deadline_s(longer, baseline) - deadline_s(JOB, baseline) >= 200.0
 
 
 def test_compiling_gets_more_time() -> None:

@@ -65,6 +65,7 @@ def test_infeasible_cells_stay_in_the_plan_with_their_reason_and_without_baselin
     planned = cells(at(5, 1), at(16, 1, 2048))
     assert [(c.point.ulysses, c.point.height) for c in planned] == [(5, 1024), (16, 2048)]
     assert all(c.why_not for c in planned)
+    assert [bool(c.why_not) for c in cells(at(2, 1, 512), at(5, 1, 2048))] == [True, False, False, False]
 
 
 def test_one_transport_and_one_model_at_a_time() -> None:

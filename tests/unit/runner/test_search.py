@@ -58,6 +58,7 @@ def test_a_right_guess_takes_two_trials_and_the_top_one() -> None:
     assert tried(Search(job(2944)), 2880) == [2944, 2880]
     assert tried(Search(job(8192)), 8192) == [8192]
     assert tried(Search(job(7936)), 7488) == [7936, 7872, 7808, 7680, 7424, 7552, 7488]
+    assert tried(Search(job(1024)), 8192) == [1024, 1088, 1152, 1280, 1536, 2048, 3072, 5120, 8192]
 
 
 def tried(search: Search, largest: int) -> list[int]:
