@@ -20,6 +20,7 @@ from xdit_bench.engine.flux import Options, UspFlux
 from xdit_bench.engine.mesh import Mesh, build_mesh, connect
 from xdit_bench.engine.modulation import Modulation
 from xdit_bench.engine.text import ShardedT5
+from xdit_bench.engine.weights import bring_back, put_away
 
 pytestmark = pytest.mark.gpu
 
@@ -171,3 +172,17 @@ def test_a_rank_keeps_only_its_share_of_the_modulation_until_closed(device: torc
     assert torch.cuda.memory_allocated(device) < before - everything // 2
     modulation.close()
     assert all(layer.weight.is_cuda and layer.bias.is_cuda for layer in modulation.layers)
+
+
+def test_weights_that_come_back_hold_no_block_that_an_image_left(device: torch.device) -> None:
+    layers = [torch.nn.Linear(4096, 4096, device=device, dtype=torch.bfloat16) for _ in range(8)]
+    torch.cuda.empty_cache()
+    tight = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    before = [layer.weight.detach().cpu() for layer in layers]
+    put_away(layers, ranks=1)
+    image = torch.empty(2 << 30, dtype=torch.uint8, device=device)
+    del image
+    bring_back(layers, device)
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) < tight + (64 << 20)
+    assert all(torch.equal(layer.weight.cpu(), weight) for layer, weight in zip(layers, before, strict=True))

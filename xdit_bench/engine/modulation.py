@@ -78,8 +78,7 @@ class Modulation:
 
     def close(self) -> None:
         """Brings every layer back to the device."""
-        for layer in self.layers:
-            bring_back(layer, self.mesh.device)
+        bring_back(self.layers, self.mesh.device)
 
     def table(self, sigmas: Tensor, pooled: Tensor, guidance: Tensor | None) -> Table:
         """Modulation of K steps. sigmas `K` (timesteps over 1000), pooled `B C`, guidance one scale or None.

@@ -93,8 +93,7 @@ class ShardedT5:
     def close(self) -> None:
         """Frees this rank's share and brings every layer back to the device."""
         self.stage = None
-        for layer in self.layers:
-            bring_back(layer, self.mesh.device)
+        bring_back(self.layers, self.mesh.device)
 
 
 class _Summed(nn.Module):

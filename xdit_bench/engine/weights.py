@@ -13,7 +13,7 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,7 +153,14 @@ def host_room(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/f
     return room
 
 
-def bring_back(module: torch.nn.Module, device: torch.device) -> None:
-    """The weights that `put_away` left in host memory, on the device again."""
-    for parameter in module.parameters():
+def bring_back(modules: Iterable[torch.nn.Module], device: torch.device) -> None:
+    """The weights that `put_away` left in host memory, on the device again.
+
+    Into memory of their own: the allocator would cut them out of the large blocks that images left in its cache, and no
+    block that holds a weight can be given back when a later decode needs all there is.
+    """
+    away = [p for module in modules for p in module.parameters() if p.device.type != device.type]
+    if away and device.type == "cuda":
+        torch.cuda.empty_cache()
+    for parameter in away:
         parameter.data = parameter.data.to(device, non_blocking=True)

@@ -159,7 +159,7 @@ def test_a_rank_keeps_its_own_layers_of_the_modulation_on_a_gpu_until_it_is_clos
     away: list[Any] = []
     back: list[Any] = []
     monkeypatch.setattr(modulation, "put_away", lambda layers, ranks: away.extend([*layers, ranks]))
-    monkeypatch.setattr(modulation, "bring_back", lambda layer, device: back.append(layer))
+    monkeypatch.setattr(modulation, "bring_back", lambda layers, device: back.extend(layers))
     carrier: Any = None
     double, single = model.transformer_blocks[0], model.single_transformer_blocks[0]
     layers = [double.norm1_context.linear, double.norm1.linear, single.norm.linear, model.norm_out.linear]
@@ -179,7 +179,7 @@ def test_an_engine_that_is_closed_gives_the_model_back_all_its_weights(
 ) -> None:
     back: list[Any] = []
     flux = make(model)
-    monkeypatch.setattr(modulation, "bring_back", lambda layer, device: back.append(layer))
+    monkeypatch.setattr(modulation, "bring_back", lambda layers, device: back.extend(layers))
     flux.close()
     assert len(back) == 4
 
@@ -189,7 +189,7 @@ def test_t5_brings_back_every_layer_of_a_sharing_that_was_never_closed(monkeypat
 
     shape = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 3}
     encoder, back = T5EncoderModel(T5Config(vocab_size=9, feed_forward_proj="gated-gelu", **shape)), []
-    monkeypatch.setattr(text, "bring_back", lambda layer, device: back.append(layer))
+    monkeypatch.setattr(text, "bring_back", lambda layers, device: back.extend(layers))
     carrier: Any = None
     text.ShardedT5(encoder, Mesh(1, 2, 0, torch.device("cpu")), carrier)
     assert back == list(encoder.encoder.block), "also those that another mesh's rank had put away"
@@ -222,7 +222,7 @@ def test_t5_brings_its_layers_back_where_sharing_it_out_fails(monkeypatch: pytes
     encoder = T5EncoderModel(T5Config(vocab_size=9, feed_forward_proj="gated-gelu", **shape))
     back: list[object] = []
     carrier: Any = None
-    monkeypatch.setattr(text, "bring_back", lambda layer, device: back.append(layer))
+    monkeypatch.setattr(text, "bring_back", lambda layers, device: back.extend(layers))
     monkeypatch.setattr(text, "_stage", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         text.ShardedT5(encoder, Mesh(1, 2, 0, torch.device("cpu")), carrier)

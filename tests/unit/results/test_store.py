@@ -203,7 +203,7 @@ def test_jobs_of_one_sweep_wait_for_the_line_that_another_writes(tmp_path: Path)
                 other.write(line[50:])
                 fcntl.flock(other, fcntl.LOCK_UN)
                 waits.result(timeout=30)
-            assert len(read_records(tmp_path / "s", strict=True)) == whole + 1
+            assert len(read_records(tmp_path / "s")) == whole + 1
     assert found == [1], "it was not torn"
 
 
