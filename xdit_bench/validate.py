@@ -64,7 +64,8 @@ def _over_all(kind: str, latencies: list[Set], peaks: list[Set]) -> list[str]:
         lines.append(f"all over {transport}: {_errors([row.error for row in mine])} ({len(mine)} points)")
         unknown, others = ([row.error for row in mine if row.host_unknown is which] for which in (True, False))
         if unknown and others:
-            lines.append(f"  bound by a host whose launch cost was not taken then: {_errors(unknown)} ({len(unknown)})")
+            which = "bound by a host whose launch cost was not taken then, or timed once"
+            lines.append(f"  {which}: {_errors(unknown)} ({len(unknown)})")
             lines.append(f"  the others: {_errors(others)} ({len(others)})")
     if held := [row.error for one in peaks for row in one.rows]:
         lines.append(f"all peaks of memory: {_errors(held)} ({len(held)} points)")

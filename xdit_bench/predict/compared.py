@@ -16,9 +16,9 @@ from xdit_bench.config import Point
 
 @dataclass(frozen=True)
 class Row:
-    """One sample: its point, what was seen, what the model says (seconds or bytes). `host_unknown` where a
-    slower host of the kind could have bound it and nobody took what launches cost then. Under memory pressure the model
-    has a range, from `predicted` to `at_most`."""
+    """One sample: its point, what was seen, what the model says (seconds or bytes). `host_unknown` where a slower host
+    of the kind could have bound it, and nobody took what launches cost then, or one image alone was timed. Under memory
+    pressure the model has a range, from `predicted` to `at_most`."""
 
     point: Point
     seen: float
