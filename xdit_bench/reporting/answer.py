@@ -48,7 +48,7 @@ def answer(groups: Sequence[Group], records: Iterable[Record]) -> Head:
     """The head of a report over all groups; the sentences speak of the first."""
     main = groups[0]
     images = [group for group in groups if not group.decode_alone]
-    capped = [g for g in images[1:] if g.setting._replace(memory_cap_gb=None) == images[0].setting]
+    capped = families(images)[0][1:] if images else []
     # a step takes as long whatever their number, and large images are timed with one
     alike = [g for g in images if g.setting._replace(steps=images[0].setting.steps) == images[0].setting]
     sentences = _sentences(alike, capped) if images else ()
@@ -195,11 +195,13 @@ def _memory(alike: Sequence[Group]) -> str:
         return f"At {out}."
     entries = [e for group in alike for e in group.entries if e.ok]
     fullest = max((e for e in entries if e.peak_bytes), key=lambda e: e.peak_bytes or 0.0, default=None)
+    cap = alike[0].setting.memory_cap_gb
+    nothing = "Nothing ran out of it" if cap is None else f"Nothing ran out of it below the cap of {cap:g} GB"
     if fullest is None:
-        return "Nothing ran out of it; no peak was recorded."
+        return f"{nothing}; no peak was recorded."
     limit = f" of {words.gigabytes(fullest.limit_bytes)}" if fullest.limit_bytes else ""
     return (
-        f"Nothing ran out of it; the fullest device held {words.gigabytes(fullest.peak_bytes)}{limit}, at "
+        f"{nothing}; the fullest device held {words.gigabytes(fullest.peak_bytes)}{limit}, at "
         f"{words.px(fullest.size)} on {alike[0].count(fullest.gpus)}.{_pressed(alike[0], entries)}"
     )
 

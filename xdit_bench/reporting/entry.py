@@ -14,7 +14,7 @@ from typing import Any
 
 from xdit_bench.errors import ResultsError
 from xdit_bench.predict.utilisation import utilisation
-from xdit_bench.results.schema import STAGES, Record
+from xdit_bench.results.schema import STAGES, Record, interval
 
 Size = tuple[int, int]  # height, width in pixels
 
@@ -66,7 +66,7 @@ class Entry:
             ) from error
         wrong = record.status == "ok" and record.parity.get("ok") is False
         total = _statistics(record.latency_s.get("total"))
-        low, high = _interval(total)
+        low, high = (number(end) for end in interval(total))
         peaks = [number(value) for value in record.memory.get("peak_bytes_per_rank") or []]
         peak = number(record.memory.get("peak_bytes")) or max((value for value in peaks if value), default=None)
         return cls(
@@ -186,14 +186,6 @@ def _statistics(value: Any) -> dict[str, Any]:
 def _distance(value: Any) -> float | None:
     found = number(value)
     return found if found is not None and found >= 0 else None
-
-
-def _interval(statistics: dict[str, Any]) -> tuple[float | None, float | None]:
-    """The 95 % interval of a measured median, or the span of a prediction; None where there is neither."""
-    pair = statistics.get("ci95")
-    if isinstance(pair, list | tuple) and len(pair) == 2:
-        return number(pair[0]), number(pair[1])
-    return number(statistics.get("low")), number(statistics.get("high"))
 
 
 def _stages(record: Record) -> dict[str, float]:

@@ -48,7 +48,8 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
     nothing = "" if ok else "no point of this group succeeded"
 
     def figure(name: str, title: str, caption: str, alternative: str, draw: Callable[..., Canvas], why: str) -> Figure:
-        return Figure(name, title, caption + some, alternative, partial(_marked, draw, group), why)
+        shown = kin if name == "frontier" else ()
+        return Figure(name, title, caption + some, alternative, partial(_marked, draw, shown, group), why)
 
     modes, _ = draw_parts.vae_modes(group)
     runners = {runner for _, runner in draw_peers.engine_rows(group)}
@@ -126,8 +127,8 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
     return sorted(figures, key=lambda f: f.name != "engines") if steps_alone and tried_compiled(group) else figures
 
 
-def _marked(draw: Callable[[Group, Layout], Canvas], group: Group, layout: Layout) -> Canvas:
-    return mark_group(draw(group, layout), group)
+def _marked(draw: Callable[[Group, Layout], Canvas], kin: Sequence[Group], group: Group, layout: Layout) -> Canvas:
+    return mark_group(draw(group, layout), group, kin)
 
 
 def _unless(there: bool, why: str) -> str:

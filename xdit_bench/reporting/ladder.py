@@ -8,6 +8,7 @@ Owns which two points make a rung and when one pays; reads predictions from the 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from xdit_bench.reporting.entry import Entry, Size, number
 from xdit_bench.reporting.peers import shipped_bounds
 from xdit_bench.reporting.study import Group
-from xdit_bench.results.schema import Record
+from xdit_bench.results.schema import Record, interval
 from xdit_bench.rungs import ENGINE, RUNGS, settled
 
 PLAIN = "plain"
@@ -168,6 +169,6 @@ def _saved(before: Entry | None, after: Entry | None) -> float | None:
 
 
 def _half_s(entry: Entry | None) -> float:
-    """Half the 95 % interval of the step."""
-    low, high = (number(value) for value in (entry.record.step_s.get("ci95") if entry else None) or (None, None))
-    return (high - low) / 2 if low is not None and high is not None else 0.0
+    """Half the 95 % interval of the step; of one that was timed once nobody knows."""
+    low, high = map(number, interval(entry.record.step_s)) if entry else (None, None)
+    return (high - low) / 2 if low is not None and high is not None else math.inf

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import BASELINE, FAILED_HATCH, INK, MUTED, PAPER, PREDICTED_HATCH
@@ -77,16 +78,18 @@ def legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows))
 
 
-def mark_group(figure: Figure, group: Group) -> Figure:
-    """Says in the figure itself what changes how it is read: it may be looked at far from its page."""
+def mark_group(figure: Figure, group: Group, kin: Sequence[Group] = ()) -> Figure:
+    """Says in the figure itself what changes how it is read: it may be looked at far from its page. `kin` are the
+    groups that the figure shows with it, of other memory caps."""
     setting = group.setting
+    caps = {one.setting.memory_cap_gb for one in (group, *kin)}
     said = []
     if setting.source == "predicted":
         said.append(f"PREDICTED for {setting.topology} by the performance model, not measured")
     if group.on_cpu:
         said.append("CPU ranks over gloo: says nothing about a GPU")
-    if setting.memory_cap_gb is not None:
-        said.append(f"capped at {setting.memory_cap_gb:g} GB")
+    if None not in caps:  # else each panel says of itself whether it is
+        said.append(f"capped at {words.listing(f'{cap:g}' for cap in sorted(filter(None, caps)))} GB")
     if setting.transport != "p2p":
         said.append(f"transport {setting.transport}")
     if said:

@@ -251,7 +251,7 @@ def _order(entry: Entry) -> tuple[object, ...]:
 
 def _interval(entry: Entry) -> Cell:
     if entry.total_s is None or entry.low_s is None or entry.high_s is None:
-        return Cell(words.MISSING)
+        return Cell("one image" if entry.ok and entry.record.source == "measured" else words.MISSING)
     half = (entry.high_s - entry.low_s) / 2 / entry.total_s
     if entry.record.source == "predicted":  # its two sides differ
         return Cell(f"{words.digits(entry.low_s)} to {words.seconds(entry.high_s)}", half)

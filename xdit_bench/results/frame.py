@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from xdit_bench.results.schema import METRICS, POINT_KEYS, STAGES, Record, dig
+from xdit_bench.results.schema import METRICS, POINT_KEYS, STAGES, Record, dig, interval
 from xdit_bench.results.store import latest, read_records
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def load(study_dir: str | Path, *, all_records: bool = False) -> DataFrame:
       weights seed topology transport prompt memory_cap_gb` (`res` is empty for a picture that is not square);
     - every metric of `results.schema.METRICS`: `total_s text_s denoise_s vae_s step_s` (seconds, medians),
       `peak_bytes`, `energy_j`, `parity_l2`;
-    - `total_p10_s total_p90_s total_low_s total_high_s` (seconds; low and high are the 95 % interval, or the span of a
-      prediction), `parameters_bytes cap_bytes alloc_retries watts sm_mhz throttled_images image_max_abs
+    - `total_p10_s total_p90_s total_low_s total_high_s` (seconds; low and high are the 95 % interval, empty of a single
+      image, or the span of a prediction), `parameters_bytes cap_bytes alloc_retries watts sm_mhz throttled_images image_max_abs
       fp32_l2 comm_s_per_step comm_bytes_per_step utilisation capacity_bytes` (`watts` of all GPUs together, `sm_mhz` of
       the slowest, `utilisation` the share of the GPUs' bf16 peak that a step's model FLOPs reached);
     - `memory_verdict gpu device driver without attention_chosen`: text; `without` names what our engine left out: keep
@@ -99,9 +99,7 @@ def _row(record: Record, samples: bool) -> dict[str, Any]:
     row |= {key: record.point.get(key) for key in POINT_COLUMNS}
     paths = {name: metric.path for name, metric in METRICS.items()} | DETAILS
     row |= {name: _number(_over_gpus(name, dig(data, path))) for name, path in paths.items()}
-    if math.isnan(row["total_low_s"]):
-        row["total_low_s"] = _number(dig(data, "latency_s.total.low"))
-        row["total_high_s"] = _number(dig(data, "latency_s.total.high"))
+    row["total_low_s"], row["total_high_s"] = map(_number, interval(record.latency_s.get("total")))
     row |= {name: _text(dig(data, path)) for name, path in TEXTS.items()}
     if samples:
         found = dig(data, "latency_s.total.samples")

@@ -170,6 +170,18 @@ def _check_types(data: dict[str, Any], point: dict[str, Any]) -> None:
         raise ResultsError(f"a record's warnings must be a list; this one has {data['warnings']!r}")
 
 
+def interval(statistics: Any) -> tuple[Any, Any]:
+    """Low and high end of a measured median's 95 % interval, or of a prediction's span. None of both where there is
+    neither: one sample has no interval."""
+    if not isinstance(statistics, dict):
+        return None, None
+    pair, samples = statistics.get("ci95"), statistics.get("samples")
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return statistics.get("low"), statistics.get("high")
+    once = isinstance(samples, list | tuple) and len(samples) == 1
+    return (None, None) if once else (pair[0], pair[1])
+
+
 def dig(data: Any, path: str) -> Any:
     """What stands at a dotted path of keys and of numbers in lists, or None."""
     for key in path.split("."):

@@ -46,6 +46,14 @@ def test_capped_points_say_where_they_run_out_and_what_still_fits_as_an_image() 
     assert "the largest image run that fits is 1024px, on 1 GPU with vae=parallel" in memory
 
 
+def test_where_every_point_is_capped_each_cap_has_its_say() -> None:
+    below_48 = {"memory_cap_gb": 48.0, "vae": "parallel"}
+    records = [record(res=res, memory_cap_gb=80.0) for res in (1024, 2048, 4096)]
+    memory = head([*records, record(**below_48), record(res=2048, status="oom", **below_48)]).sentences[2].text
+    assert "Nothing ran out of it below the cap of 80 GB; the fullest device held" in memory
+    assert "Capped at 48 GB, 2048px usp/eager with vae=parallel runs out on 1 GPU" in memory
+
+
 def test_other_groups_stand_beside_the_answer() -> None:
     found = head([record(), *(record(3.0, model=f"other_{i}") for i in range(4))])
     assert len(found.sentences) == 3

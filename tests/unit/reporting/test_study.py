@@ -14,6 +14,7 @@ from xdit_bench.reporting.entry import Entry, number
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.study import group_records, whole_card
 from xdit_bench.reporting.style import PAGE
+from xdit_bench.reporting.tables import best_table
 from xdit_bench.reporting.words import panel, short
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import newest
@@ -213,6 +214,16 @@ def test_overlapping_intervals_are_a_tie() -> None:
     alone = apart.best((1024, 1024))
     assert alone is not None
     assert apart.tie(alone) is None
+
+
+def test_a_point_of_one_image_has_no_interval_and_no_tie() -> None:
+    groups = group_records([record(1.0, ulysses=2, samples=[1.0]), record(1.001, ring=2), record(2.0)])
+    best = groups[0].best((1024, 1024))
+    assert best is not None
+    assert (best.low_s, best.high_s) == (None, None)
+    assert groups[0].tie(best) is None
+    row = next(row for row in best_table(groups).rows if row[5].text == "u2r1")
+    assert row[7].text == "one image"
 
 
 def test_counts_where_everything_is_infeasible_have_no_bar() -> None:

@@ -53,6 +53,12 @@ def test_a_prediction_gives_its_span() -> None:
     assert (row["total_low_s"], row["total_high_s"]) == (pytest.approx(1.9), pytest.approx(2.1))
 
 
+def test_a_single_image_gives_no_interval() -> None:
+    once, thrice = (to_frame([record(samples=samples)]).iloc[0] for samples in ([2.0], [1.9, 2.0, 2.2]))
+    assert once[["total_low_s", "total_high_s"]].isna().all()
+    assert (thrice["total_low_s"], thrice["total_high_s"]) == (pytest.approx(1.994), pytest.approx(2.006))
+
+
 def test_the_newest_record_of_a_run_is_kept_unless_all_are_asked_for(tmp_path: Path) -> None:
     with Store.open(tmp_path, "demo") as store:
         store.append(record(1.0))
