@@ -50,7 +50,7 @@ def test_where_every_point_is_capped_each_cap_has_its_say() -> None:
     below_48 = {"memory_cap_gb": 48.0, "vae": "parallel"}
     records = [record(res=res, memory_cap_gb=80.0) for res in (1024, 2048, 4096)]
     memory = head([*records, record(**below_48), record(res=2048, status="oom", **below_48)]).sentences[2].text
-    assert "Nothing ran out of it below the cap of 80 GB; the fullest device held" in memory
+    assert "Nothing ran out of it below the cap of 80 GB; no peak was recorded" in memory
     assert "Capped at 48 GB, 2048px usp/eager with vae=parallel runs out on 1 GPU" in memory
 
 
