@@ -26,6 +26,7 @@ SLIPS = (
     (r"could not be converted to Float", "a number"),
     (r"is not a valid bool", "true or false"),
     (r"Cannot convert 'list' to string", "one text, not a list"),
+    (r"is not Optional", "a value, not null"),
     (r"expected one of \[([^\]]*)\]", "one of {0}"),
 )
 YAML = (".yaml", ".yml")

@@ -153,9 +153,11 @@ def render(advice: Advice, point: Point, model: ModelSpec, topology: Topology, l
 
 
 def _reasons(what: str, reasons: Iterable[str]) -> list[str]:
-    """A line a reason, of those that differ in numbers alone the first."""
-    kinds = {re.sub(r"[\d.]+", "", reason): reason for reason in reversed(list(reasons))}
-    return [f"{what}: {reason}" for reason in reversed(kinds.values())]
+    """A line a reason, of those that differ in numbers alone the first; what keeps most splits from running leads."""
+    kinds: dict[str, list[str]] = {}
+    for reason in reasons:
+        kinds.setdefault(re.sub(r"[\d.]+", "", reason), []).append(reason)
+    return [f"{what}: {alike[0]}" for alike in sorted(kinds.values(), key=len, reverse=True)]
 
 
 def _limit(option: Option, model: ModelSpec, topology: Topology) -> str:

@@ -49,6 +49,7 @@ def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["ulysses=x"], ("ulysses must be a whole number", "ulysses=x")),
         (["-m", "res=512", "--cfg", "job"], ("--cfg", "leave -m out")),
         (["-m", "ulysses=1,x"], ("ulysses must be a whole number", "ulysses=x")),
+        (["res=null"], ("res must be a value, not null", "res=null")),
         (["ulysses=1,2"], ("ulysses=1,2", "add -m")),
         (["ulysses=x", "-m"], ("ulysses must be a whole number", "ulysses=x")),
         (["memory_cap_gb=nan"], ("memory_cap_gb must be above 0", "nan")),

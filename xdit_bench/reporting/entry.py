@@ -147,8 +147,10 @@ class Entry:
 
     @property
     def outcome(self) -> str:
-        """The status as a bar's label: `OOM`, `timeout`."""
-        return "OOM" if self.status == "oom" else self.status
+        """The status as a bar's label: `OOM`, `timeout`; `too large` of what was left out as a smaller size ran out of
+        memory (else what is skipped failed to start, and says so)."""
+        too_large = self.status == "skipped" and not self.record.failure
+        return "OOM" if self.status == "oom" else "too large" if too_large else self.status
 
     @property
     def reason(self) -> str:

@@ -20,6 +20,7 @@ from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import BASELINE, FAILED_HATCH, INK, MUTED, PAPER, PREDICTED_HATCH
 
+LEGEND_ROW = 0.15  # inches
 PANELS = 6  # sizes a figure shows at most; the table holds all of them
 
 
@@ -71,10 +72,12 @@ def starts_row(axis: Axes) -> bool:
 
 
 def legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
-    """One legend below all panels, no wider than a phone can show at a size that is read."""
+    """One legend below all panels, no wider than a phone can show at a size that is read. The figure grows by what it
+    takes beyond two rows: else the panels would shrink."""
     letters = max(len(str(handle.get_label())) for handle in handles) + 6  # and the mark before them
     columns = max(1, int(min(figure.get_figwidth(), 4.2) / 0.065) // letters)
     rows = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(0, rows - 2))
     figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows))
 
 

@@ -9,11 +9,11 @@ from synthetic import CPU, H200, oom, record, study
 
 from xdit_bench.errors import ResultsError
 from xdit_bench.reporting.draw_parts import vae_modes
-from xdit_bench.reporting.draw_scaling import strategies
+from xdit_bench.reporting.draw_scaling import speedups, strategies
 from xdit_bench.reporting.entry import Entry, number
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.study import group_records, whole_card
-from xdit_bench.reporting.style import PAGE
+from xdit_bench.reporting.style import PAGE, drawing, settle
 from xdit_bench.reporting.tables import best_table
 from xdit_bench.reporting.words import panel, short
 from xdit_bench.results.schema import Record
@@ -224,6 +224,25 @@ def test_a_point_of_one_image_has_no_interval_and_no_tie() -> None:
     assert groups[0].tie(best) is None
     row = next(row for row in best_table(groups).rows if row[5].text == "u2r1")
     assert row[7].text == "one image"
+
+
+def test_a_legend_of_many_rows_leaves_the_panels_their_height() -> None:
+    def panel_inches(records: list[Record]) -> float:
+        with drawing():
+            figure = settle(speedups(group_records(records)[0], PAGE))
+        return figure.axes[0].get_position().height * figure.get_figheight()
+
+    sizes = (1024, 1536, 2048, 3072, 4096)
+    fits = [record(res / gpus, res=res, ulysses=gpus) for res in sizes for gpus in (1, 2, 4)]
+    short = [record(3.0 * res, res=res, engine="stock", vae="single") for res in sizes]
+    long = [oom(res=res, engine="stock", vae="single") for res in sizes[1:]]
+    assert panel_inches([*fits, *short[:1], *long]) > 0.9 * panel_inches([*fits, *short])
+
+
+def test_a_point_left_out_as_a_smaller_one_ran_out_is_too_large() -> None:
+    left_out = Entry.of(record(status="skipped"))
+    never_started = Entry.of(record(status="skipped", extra={"failure": {"stage": "start"}}))
+    assert (left_out.outcome, never_started.outcome) == ("too large", "skipped")
 
 
 def test_counts_where_everything_is_infeasible_have_no_bar() -> None:
