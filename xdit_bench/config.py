@@ -31,6 +31,7 @@ TOKEN_PIXELS = VAE_SCALE * PATCH
 USUAL_TEXT_TOKENS = (77, 512)  # of the models in `conf/model/`
 FRONTIER_STEP = 64  # pixels between the sizes that a search for the largest one tries
 PIPELINE_PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
+SHARED_VAES = ("parallel", "distvae")  # decodes that all ranks take part in
 ATTENTION_MODULES = {"flash_attn": "flash_attn", "fa3": "fa3_fwd_interface"}  # kernels of the extra `flash`
 
 
@@ -360,7 +361,7 @@ def infeasible(point: Point, model: ModelSpec, *, gpus: int) -> str | None:
     if point.engine == "stock" and point.gpus > 1:
         return "engine=stock is plain diffusers on one GPU; use engine=usp for several"
     rows = point.height // VAE_SCALE
-    if point.vae in ("parallel", "distvae") and point.gpus > rows:
+    if point.vae in SHARED_VAES and point.gpus > rows:
         return f"a parallel VAE needs a row of latents a GPU: {point.height}px has {rows}, for {point.gpus} GPUs"
     texts = point.text_tokens if point.engine != "usp" else point.gpus  # its ranks may hold image tokens alone
     tokens = min(point.image_tokens, texts)

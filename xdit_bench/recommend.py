@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for line in render(advice, point, model, topology, latency_s):
         print(line)
+    if not inner:
+        print("note: inner=ring is foretold alone: engines here put the ranks of an all-to-all side by side")
     return 0 if advice.options else 1
 
 

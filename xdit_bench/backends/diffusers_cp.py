@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from xdit_bench.backends.base import Inputs, Modules
 from xdit_bench.backends.pipeline import decode_whole
 from xdit_bench.backends.stock import StockBackend
-from xdit_bench.config import ModelSpec, Point
+from xdit_bench.config import SHARED_VAES, ModelSpec, Point
 from xdit_bench.engine.flux import check_heads
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.errors import Infeasible
@@ -28,7 +28,7 @@ class DiffusersBackend(StockBackend):
     def prepare(self, mesh: Mesh, modules: Modules, point: Point, model: ModelSpec, inputs: Inputs) -> None:
         """Raises Infeasible for what diffusers can not do: uneven hybrids, ring without a kernel that returns LSE."""
         self.parallel, self.mesh, self.modules = None, mesh, modules  # what close() looks at
-        if point.vae in ("parallel", "distvae"):
+        if point.vae in SHARED_VAES:
             raise Infeasible("engine=diffusers has no parallel VAE; use vae=single, tiled or none")
         config = context_parallel_config(mesh, point, model) if mesh.size > 1 else None
         self.bind(mesh.device, modules, point, model, inputs)

@@ -11,7 +11,7 @@ from diffusers import FluxPipeline
 from xdit_bench.backends.base import Embeddings, Inputs, Modules
 from xdit_bench.backends.modules import make_scheduler
 from xdit_bench.backends.pipeline import decode_whole, encode_text
-from xdit_bench.config import ModelSpec, Point
+from xdit_bench.config import SHARED_VAES, ModelSpec, Point
 from xdit_bench.engine.attention import named
 from xdit_bench.engine.mesh import Mesh
 from xdit_bench.errors import Infeasible
@@ -34,7 +34,7 @@ class StockBackend:
         self.modules = modules  # what close() looks at
         if mesh.size > 1:
             raise Infeasible(f"engine=stock runs on one GPU, not {mesh.size}; use engine=usp")
-        if point.vae in ("parallel", "distvae"):
+        if point.vae in SHARED_VAES:
             raise Infeasible("engine=stock decodes with plain diffusers; use vae=single, tiled or none")
         self.bind(mesh.device, modules, point, model, inputs)
 

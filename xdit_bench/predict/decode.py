@@ -5,8 +5,8 @@ seconds = decode_s(point, model, topology, profile, network)
 
 from __future__ import annotations
 
-from xdit_bench.config import ModelSpec, Point
-from xdit_bench.predict.memory import SHARED, TILE_OVERLAP, tile_areas, tile_grid
+from xdit_bench.config import SHARED_VAES, ModelSpec, Point
+from xdit_bench.predict.memory import TILE_OVERLAP, tile_areas, tile_grid
 from xdit_bench.predict.network import Network
 from xdit_bench.predict.profiles import EngineProfile, vae_profile
 from xdit_bench.predict.roofline import slower_of, stream_s
@@ -24,8 +24,8 @@ def decode_s(point: Point, model: ModelSpec, topology: Topology, profile: Engine
     if point.vae == "none":
         return 0.0
     area, vae = latent_pixels(point), vae_profile(point, profile)
-    ranks = point.gpus if point.vae in SHARED else 1
-    banded = point.vae in SHARED and vae.channels_last and (ranks > 1 or vae.banded_alone)
+    ranks = point.gpus if point.vae in SHARED_VAES else 1
+    banded = point.vae in SHARED_VAES and vae.channels_last and (ranks > 1 or vae.banded_alone)
     if point.vae == "tiled":
         tiles = tile_areas(point, model)
         work = sum(_layers_s(tile, 1, model, topology) + _mid_s(tile, model, topology) for tile in tiles)

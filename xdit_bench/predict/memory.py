@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from xdit_bench.config import VAE_SCALE, ModelSpec, Point
+from xdit_bench.config import SHARED_VAES, VAE_SCALE, ModelSpec, Point
 from xdit_bench.predict.network import path
 from xdit_bench.predict.profiles import EngineProfile, VaeProfile, find, vae_profile
 from xdit_bench.predict.workload import (
@@ -28,7 +28,6 @@ from xdit_bench.topology.specs import SYMMETRIC, Topology
 
 CONTEXT_BYTES = 0.7e9  # CUDA context and library handles, outside the allocator
 KERNEL_ROWS = 4  # hidden states a token that choosing an attention kernel holds: q, k, v and the output
-SHARED = ("parallel", "distvae")  # decodes that all ranks take part in
 RESERVED = 1.75  # reserved over allocated activations of a decode: 69 GiB reserved at 3072px on one H100 80 GB
 # and at the least, as searches for the largest plain decode ended: below caps, 5248px fitted in 1.094 times what it
 # then had in use and 2880px in 1.12, 5312 and 2944px ran out of 1.07; on a whole card, whose context is not known to
@@ -81,7 +80,7 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     denoise = rows * row_bytes * tokens if point.steps else 0.0  # or a decode beside an engine at rest
     start = loaded + KERNEL_ROWS * row_bytes * tokens if point.steps else loaded
     first = decode_bytes(point, model, profile)
-    others = first if point.vae in SHARED else 0.0
+    others = first if point.vae in SHARED_VAES else 0.0
     held = weights + buffers
     peaks = [held + max(denoise, first if rank == 0 else others) for rank in range(point.gpus)]
     stage = "vae" if first > denoise else "denoise"
@@ -176,7 +175,7 @@ def _middle_bytes(point: Point, model: ModelSpec) -> float:
 
 def _banded(point: Point, vae: VaeProfile) -> bool:
     """Whether the decode is shared out; on one GPU it runs in bands where the engine's band code is the better."""
-    return point.vae in SHARED and (point.gpus > 1 or vae.banded_alone)
+    return point.vae in SHARED_VAES and (point.gpus > 1 or vae.banded_alone)
 
 
 def _plain(pixels: float, model: ModelSpec, vae: VaeProfile, least: bool) -> float:

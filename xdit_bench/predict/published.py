@@ -17,6 +17,7 @@ from xdit_bench.config import ModelSpec, Point
 from xdit_bench.errors import ResultsError, XditBenchError
 from xdit_bench.predict.points import load_model, make_point
 
+MODEL = "flux_schnell"  # of a file that names none
 VAE = {"cold": "single", "no": "none", "yes": "parallel", "single": "single", "parallel": "parallel", "none": "none"}
 
 
@@ -48,7 +49,7 @@ def read_latencies(path: Path) -> list[Latency]:
     found = []
     for line, row in rows(path):
         try:
-            model = load_model(row.get("model") or "flux_schnell")
+            model = load_model(row.get("model") or MODEL)
             point = make_point(
                 model,
                 topology=row["topology"],
@@ -70,7 +71,7 @@ def read_latencies(path: Path) -> list[Latency]:
 
 def read_peaks(path: Path) -> list[Peak]:
     """Peaks of the study's A100s: one GPU where the note says so, else all eight. Raises ResultsError."""
-    found, model = [], load_model("flux_schnell")
+    found, model = [], load_model(MODEL)
     for line, row in rows(path):
         try:
             side, note = int(row["res"]), row["note"]

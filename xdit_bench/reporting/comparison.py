@@ -16,7 +16,7 @@ from typing import Any
 
 from xdit_bench.config import Point
 from xdit_bench.reporting.entry import number
-from xdit_bench.results.schema import METRICS, Metric, Record
+from xdit_bench.results.schema import METRICS, Metric, Record, dig
 from xdit_bench.results.store import newest
 
 ALPHA = 0.01  # of the two-sided Mann-Whitney test; the threshold stands beside it, both must be passed
@@ -212,8 +212,6 @@ def judge(base: Record, new: Record, metric: Metric, threshold: float) -> Row:
     else:
         ratio, low, high, p, sure, note = after / before, None, None, None, True, "no samples: the medians alone decide"
     worse, better = (SLOWER, FASTER) if metric.unit == "s" else ("larger", "smaller")
-    if not metric.lower_is_better:
-        worse, better = better, worse
     verdict = SAME
     if sure and ratio > 1 + threshold:
         verdict = worse
@@ -257,7 +255,7 @@ def _failure(record: Record, metric: Metric) -> str | None:
         return f"{record.status}: {record.reason}"
     if record.parity.get("ok") is False:
         return f"incorrect: relative L2 {record.parity.get('latents_rel_l2')}"
-    value = _dig(record, metric.path)
+    value = dig(vars(record), metric.path)
     good = number(value)
     if good is None or good <= 0:
         return f"{metric.path} is {value!r}"
@@ -266,7 +264,7 @@ def _failure(record: Record, metric: Metric) -> str | None:
 
 
 def _value(record: Record, metric: Metric) -> float | None:
-    return number(_dig(record, metric.path))
+    return number(dig(vars(record), metric.path))
 
 
 def _samples(record: Record, metric: Metric) -> list[float]:
@@ -275,16 +273,8 @@ def _samples(record: Record, metric: Metric) -> list[float]:
 
 def _raw_samples(record: Record, metric: Metric) -> list[Any]:
     head, _, tail = metric.path.rpartition(".")
-    found = _dig(record, f"{head}.samples") if tail == "median" else None
+    found = dig(vars(record), f"{head}.samples") if tail == "median" else None
     return list(found) if isinstance(found, list | tuple) else []
-
-
-def _dig(record: Record, path: str) -> Any:
-    first, *rest = path.split(".")
-    value: Any = getattr(record, first)
-    for key in rest:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _short(value: Any) -> str:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xdit_bench import data_dir
-from xdit_bench.predict.published import rows
+from xdit_bench.predict.published import MODEL, rows
 from xdit_bench.reporting.entry import Entry
 from xdit_bench.reporting.study import Group
 
 COLUMNS = {"topology", "res", "ulysses", "ring", "latency_s"}
-MODELS = ("flux_schnell", "flux_dev")
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,13 @@ def load_published(folder: Path | None = None) -> list[PublishedPoint]:
     """Every latency of the shipped CSV files; files of another shape are left to others."""
     points: list[PublishedPoint] = []
     for path in sorted((folder or data_dir("published")).glob("*.csv")):
-        model = next((name for name in MODELS if path.stem.startswith(name)), "flux_schnell")
-        latencies = (row for _, row in rows(path) if row.keys() >= COLUMNS and row["latency_s"])
-        points += [_point(row, model) for row in latencies]
+        points += [_point(row) for _, row in rows(path) if row.keys() >= COLUMNS and row["latency_s"]]
     return points
 
 
-def _point(row: dict[str, str], model: str) -> PublishedPoint:
+def _point(row: dict[str, str]) -> PublishedPoint:
     return PublishedPoint(
-        model=row.get("model") or model,
+        model=row.get("model") or MODEL,
         topology=row["topology"],
         res=int(row["res"]),
         ulysses=int(row["ulysses"]),

@@ -33,12 +33,11 @@ _TEXTS: Final = ("run_id", "study", "reason", "time", "command")
 
 @dataclass(frozen=True)
 class Metric:
-    """A number a reader compares: where it stands in a record, its unit, and what better means."""
+    """A number a reader compares, of which less is better: where it stands in a record, and its unit."""
 
     path: str
     unit: str
     label: str
-    lower_is_better: bool = True
 
 
 METRICS: Final = {

@@ -59,8 +59,9 @@ def test_a_failure_matches_nothing() -> None:
 
 def test_files_of_another_shape_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "memory.csv").write_text("# comment\nres,peak_gb\n1024,3\n")
-    (tmp_path / "flux_dev_x.csv").write_text(
+    (tmp_path / "named.csv").write_text("model,topology,res,ulysses,ring,latency_s\nflux_dev,x,512,1,1,2.5\n")
+    (tmp_path / "times.csv").write_text(
         "topology,res,ulysses,ring,latency_s,vae,note\nx,512,1,1,3.5,no,\nx,1024,1,1,,no,\n"
     )
     points = load_published(tmp_path)
-    assert [(p.model, p.latency_s) for p in points] == [("flux_dev", 3.5)]
+    assert [(p.model, p.latency_s) for p in points] == [("flux_dev", 2.5), ("flux_schnell", 3.5)]
