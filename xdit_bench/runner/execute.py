@@ -33,6 +33,10 @@ from xdit_bench.runner.progress import Progress
 from xdit_bench.runner.session import Session
 from xdit_bench.topology.probe import code_version
 
+COLD = (
+    "timed without a warm-up (measure.warmup=0): a process's first image is slower than those after it, or, where "
+    "memory is scarce, three times as fast"
+)
 START_ATTEMPTS = 2  # pools in a row that may fail to start before the rest of a plan is given up
 
 
@@ -222,6 +226,8 @@ class _Runner:
             record.telemetry["spent_s"] = dict(outcome.spent_s)
         if outcome.answers:
             record.warnings += environment_warnings(transport=cell.point.transport)
+        if record.status == "ok" and cell.point.steps and not cell.job.measure.warmup:
+            record.warnings.append(COLD)
         return record
 
     def _baseline_s(self, point: Point) -> float | None:
