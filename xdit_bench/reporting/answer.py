@@ -154,7 +154,8 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
             continue
         gain, scaling = group.gain(entry), group.scaling(entry)
         if gain:
-            gains.append(f"{words.times(gain.value)} at {words.px(size)}")
+            pressed = " (that one under memory pressure)" if gain.base.verdict == "pressure" else ""
+            gains.append(f"{words.times(gain.value)} at {words.px(size)}{pressed}")
         if scaling and scaling.base is not entry:
             rebased = f" (over {group.count(scaling.base.gpus)}, as fewer failed)" if scaling.rebased else ""
             scalings.append(f"{words.times(scaling.value)} at {words.px(size)}{rebased}")

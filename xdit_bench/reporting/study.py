@@ -176,7 +176,10 @@ class Group:
     def gain(self, entry: Entry) -> Speedup | None:
         """What a user gains: over plain diffusers on one GPU. None where that has no time."""
         base = None if self.decode_alone else self.stock(entry.size, entry.decode)
-        return _ratio(entry, base, f"stock on {self.count(1)}") if base and base.ok else None
+        if base is None or not base.ok:
+            return None
+        pressed = " under memory pressure" if base.verdict == "pressure" else ""
+        return _ratio(entry, base, f"stock on {self.count(1)}{pressed}")
 
     @cached_property
     def _kin(self) -> dict[tuple[Any, ...], list[Entry]]:
@@ -206,7 +209,7 @@ class Group:
         """The dashed line: stock on one GPU, else the engine on one GPU, else on the fewest GPUs that fit."""
         stock = self.stock(size)
         if stock and stock.ok:
-            return stock, f"{self.count(1)}, stock"
+            return stock, f"{self.count(1)}, stock{', pressed' if stock.verdict == 'pressure' else ''}"
         why = f" (stock: {stock.outcome})" if stock else ""
         for gpus in self.gpu_counts:
             entry = self.cell(size, gpus)

@@ -203,6 +203,18 @@ def test_a_stock_baseline_that_ran_out_of_memory_gives_way_to_the_engine_on_one_
     assert baseline[1] == "1 GPU, usp (stock: OOM)"
 
 
+def test_a_baseline_under_memory_pressure_says_so() -> None:
+    pressed = record(30.0, engine="stock", vae="single", extra={"memory": {"verdict": "pressure"}})
+    group = group_records([pressed, record(3.0, ulysses=2)])[0]
+    baseline, best = group.baseline((1024, 1024)), group.best((1024, 1024))
+    assert baseline is not None
+    assert best is not None
+    assert baseline[1] == "1 GPU, stock, pressed"
+    gain = group.gain(best)
+    assert gain is not None
+    assert gain.over == "stock on 1 GPU under memory pressure"
+
+
 def test_overlapping_intervals_are_a_tie() -> None:
     group = group_records([record(1.0, ulysses=2), record(1.001, ring=2), record(2.0)])[0]
     best = group.best((1024, 1024))
