@@ -68,7 +68,7 @@ def test_pressure_that_was_measured_is_said_and_compared_by_what_it_cost(say, tm
     measured(tmp_path)
     of = ("topology=h100_nvlink", "res=4096", "engine=stock", "vae=single", "steps=1", "gpus=1", "latency_s=20")
     _, out, _ = say(*of)
-    assert "32.2 s an image (32.2 to 32.2, measured)" in out, "the compiled one may take longer, for all that is known"
+    assert "32.2 s an image (30.9 to 33.5, measured)" in out, "the compiled one may take longer, for all that is known"
     assert "warning: memory pressure, as measured" in out
     assert "vae=tiled" in out
     _, guess, _ = say(*of, "execution=compile")
