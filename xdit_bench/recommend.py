@@ -24,16 +24,16 @@ from xdit_bench.predict.advice import Advice, Option, advise, ties
 from xdit_bench.predict.model import predict, roomier_decode
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import executions
-from xdit_bench.reporting.words import digits
+from xdit_bench.reporting.words import digits, px
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import latest, studies
 from xdit_bench.topology.match import differences
 from xdit_bench.topology.specs import TRANSPORTS, Topology, load
 
 DEFAULTS = {
-    "topology": "a100_nvlink", "res": "1024", "gpus": "", "latency_s": "", "model": "flux_schnell", "engine": "usp",
-    "execution": "", "vae": "", "steps": "", "text_tokens": "", "transport": "p2p",
-    "inner": "ulysses", "results_dir": "results",
+    "topology": "a100_nvlink", "res": "1024", "height": "", "width": "", "gpus": "", "latency_s": "",
+    "model": "flux_schnell", "engine": "usp", "execution": "", "vae": "", "steps": "", "text_tokens": "",
+    "memory_cap_gb": "", "transport": "p2p", "inner": "ulysses", "results_dir": "results",
 }  # fmt: skip
 
 
@@ -85,9 +85,15 @@ def _fastest(found: list[tuple[Point, Advice]]) -> tuple[Point, Advice]:
 
 
 def _point(options: Mapping[str, str], model: ModelSpec, topology: Topology) -> Point:
-    side = whole(options, "res")
-    check_side("res", side)
-    changes = {key: whole(options, key) for key in ("steps", "text_tokens") if options[key]}
+    given = [side for side in ("height", "width") if options[side]]
+    if len(given) == 1:
+        raise ConfigError(f"height and width go together; only {given[0]}={options[given[0]]} was given (or use res=)")
+    height, width = (whole(options, side) for side in given or ("res", "res"))
+    for name, side in zip(given or ("res",), (height, width), strict=False):
+        check_side(name, side)
+    changes: dict[str, float] = {key: whole(options, key) for key in ("steps", "text_tokens") if options[key]}
+    if options["memory_cap_gb"]:
+        changes["memory_cap_gb"] = positive(options, "memory_cap_gb")
     if changes.get("text_tokens", 1) > 512:
         raise ConfigError(f"FLUX.1 takes 1 to 512 text tokens; text_tokens={changes['text_tokens']} is outside")
     named = {key: options[key] for key in ("engine", "execution", "vae", "transport")}
@@ -100,7 +106,7 @@ def _point(options: Mapping[str, str], model: ModelSpec, topology: Topology) -> 
     ):
         if named[key] not in allowed:
             raise ConfigError(f"{whose} is one of {', '.join(allowed)}; got {key}={named[key]}")
-    return make_point(model, topology=topology.name, height=side, width=side, **named, **changes)
+    return make_point(model, topology=topology.name, height=height, width=width, **named, **changes)
 
 
 def _vaes(engine: str) -> list[str]:
@@ -131,9 +137,9 @@ def _measured(results: Path, topology: Topology) -> list[Record]:
 
 def render(advice: Advice, point: Point, model: ModelSpec, topology: Topology, latency_s: float | None) -> list[str]:
     """The advice as lines."""
-    lines = [
-        f"{model.name}, {point.res}px, {point.steps} steps on {topology.name}, engine {point.engine}/{point.execution}"
-    ]
+    steps, cap = f"{point.steps} step{'s' * (point.steps > 1)}", point.memory_cap_gb
+    where = f"{topology.name}{f' capped at {cap:g} GB' if cap else ''}, engine {point.engine}/{point.execution}"
+    lines = [f"{model.name}, {px((point.height, point.width))}, {steps} on {where}"]
     if not advice.options:
         return [*lines, *_reasons("no split can run", advice.failures.values())]
     best, second = advice.best, advice.runner_up

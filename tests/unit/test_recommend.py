@@ -76,6 +76,15 @@ def test_pressure_that_was_measured_is_said_and_compared_by_what_it_cost(say, tm
     assert "under memory pressure" in guess
 
 
+def test_an_oblong_image_and_a_capped_card_may_be_asked_for(say) -> None:  # type: ignore[no-untyped-def]
+    _, out, _ = say("topology=h200_nvlink", "height=720", "width=1280", "memory_cap_gb=40", "gpus=2")
+    assert out.startswith("flux_schnell, 1280x720px, 4 steps on h200_nvlink capped at 40 GB, engine usp/")
+    code, out, _ = say("topology=h200_nvlink", "res=4096", "memory_cap_gb=24")
+    assert code == 1
+    assert "no split can run: every rank loads all weights" in out.splitlines()[1]
+    assert "more than a cap of 24 GB" in out
+
+
 def test_records_of_another_card_than_the_files_are_not_its(say, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     measured(tmp_path)
     data = yaml.safe_load((data_dir("conf") / "topology" / "h100_nvlink.yaml").read_text())
@@ -136,6 +145,8 @@ def test_a_machine_without_numbers_exits_1_and_says_why_once(say) -> None:  # ty
         ("model=flux_snell", "did you mean flux_schnell?"),
         ("res=1000", "multiple of 16"),
         ("res=big", "res must be a whole number"),
+        ("height=720", "height and width go together; only height=720 was given"),
+        ("memory_cap_gb=0", "memory_cap_gb must be a number above 0"),
         ("gpus=16", "more than the 8 of a100_nvlink"),
         ("latency_s=0", "latency_s must be a number above 0"),
         ("vae=paralel", "vae of engine=usp is one of"),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from xdit_bench.config import ModelSpec, Point
 from xdit_bench.errors import PointFailure
 from xdit_bench.predict.model import Prediction, predict
+from xdit_bench.predict.step import largest_part
 from xdit_bench.results.schema import Record, interval
 from xdit_bench.topology.specs import Topology
 
@@ -147,11 +148,15 @@ def from_record(record: Record, *before: Record) -> Option:
         errors = {"run": (high - low) / (2 * Z95), f"sitting of {record.study}": sitting}
         reach = Z95 * math.hypot(*errors.values())
         low, high = min(median - reach, *times), max(median + reach, *times)
-    parts = {k: v for k, v in record.attribution.items() if k != "utilisation" and isinstance(v, int | float)}
-    largest = max(parts, key=lambda name: parts[name]) if parts else ""
+    parts = {
+        name.removesuffix("_s"): seconds
+        for name, seconds in record.attribution.items()
+        if name != "utilisation" and isinstance(seconds, int | float)
+    }
     return Option(
         Point.from_dict(record.point), median, low, high, errors,
-        float(record.memory.get("peak_bytes") or 0.0), str(record.memory.get("verdict", "")), largest, record.source,
+        float(record.memory.get("peak_bytes") or 0.0), str(record.memory.get("verdict", "")),
+        largest_part(parts) if parts else "", record.source,
     )  # fmt: skip
 
 

@@ -193,11 +193,11 @@ def regrets(rows: Iterable[Row]) -> Iterator[tuple[str, float]]:
         p = row.point
         key = (
             p.model, p.height, p.width, p.engine, p.execution, p.attention, p.vae, p.transport, p.text_tokens, p.gpus,
-            p.steps,
+            p.steps, p.memory_cap_gb,
         )  # fmt: skip
         groups.setdefault(key, []).append(row)
     for group in groups.values():
-        if len(group) > 1:
+        if len({(row.point.ulysses, row.point.ring) for row in group}) > 1:
             pick, best = min(group, key=lambda row: row.predicted), min(group, key=lambda row: row.seen)
             p, split = pick.point, f"u{best.point.ulysses}r{best.point.ring}"
             label = f"{picture(p)} {p.engine}/{p.execution} {p.gpus} GPUs: u{p.ulysses}r{p.ring}, measured best {split}"

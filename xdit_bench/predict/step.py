@@ -38,7 +38,7 @@ WORDS = {
     "gemm": "matrix products", "attention": "attention", "modulation": "reading the modulation's weights",
     "elementwise": "memory traffic of elementwise kernels", "merge": "merging partial attention outputs",
     "kernel_gaps": "gaps between kernels", "pack": "copies around the exchanges",
-    "launch": "launching operations from the host",
+    "launch": "launching operations from the host", "communication": "exchanges that nothing hides",
 }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def denoising_step(
     seconds = slower_of(on_gpu, host)
     terms = {**gpu, "launch": seconds - on_gpu}
     errors = _errors(topology, terms, work.network_error_s(), on_gpu, host, seconds)
-    return Step(seconds, once, terms, errors, work.bytes_sent(), _bottleneck(terms, work.limits))
+    return Step(seconds, once, terms, errors, work.bytes_sent(), largest_part(terms, work.limits))
 
 
 def attention_kernel(point: Point, topology: Topology, profile: EngineProfile) -> str:
@@ -297,9 +297,11 @@ def _errors(
     }
 
 
-def _bottleneck(terms: Mapping[str, float], limits: Mapping[str, str]) -> str:
+def largest_part(terms: Mapping[str, float], limits: Mapping[str, str] | None = None) -> str:
+    """The largest of a step's terms in words, with its share. `limits` names what an exchange crosses; of a measured
+    step it is not known."""
     name = max(terms, key=lambda term: terms[term])
     share = f"{100 * terms[name] / sum(terms.values()):.0f} % of a step"
-    if name in limits:
+    if limits and name in limits:
         return f"{'all-to-all' if name == 'all_to_all' else 'ring exchange'} crosses the {limits[name]} ({share})"
-    return f"{WORDS[name]} ({share})"
+    return f"{WORDS.get(name, name)} ({share})"

@@ -120,8 +120,8 @@ def test_a_time_of_one_sitting_is_told_with_what_others_were_off_by(schnell: Mod
 
 def test_what_limits_a_measured_point_is_a_part_of_its_step(schnell: ModelSpec) -> None:
     made = predicted_record(make_point(schnell, topology="l40_pcie"), schnell, L40, "s")
-    shares = {"gemm": 0.0006, "attention": 0.0004, "utilisation": 0.42}
-    assert from_record(dataclasses.replace(made, source="measured", attribution=shares)).bottleneck == "gemm"
+    shares, said = {"gemm_s": 0.0006, "attention_s": 0.0004, "utilisation": 0.42}, "matrix products (60 % of a step)"
+    assert from_record(dataclasses.replace(made, source="measured", attribution=shares)).bottleneck == said
 
 
 def test_options_whose_intervals_are_far_apart_do_not_tie() -> None:
