@@ -28,7 +28,7 @@ from rich.console import Console
 from xdit_bench import __version__, data_dir
 from xdit_bench.arguments import knobs, nearest, one_line, reproducible, with_topology_files
 from xdit_bench.config import Config, Point, check_study
-from xdit_bench.errors import ConfigError, RankCrashed, UserError
+from xdit_bench.errors import ConfigError, RankCrashed, UserError, first_line
 from xdit_bench.planning import Plan, PlannedPoint, predicted_baselines, to_job, within_host
 from xdit_bench.results.store import Store, newest, read_records
 from xdit_bench.runner.frontier import trials
@@ -74,11 +74,12 @@ def run_study(
         try:
             _measure(study, [p for p in points if p.measured], store, machine, console, command)
         finally:
+            statuses = {Point.from_dict(record.point): record.status for record in store.records}
+            asked = [trials(p.point) if p.cfg.run.frontier else [p.point] for p in points]
+            ok = any(statuses.get(point) == "ok" for listed in asked for point in listed)
             if cfg.run.report and store.records:
-                _report(store, study, Path(cfg.reports_dir), console)
-        statuses = {Point.from_dict(record.point): record.status for record in store.records}
-        asked = [trials(p.point) if p.cfg.run.frontier else [p.point] for p in points]
-        return any(statuses.get(point) == "ok" for listed in asked for point in listed)
+                _report(store, study, Path(cfg.reports_dir), console, answers=ok)
+        return ok
 
 
 def _predict(study: str, points: list[PlannedPoint], store: Store, console: Console, command: str) -> None:
@@ -142,12 +143,13 @@ def _writable(reports_dir: Path) -> None:
         ) from error
 
 
-def _report(store: Store, study: str, reports_dir: Path, console: Console) -> None:
+def _report(store: Store, study: str, reports_dir: Path, console: Console, *, answers: bool) -> None:
+    """Writes it; prints its answer where a point of this command has a part in it."""
     from xdit_bench.reporting.page import summary, write_report
 
     records = read_records(store.study_dir)  # not the store's: other jobs of a cluster's sweep have written too
     write_report(records, study, reports_dir, outputs=store.study_dir / "outputs")
-    for line in summary(records):
+    for line in summary(records) if answers else ["No point of this command succeeded."]:
         console.print(line, soft_wrap=True, markup=False)
     console.print(f"report: {reports_dir / study / 'index.html'}", soft_wrap=True)
 
@@ -191,10 +193,10 @@ def compose_and_plan(argv: list[str], plan: Plan, command: str) -> None:
     )
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise it prints and exits 1; bad input is ours to word, exit code 2
     sys.argv = [sys.argv[0], *argv]
+    elsewhere = any(argument.startswith("hydra/launcher=") for argument in argv)
     try:
         # Hydra composes every job of a sweep once to see that it can, then again to run it. Our jobs only plan, so
         # composing them is the check, and nothing has run when one is refused.
-        elsewhere = any(argument.startswith("hydra/launcher=") for argument in argv)
         with nullcontext() if elsewhere else patch.object(Sweeper, "validate_batch_is_legal"):
             app()
     except MissingConfigException as error:
@@ -208,6 +210,12 @@ def compose_and_plan(argv: list[str], plan: Plan, command: str) -> None:
             raise
         raise ConfigError(
             "--cfg and --info show what one point resolves to, and -m asks for many; leave -m out"
+        ) from error
+    except RuntimeError as error:
+        if not elsewhere:
+            raise
+        raise ConfigError(
+            f"the cluster's launcher can not submit here ({first_line(error)}); see docs/clusters.md"
         ) from error
 
 

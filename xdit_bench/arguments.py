@@ -8,6 +8,7 @@ Owns the wording around the command line; leaves values to `config`.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from hydra.errors import MissingConfigException
 
 from xdit_bench import data_dir
+from xdit_bench.config import Config
 from xdit_bench.errors import TopologyError, did_you_mean
 from xdit_bench.topology.specs import load
 
@@ -29,6 +31,7 @@ SLIPS = (
     (r"is not Optional", "a value, not null"),
     (r"expected one of \[([^\]]*)\]", "one of {0}"),
 )
+GRAMMAR = "override_grammar"  # the page that Hydra points to where it can not read a value
 YAML = (".yaml", ".yml")
 RESERVED = ("auto", "cpu")  # names that do not mean the machine of a file
 KNOB = re.compile(r"^(?P<indent>\s*)(?P<dash>- )?(?P<name>\w+): *(?P<value>[^#]*?) *(?:# (?P<note>.*))?$")
@@ -50,12 +53,24 @@ def one_line(error: Exception) -> str:
         if typed and (found := re.search(pattern, text)):
             return f"{typed[1]} must be {rule.format(*found.groups())}; got {typed[1]}={typed[2].strip()}"
     if unknown := re.search(r"Could not override '([^']+)'", text):
-        return f"there is no knob {unknown[1]!r}; python -m xdit_bench --help lists them all"
-    if "Ambiguous value for argument" in text:
-        given = text.split("'")[1]
+        if unknown[1] == "sweeps":
+            return "a shipped sweep is added, not set: +sweeps=<name>"
+        hint = did_you_mean(unknown[1], [field.name for field in dataclasses.fields(Config)])
+        return f"there is no knob {unknown[1]!r}{hint or ';'} python -m xdit_bench --help lists them all"
+    if ambiguous := re.search(r"Ambiguous value for argument '(.*)'", text):
+        given = ambiguous[1]
+        name, _, value = given.partition("=")
+        if re.search(r",\s", value):  # a sentence, not a list
+            return f"{given}: a comma separates the values of a sweep; to mean one text quote it, '{name}=\"{value}\"'"
         return f"{given} holds several values: add -m (--multirun) to sweep over them, or give one"
     if unparsed := re.search(r"Error parsing override '([^']*)'\s*\n?.*missing EQUAL", text):
         return f"a knob is written name=value; got {unparsed[1]!r}"
+    if misread := re.search(r"override '([^']*)'|input '([^']*)'|Exception: (.*)", text) if GRAMMAR in text else None:
+        given = next(filter(None, misread.groups()))
+        return (
+            f"{given} can not be read: single commas separate the values of a sweep, and a text with quotes, commas or "
+            f"brackets in it is quoted whole, 'prompt=\"...\"'"
+        )
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
     wanted = [line for line in lines if not line.startswith(("full_key", "object_type", "reference_type"))]
     return "; ".join(dict.fromkeys(wanted))

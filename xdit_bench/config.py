@@ -277,7 +277,7 @@ def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]
     height, width = _size(cfg, size_typed)
     for name, least in (("ulysses", 1), ("ring", 1), ("steps", 0)):
         _at_least(name, getattr(cfg, name), least)
-    if cfg.steps == 0 and cfg.vae["name"] == "none":
+    if cfg.steps == 0 and vae_of(cfg) == "none":
         raise ConfigError("steps=0 is the decode alone, and vae=none leaves that out too; give steps=1 or another vae")
     if not 1 <= cfg.text_tokens <= 512:
         raise ConfigError(f"FLUX.1 takes 1 to 512 text tokens; text_tokens={cfg.text_tokens} is outside")
@@ -301,7 +301,7 @@ def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]
         engine=cfg.engine["name"],
         execution=execution_of(cfg),
         attention=cfg.attention.value,
-        vae=cfg.vae["name"],
+        vae=vae_of(cfg),
         dtype=cfg.dtype.value,
         weights=cfg.weights,
         seed=cfg.seed,
@@ -322,6 +322,12 @@ def execution_of(cfg: Config) -> str:
     gpus = cfg.topology["name"] != "cpu" and cfg.dtype is not Dtype.fp32
     direct = cfg.transport is Transport.p2p and cfg.launch.nnodes == 1
     return "graph" if gpus and direct and "graph" in cfg.engine["executions"] else "eager"
+
+
+def vae_of(cfg: Config) -> str:
+    """The decode asked for; `auto` is the engine's first, its best exact one."""
+    asked = str(cfg.vae["name"])
+    return str(cfg.engine["vaes"][0]) if asked == "auto" else asked
 
 
 def settle(point: Point) -> Point:
@@ -377,7 +383,7 @@ def lacking(cfg: Config) -> str | None:
     A cell of a grid may ask for it: it becomes an infeasible record.
     """
     engine = cfg.engine
-    for knob, asked in (("execution", execution_of(cfg)), ("vae", cfg.vae["name"])):
+    for knob, asked in (("execution", execution_of(cfg)), ("vae", vae_of(cfg))):
         offered = [str(option) for option in engine[f"{knob}s"]]
         if asked not in offered:
             return f"engine={engine['name']} has no {knob}={asked}; use {', '.join(offered)}, or engine=usp"

@@ -83,7 +83,7 @@ def test_plan_resumes_retries_on_request_and_rechecks_in_fresh_processes(tmp_pat
     assert sorted(r.status for r in first) == ["crashed", "crashed", "ok", "ok"]
     again, printed = run_points(points, tmp_path, recheck=1.0)
     assert again == first
-    assert printed.strip() == ""
+    assert printed.strip() == "4 points of this command stood in the study before; run.resume=false measures them anew"
 
     points += [fake_point(2, 1, step_s=0.002)]
     retried, printed = run_points(points, tmp_path, retry_failed=True, recheck=0.5)

@@ -50,6 +50,12 @@ def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["-m", "res=512", "--cfg", "job"], ("--cfg", "leave -m out")),
         (["-m", "ulysses=1,x"], ("ulysses must be a whole number", "ulysses=x")),
         (["res=null"], ("res must be a value, not null", "res=null")),
+        (["-m", "res=1024,,2048"], ("res=1024,,2048 can not be read", "single commas")),
+        (["prompt=a (b"], ("a (b can not be read", "quoted whole")),
+        (["prompt=hello, world"], ("a comma separates the values of a sweep", "'prompt=\"hello, world\"'")),
+        (["ulyses=2"], ("no knob 'ulyses'", "did you mean ulysses?")),
+        (["-m", "sweeps=quickstart"], ("+sweeps=<name>",)),
+        (["-m", "hydra/launcher=submitit_slurm", "ulysses=1,2"], ("launcher can not submit here", "docs/clusters.md")),
         (["ulysses=1,2"], ("ulysses=1,2", "add -m")),
         (["ulysses=x", "-m"], ("ulysses must be a whole number", "ulysses=x")),
         (["memory_cap_gb=nan"], ("memory_cap_gb must be above 0", "nan")),
@@ -226,6 +232,18 @@ def test_a_topology_file_is_what_it_says_whatever_its_name(here: Path) -> None:
     studies = ("h100_nvlink-flux_schnell", "two-flux_schnell", "one-flux_schnell")
     shipped_s, two_s, one_s = (latest_totals(here, study)[1] for study in studies)
     assert shipped_s < 0.3 * two_s < 0.2 * one_s
+
+
+def test_a_command_without_a_success_is_not_answered_by_an_earlier_one(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["topology=a100_nvlink", "source=predicted", "study=s"]
+    assert main([*command, "engine=stock"]) == 0, "with a decode that the engine has"
+    assert "stock/eager" in capsys.readouterr().out
+    assert main([*command, "res=32768"]) == 1
+    said = capsys.readouterr().out
+    assert "No point of this command succeeded." in said
+    assert "Best configuration" not in said
 
 
 def test_a_topology_file_goes_with_config_groups_of_ones_own(here: Path) -> None:

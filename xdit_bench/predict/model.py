@@ -21,6 +21,7 @@ from xdit_bench.predict.memory import MemoryPlan, plan_memory
 from xdit_bench.predict.network import Network, path
 from xdit_bench.predict.step import denoising_step
 from xdit_bench.predict.text import text_s
+from xdit_bench.predict.workload import step_flops
 from xdit_bench.topology.specs import Topology
 
 Z90 = 1.645  # standard errors to the 5th and 95th percentile
@@ -30,7 +31,7 @@ CRAMPED = 20.0  # and where cuDNN's workspace does not fit either (19.6 s for 1.
 CALIBRATED_HIDDEN = 3072  # FLUX.1
 HELD_WHOLE = {  # stages before a rank has put others' shares of the weights away
     "load": "loads all weights first",
-    "prepare": "holds all weights while it chooses an attention kernel",
+    "prepare": "holds all weights and the tokens that it chooses an attention kernel by",
 }
 BANDS_OR_TILES = {  # where a decode does not fit, of engines without vae=parallel
     "stock": "vae=tiled, or vae=parallel with engine=usp",
@@ -48,10 +49,10 @@ class Interval:
     high: float
 
     @classmethod
-    def around(cls, seconds: float, relative_error: float) -> Interval:
-        """A log-normal interval of a standard error."""
+    def around(cls, seconds: float, relative_error: float, least: float = 0.0) -> Interval:
+        """A log-normal interval of a standard error, cut off at the `least` seconds that the hardware allows."""
         spread = math.exp(Z90 * relative_error)
-        return cls(seconds, seconds / spread, seconds * spread)
+        return cls(seconds, min(seconds, max(least, seconds / spread)), seconds * spread)
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,12 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
     denoise_error = math.hypot(*errors.values()) / denoise
     errors["text"], errors["vae"] = TEXT_ERROR * text, wider * topology.uncertainty["vae"].value * vae
     total = text + denoise + vae
+    least = point.steps * step_flops(model, point) / (point.gpus * topology.gpu.peak_flops)
     stages = {
         "text": Interval.around(text, errors["text"] / text),
-        "denoise": Interval.around(denoise, denoise_error),
+        "denoise": Interval.around(denoise, denoise_error, least),
         **({"vae": Interval.around(vae, errors["vae"] / vae)} if vae else {}),
-        "total": Interval.around(total, math.hypot(*errors.values()) / total),
+        "total": Interval.around(total, math.hypot(*errors.values()) / total, least),
     }
     if memory.verdict == "pressure":
         warnings.append(_pressure(point, memory))
@@ -113,7 +115,7 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
     return Prediction(
         point=point,
         stages=stages,
-        step=Interval.around(denoise / point.steps, denoise_error),
+        step=Interval.around(denoise / point.steps, denoise_error, least / point.steps),
         terms=step.terms,
         errors=errors,
         memory=memory,

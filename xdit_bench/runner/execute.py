@@ -117,6 +117,9 @@ class _Runner:
         done = [cell for cell in cells if self._done(cell)]
         for cell in done:
             self.progress.count(cell)
+        if tried := sum(cell.why_not is None for cell in done):
+            told = f"{tried} point{'s' * (tried > 1)} of this command stood in the study before; run.resume=false"
+            self.progress.note(f"{told} measures {'them' if tried > 1 else 'it'} anew")
         self.ours = {cell.run_id for cell in cells}
         skip = {cell.run_id for cell in done}
         pending = [cell for cell in cells if cell.run_id not in skip]

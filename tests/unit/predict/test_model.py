@@ -194,6 +194,18 @@ def test_t5_shared_out_is_issued_one_rank_after_the_other(schnell: ModelSpec) ->
     assert text[1:] == pytest.approx([text[0]] * 2)
 
 
+def test_no_interval_reaches_below_what_the_gpus_can_compute(schnell: ModelSpec) -> None:
+    topology = load("l40_pcie")
+    point = make_point(schnell, topology="l40_pcie", height=8192, width=8192, ring=8)
+    found = predict(point, schnell, topology)
+    tokens = 512 * 512 + 512
+    attention = 4 * 4.0 * tokens**2 * 3072 * (19 + 38)  # four steps of it alone
+    least = attention / (8 * topology.gpu.peak_flops)
+    assert least < found.stages["denoise"].low < found.stages["denoise"].median
+    assert found.stages["total"].low >= found.stages["denoise"].low
+    assert found.step.low == pytest.approx(found.stages["denoise"].low / 4)
+
+
 def test_a_decode_that_presses_widens_the_interval_whatever_the_fuller_stage(schnell: ModelSpec) -> None:
     point = make_point(schnell, topology="h200_nvlink", height=2816, width=2816, engine="stock", vae="tiled",
                        memory_cap_gb=38.0)  # fmt: skip
