@@ -1,4 +1,4 @@
-"""The Hydra app: jobs plan points, then the plan runs, then the report and the exit code.
+"""Measures a grid of FLUX.1 images over GPUs, or predicts it for a machine that is not here; writes records, a report.
 
     python -m xdit_bench -m ulysses=1,2,4,8 ring=1,2 res=1024,2048,4096
 

@@ -31,6 +31,7 @@ SLIPS = (
     (r"is not Optional", "a value, not null"),
     (r"expected one of \[([^\]]*)\]", "one of {0}"),
 )
+VERBS = ("report", "compare", "probe", "calibrate", "validate", "recommend")
 GRAMMAR = "override_grammar"  # the page that Hydra points to where it can not read a value
 YAML = (".yaml", ".yml")
 RESERVED = ("auto", "cpu")  # names that do not mean the machine of a file
@@ -137,5 +138,18 @@ def knobs(usage: str) -> str:
                 section = f"{found['name']}."
             elif found and found["note"]:
                 name = (section if found["indent"] and not found["dash"] else prefix) + found["name"]
-                lines.append(f"  {name + ': ' + found['value'].strip().replace('>-', '…'):<34} {found['note']}")
-    return "\n".join([*lines, "", "more: --cfg job shows the composed configuration, --hydra-help Hydra's own flags"])
+                lines.append(f"  {name + ': ' + _default(found['value'].strip()):<34} {found['note']}")
+    shipped = sorted(path.stem for path in data_dir("sweeps").glob("*.yaml"))
+    more = [
+        f"shipped grids: +sweeps={' | '.join(shipped)}",
+        f"verbs, each with --help: python -m xdit_bench.{' | '.join(VERBS)}",
+        "more: --cfg job shows the composed configuration, --hydra-help Hydra's own flags",
+    ]
+    return "\n".join([*lines, "", *more])
+
+
+def _default(value: str) -> str:
+    """A default as a person reads it."""
+    if value.startswith("${xdit_bench.study"):
+        return "<topology>-<model>"
+    return re.sub(r"\$\{model\.\w+\}", "<the model's>", value).replace(">-", "…")

@@ -21,7 +21,16 @@ from xdit_bench.results.store import newest as newest_records
 from xdit_bench.runner.process import running
 from xdit_bench.topology import probe as probing
 
-KNOBS = ("ulysses: 1", "res: 1024", "execution: auto", "run.resume: true", "measure.precision: 0.01", "prompt")
+KNOBS = (
+    "+sweeps=documents",
+    "calibrate",
+    "ulysses: 1",
+    "res: 1024",
+    "execution: auto",
+    "run.resume: true",
+    "measure.precision: 0.01",
+    "prompt",
+)
 
 
 @pytest.fixture
