@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from xdit_bench.errors import ConfigError, TopologyError, UserError
-from xdit_bench.keys import helped, parse, whole
+from xdit_bench.keys import command, helped, parse, whole
 from xdit_bench.predict.measured import CALIBRATED
 from xdit_bench.topology.match import differences
 from xdit_bench.topology.probe import probe
@@ -114,4 +114,4 @@ def _base(name: str, machine: dict[str, object]) -> Topology | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from xdit_bench.calibrate import main
@@ -22,6 +29,7 @@ from xdit_bench.predict.profiles import find
 from xdit_bench.predict.roofline import attention_s, gemm_s, rows_s, stream_s
 from xdit_bench.predict.text import layer_s
 from xdit_bench.predict.workload import Attention, Gemm, decoder_convs, vae_decoder
+from xdit_bench.runner.process import running
 from xdit_bench.topology.specs import AWAKE, PASSES, Number, Topology, load
 
 SHIPPED = load("h200_nvlink")
@@ -235,3 +243,39 @@ def test_every_operator_of_the_engine_can_still_be_measured(tmp_path: Path) -> N
     assert {m["kind"] for m in measured} == {
         "gemm", "attention", "copy", "block", "text_layer", "launch", "conv", "decode_pass", "mid_attention",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_ranks_and_their_folder_do_not_outlive_the_command(name: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "xdit_bench.calibrate", f"out={tmp_path / 'x.yaml'}", "device=cpu", "gpus=2"]
+    private = tmp_path / "tmp"
+    private.mkdir()
+    with subprocess.Popen(
+        command, env={**os.environ, "TMPDIR": str(private)}, stderr=subprocess.PIPE, text=True
+    ) as run:
+        started: list[psutil.Process] = []
+        end = time.monotonic() + 100
+        while not (len(started) == 3 and all(_has_torch(process.pid) for process in started)):
+            assert time.monotonic() < end, "a launcher and two ranks were not started"
+            assert run.poll() is None, "they ended by themselves"
+            time.sleep(0.02)
+            started = psutil.Process(run.pid).children(recursive=True)
+        for process in started:
+            process.suspend()  # they do not end by themselves any more
+        run.send_signal(name)
+        said = run.communicate(timeout=60)[1]
+    gone = time.monotonic() + (20 if name == signal.SIGKILL else 0)  # of the others it has waited for their end
+    while (left := [p.pid for p in started if running(p.pid)]) and time.monotonic() < gone:
+        time.sleep(0.02)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    if name != signal.SIGKILL:
+        assert (run.returncode, said) == ((130, "interrupted\n") if name == signal.SIGINT else (143, ""))
+        assert list(private.iterdir()) == []
+
+
+def _has_torch(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+    return False
