@@ -43,8 +43,9 @@ def helped(arguments: Sequence[str], about: str | None, defaults: Mapping[str, s
 
 
 def parse(arguments: Sequence[str], defaults: Mapping[str, str], verb: str) -> dict[str, str]:
-    """Defaults overlaid with what was typed. Raises ConfigError for an unknown key or a bare word."""
-    options = dict(defaults)
+    """Defaults overlaid with what was typed. Raises ConfigError for an unknown key, a key without a value or given
+    twice, and a bare word."""
+    given: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals:
@@ -52,8 +53,12 @@ def parse(arguments: Sequence[str], defaults: Mapping[str, str], verb: str) -> d
         if key not in defaults:
             hint = did_you_mean(key, defaults) or "."
             raise ConfigError(f"{verb} has no {key!r}{hint} It takes {', '.join(defaults)}")
-        options[key] = value
-    return options
+        if not value.strip():
+            raise ConfigError(f"{key} must have a value; got {argument!r}, leave {key} out for its default")
+        if key in given:
+            raise ConfigError(f"{key} is given once; got {key}={given[key]} and {argument}, leave one of them out")
+        given[key] = value
+    return {**defaults, **given}
 
 
 def whole(options: Mapping[str, str], key: str) -> int:

@@ -50,6 +50,8 @@ def test_needs_no_torch(results: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [([], "study=<name>"), (["study"], "key=value"), (["what=1"], "report has no 'what'"),
+     (["study=demo", "study=gone"], "study is given once; got study=demo and study=gone, leave one of them out"),
+     (["study="], "study must have a value; got 'study=', leave study out for its default"),
      (["study=gone"], "no records at"), (["study=demo", "formats=png,gif"], "formats are any of"),
      (["study=demo", "widths=column"], "widths is one of"), (["study=../demo"], "a study is named in letters")],
 )  # fmt: skip
