@@ -8,3 +8,6 @@ ranks.py    exchanges between ranks by size and placement
 numbers.py  the model's formulas, solved for its shares of peak and its links
 machine.py  measures this machine and writes its YAML
 """
+
+HEADER = "# Measured by `python -m xdit_bench.calibrate`"  # what a file of ours begins with, and nobody else's
+MODELS = {"cuda": "flux_schnell", "cpu": "flux_tiny"}  # whose shapes are measured on a device of that kind
