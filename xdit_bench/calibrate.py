@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from xdit_bench.calibration import HEADER, MODELS
 from xdit_bench.errors import ConfigError, TopologyError, UserError
-from xdit_bench.keys import helped, parse, whole
+from xdit_bench.keys import command, helped, parse, whole
 from xdit_bench.predict.measured import CALIBRATED
 from xdit_bench.topology.match import differences
 from xdit_bench.topology.probe import probe
@@ -40,8 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         machine = probe()
         kind = _device(options["device"], machine["device"])
         gpus = whole(options, "gpus") if options["gpus"] else max(1, machine["gpus"]) if kind == "cuda" else 2
-        if kind == "cuda" and gpus > machine["gpus"]:
-            raise ConfigError(f"gpus={gpus} is more than the {machine['gpus']} of this machine; use at most that")
+        most = machine["gpus"] if kind == "cuda" else load("cpu").gpus
+        if gpus > most:
+            what = "GPUs of this machine" if kind == "cuda" else "ranks that a CPU is given"
+            raise ConfigError(f"gpus={gpus} is more than the {most} {what}; use at most that")
         transports = _transports(options["transport"], kind)
         if options["out"] and Path(options["out"]).suffix not in (".yaml", ".yml"):
             raise ConfigError(f"out must be a .yaml file; got out={options['out']}")
@@ -49,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         out = Path(options["out"] or (Path("results", CALIBRATED, f"{base.name}.yaml") if base else UNNAMED))
         kept = _kept(options["measured"])
         _writable(out)
+        _ours(out, measures=not kept)
         import torch  # only now: bad input is refused at once
 
         from xdit_bench.calibration.machine import calibrate, write
@@ -62,7 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or options['out']} can not be written ({error.strerror})", file=sys.stderr)
         return 2
-    print(f"wrote {path} in {time.monotonic() - begun:.0f} s; use it as topology={path}")
+    use = f"use it as topology={path}"
+    if kept.get("model") == MODELS["cpu"] if kept else kind == "cpu":
+        use = "a CPU's numbers are for trying calibrate alone, and nothing can be predicted from them"
+    print(f"wrote {path} in {time.monotonic() - begun:.0f} s; {use}")
     return 0
 
 
@@ -79,6 +86,21 @@ def _writable(out: Path) -> None:
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)) or out.is_dir():
         raise ConfigError(f"out={out} can not be written; name a file in a folder that can")
+
+
+def _ours(out: Path, *, measures: bool) -> None:
+    """Refuses to write over a file that a person wrote; `measures` says that raw measurements go beside it. Raises
+    ConfigError."""
+    remedy = "name another file, or move that one away"
+    if out.exists() and not out.read_bytes().startswith(HEADER.encode()):
+        raise ConfigError(f"calibrate replaces files of its own alone, and out={out} is none; {remedy}")
+    raw = out.with_suffix(".json")
+    if measures and raw.exists():
+        try:
+            _kept(str(raw))
+        except ConfigError:
+            said = f"the raw measurements of out={out} go to {raw}, which holds something else"
+            raise ConfigError(f"{said}; {remedy}") from None
 
 
 def _kept(path: str) -> dict[str, Any]:
@@ -114,4 +136,4 @@ def _base(name: str, machine: dict[str, object]) -> Topology | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from xdit_bench.errors import ConfigError, ResultsError, UserError, did_you_mean
+from xdit_bench.keys import command
 from xdit_bench.reporting import words
 from xdit_bench.reporting.cells import escape
 from xdit_bench.reporting.comparison import MACHINE, MACHINE_FIELDS, NOT_COMPARABLE, VERDICTS, Row, compare, label
@@ -181,4 +182,4 @@ def render_memory(rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

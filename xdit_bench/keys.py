@@ -1,13 +1,36 @@
-"""`key=value` arguments of the verbs beside the Hydra app, and their help.
+"""`key=value` arguments of the verbs beside the Hydra app, their help, and how a verb ends that is told to.
 
 options = parse(["res=2048"], {"res": "1024", "gpus": ""}, "recommend")  # {"res": "2048", "gpus": ""}
+sys.exit(command(main))  # of the verb's module
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import NoReturn
 
 from xdit_bench.errors import ConfigError, did_you_mean
+
+INTERRUPTED = 130
+
+
+def command(verb: Callable[[], int]) -> int:
+    """Exit code of a verb that is this process. Ctrl-C is a line and 130, SIGTERM 143, each once what the verb started
+    has ended and its private folders are gone."""
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        return verb()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: a second would cut the cleaning up short
+    sys.exit(128 + number)
 
 
 def helped(arguments: Sequence[str], about: str | None, defaults: Mapping[str, str]) -> bool:
@@ -20,8 +43,9 @@ def helped(arguments: Sequence[str], about: str | None, defaults: Mapping[str, s
 
 
 def parse(arguments: Sequence[str], defaults: Mapping[str, str], verb: str) -> dict[str, str]:
-    """Defaults overlaid with what was typed. Raises ConfigError for an unknown key or a bare word."""
-    options = dict(defaults)
+    """Defaults overlaid with what was typed. Raises ConfigError for an unknown key, a key without a value or given
+    twice, and a bare word."""
+    given: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals:
@@ -29,8 +53,12 @@ def parse(arguments: Sequence[str], defaults: Mapping[str, str], verb: str) -> d
         if key not in defaults:
             hint = did_you_mean(key, defaults) or "."
             raise ConfigError(f"{verb} has no {key!r}{hint} It takes {', '.join(defaults)}")
-        options[key] = value
-    return options
+        if not value.strip():
+            raise ConfigError(f"{key} must have a value; got {argument!r}, leave {key} out for its default")
+        if key in given:
+            raise ConfigError(f"{key} is given once; got {key}={given[key]} and {argument}, leave one of them out")
+        given[key] = value
+    return {**defaults, **given}
 
 
 def whole(options: Mapping[str, str], key: str) -> int:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xdit_bench.errors import RankCrashed
+from xdit_bench.keys import command
 from xdit_bench.runner.launcher import environment_warnings
 from xdit_bench.runner.pool import Pool
 from xdit_bench.topology.match import auto_topology
@@ -129,4 +130,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -208,4 +208,6 @@ def _warnings(best: Option, model: ModelSpec, topology: Topology) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from xdit_bench.keys import command
+
+    sys.exit(command(main))

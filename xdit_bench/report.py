@@ -14,7 +14,7 @@ from pathlib import Path
 
 from xdit_bench.config import check_study
 from xdit_bench.errors import ConfigError, UserError
-from xdit_bench.keys import helped, parse
+from xdit_bench.keys import command, helped, parse
 from xdit_bench.reporting.page import write_report
 from xdit_bench.reporting.style import FORMATS
 from xdit_bench.results.store import read_records
@@ -63,4 +63,4 @@ def _checked(options: dict[str, str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from xdit_bench import data_dir
 from xdit_bench.errors import UserError
-from xdit_bench.keys import helped, parse
+from xdit_bench.keys import command, helped, parse
 from xdit_bench.predict.compared import Set, mean, worst
 from xdit_bench.predict.validation import Report, validate
 
@@ -109,4 +109,4 @@ def _set(one: Set, unit: str, scale: float) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

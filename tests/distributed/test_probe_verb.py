@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from xdit_bench.probe import main
@@ -30,3 +36,26 @@ def test_folder_that_can_not_be_written_is_bad_input(tmp_path: Path, capsys: pyt
     (tmp_path / "file").write_text("")
     assert main(["--quiet", "--results-dir", str(tmp_path / "file")]) == 2
     assert "can not be written" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_process_left")
+@pytest.mark.parametrize(("name", "code", "words"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")])
+def test_a_probe_that_is_ended_leaves_neither_ranks_nor_their_folder(
+    name: signal.Signals, code: int, words: str, tmp_path: Path
+) -> None:
+    private = tmp_path / "tmp"
+    private.mkdir()
+    command = [sys.executable, "-m", "xdit_bench.probe", "--ranks", "2", "--results-dir", str(tmp_path)]
+    environment = {**os.environ, "TMPDIR": str(private)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as run:
+        end = time.monotonic() + 100
+        while not psutil.Process(run.pid).children():
+            assert time.monotonic() < end, "the launcher was not started"
+            assert run.poll() is None, "the probe ended by itself"
+            time.sleep(0.02)
+        run.send_signal(name)
+        said = run.communicate(timeout=60)[1]
+    assert (run.returncode, said) == (code, words)
+    assert list(private.iterdir()) == []

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from xdit_bench.calibrate import main
@@ -22,6 +29,7 @@ from xdit_bench.predict.profiles import find
 from xdit_bench.predict.roofline import attention_s, gemm_s, rows_s, stream_s
 from xdit_bench.predict.text import layer_s
 from xdit_bench.predict.workload import Attention, Gemm, decoder_convs, vae_decoder
+from xdit_bench.runner.process import running
 from xdit_bench.topology.specs import AWAKE, PASSES, Number, Topology, load
 
 SHIPPED = load("h200_nvlink")
@@ -160,9 +168,12 @@ def test_an_exchange_inside_a_graph_counts_and_not_the_one_the_host_launched() -
     assert level.all_to_all_latency_s == pytest.approx(H200.levels("p2p")[0].all_to_all_latency_s, rel=0.05)
 
 
-def test_two_cpu_ranks_write_a_topology_that_loads(tmp_path: Path) -> None:
+def test_two_cpu_ranks_write_a_topology_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "here.yaml"
     assert main([f"out={out}", "device=cpu", "gpus=2"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "a CPU's numbers are for trying calibrate alone" in last
+    assert "topology=" not in last, "nothing is predicted from it"
     topology = load(str(out))
     (level,) = topology.levels("p2p")
     assert (topology.name, topology.gpus, level.gpus) == ("here", 2, 2)
@@ -177,6 +188,30 @@ def test_kept_measurements_are_solved_again_without_measuring(tmp_path: Path) ->
     assert main([f"out={out}", "device=cpu", "gpus=2"]) == 0
     assert main([f"out={again}", f"measured={out.with_suffix('.json')}"]) == 0
     assert load(str(again)) == load(str(out))
+    assert main([f"out={again}", f"measured={out.with_suffix('.json')}"]) == 0, "a file of its own is replaced"
+
+
+def test_a_gpus_kept_measurements_are_offered_wherever_they_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, out = tmp_path / "raw.json", tmp_path / "mine.yaml"
+    raw.write_text(json.dumps({"compute": list(pretend(H200, load_model("flux_schnell")))}))
+    assert main([f"out={out}", f"measured={raw}", "base=h200_nvlink", "device=cpu"]) == 0
+    assert f"use it as topology={out}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "said"), [("box.yaml", "is none"), ("box.json", "holds something else")])
+def test_a_file_that_a_person_wrote_is_kept(
+    name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text('{"name": "box"}')
+    assert main([f"out={tmp_path / 'box.yaml'}", "device=cpu", "gpus=1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "", "nothing was measured"
+    assert said in captured.err
+    assert "name another file, or move that one away" in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert (tmp_path / name).read_text() == '{"name": "box"}'
 
 
 def test_a_machine_without_symmetric_memory_has_no_such_links(tmp_path: Path) -> None:
@@ -217,6 +252,8 @@ def test_one_device_needs_no_links(tmp_path: Path) -> None:
         ("transport=ib", "transport is a list of p2p, host, socket"),
         ("device=tpu", "device is cuda or cpu"),
         ("gpus=0", "gpus must be a whole number above 0"),
+        ("gpus=99", "gpus=99 is more than the "),
+        ("gpus=", "gpus must have a value; got 'gpus=', leave gpus out for its default"),
         ("measured=gone.json", "measured=gone.json can not be read as JSON"),
     ],
 )
@@ -235,3 +272,39 @@ def test_every_operator_of_the_engine_can_still_be_measured(tmp_path: Path) -> N
     assert {m["kind"] for m in measured} == {
         "gemm", "attention", "copy", "block", "text_layer", "launch", "conv", "decode_pass", "mid_attention",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_ranks_and_their_folder_do_not_outlive_the_command(name: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "xdit_bench.calibrate", f"out={tmp_path / 'x.yaml'}", "device=cpu", "gpus=2"]
+    private = tmp_path / "tmp"
+    private.mkdir()
+    with subprocess.Popen(
+        command, env={**os.environ, "TMPDIR": str(private)}, stderr=subprocess.PIPE, text=True
+    ) as run:
+        started: list[psutil.Process] = []
+        end = time.monotonic() + 100
+        while not (len(started) == 3 and all(_has_torch(process.pid) for process in started)):
+            assert time.monotonic() < end, "a launcher and two ranks were not started"
+            assert run.poll() is None, "they ended by themselves"
+            time.sleep(0.02)
+            started = psutil.Process(run.pid).children(recursive=True)
+        for process in started:
+            process.suspend()  # they do not end by themselves any more
+        run.send_signal(name)
+        said = run.communicate(timeout=60)[1]
+    gone = time.monotonic() + (20 if name == signal.SIGKILL else 0)  # of the others it has waited for their end
+    while (left := [p.pid for p in started if running(p.pid)]) and time.monotonic() < gone:
+        time.sleep(0.02)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    if name != signal.SIGKILL:
+        assert (run.returncode, said) == ((130, "interrupted\n") if name == signal.SIGINT else (143, ""))
+        assert list(private.iterdir()) == []
+
+
+def _has_torch(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+    return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +50,8 @@ def test_needs_no_torch(results: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [([], "study=<name>"), (["study"], "key=value"), (["what=1"], "report has no 'what'"),
+     (["study=demo", "study=gone"], "study is given once; got study=demo and study=gone, leave one of them out"),
+     (["study="], "study must have a value; got 'study=', leave study out for its default"),
      (["study=gone"], "no records at"), (["study=demo", "formats=png,gif"], "formats are any of"),
      (["study=demo", "widths=column"], "widths is one of"), (["study=../demo"], "a study is named in letters")],
 )  # fmt: skip
@@ -66,3 +70,27 @@ def test_an_unknown_schema_is_named_with_its_line(results: Path, capsys: pytest.
         file.write('{"schema": 7, "status": "ok"}\n')
     assert main(["study=demo", f"results_dir={results}"]) == 2
     assert "line 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", "study=demo", "results_dir=.", "reports_dir=."],
+        ["validate", "results_dir=."],
+        ["compare", "demo", "demo"],
+        ["recommend", "topology=demo/box.yaml"],
+        ["calibrate", "measured=demo/raw.json", "out=x.yaml"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_verb_that_is_interrupted_says_so_in_one_line(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    for file in ("records.jsonl", "box.yaml", "raw.json"):
+        os.mkfifo(tmp_path / "demo" / file)
+    command = [sys.executable, "-m", f"xdit_bench.{words[0]}", *words[1:]]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
+        named = {"recommend": "box.yaml", "calibrate": "raw.json"}.get(words[0], "records.jsonl")
+        with (tmp_path / "demo" / named).open("w"):  # opens once the verb reads it, which then waits for what comes
+            run.send_signal(signal.SIGINT)
+            said = run.communicate(timeout=60)[1]
+    assert (run.returncode, said) == (130, "interrupted\n")

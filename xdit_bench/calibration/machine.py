@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from xdit_bench import __version__
+from xdit_bench.calibration import HEADER, MODELS
 from xdit_bench.calibration.compute import measure
 from xdit_bench.calibration.numbers import efficiencies, links
 from xdit_bench.calibration.ranks import measure_exchanges
@@ -40,7 +41,7 @@ def calibrate(
     out: Path, base: Topology | None, gpus: int, transports: Sequence[str], device: torch.device, say: Say
 ) -> Path:
     """Measures, writes `out` and, beside it, the raw measurements as JSON. Returns `out`."""
-    name = "flux_schnell" if device.type == "cuda" else "flux_tiny"
+    name = MODELS[device.type]
     model = load_model(name)
     shapes = Shapes.of(device, model)
     say(f"measuring one {'GPU' if device.type == 'cuda' else 'CPU core'}: {len(shapes.gemms)} products, "
@@ -90,8 +91,7 @@ def write(out: Path, base: Topology | None, raw: dict[str, Any]) -> Path:
     data = _topology(out.stem, base, spec, gpus, found, kept, raw.get("notes", []))
     out.parent.mkdir(parents=True, exist_ok=True)
     of = f"xdit_bench {__version__}, torch {raw.get('torch', 'of its day')}"
-    head = f"# Measured by `python -m xdit_bench.calibrate` of {of}.\n"
-    out.write_text(head + yaml.safe_dump(data, sort_keys=False, width=110))
+    out.write_text(f"{HEADER} of {of}.\n" + yaml.safe_dump(data, sort_keys=False, width=110))
     return out
 
 

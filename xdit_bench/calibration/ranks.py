@@ -22,7 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xdit_bench.calibration import launcher
 from xdit_bench.errors import RankCrashed
+from xdit_bench.lifetime import die_with_parent, end_group
 from xdit_bench.topology.specs import NO_MULTICAST, TRANSPORTS
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from xdit_bench.engine.mesh import Mesh
 
 LIMIT_S = 120.0  # ranks that have not ended by then hang
-GRACE_S = 45.0  # the launcher gives its ranks 30 s to end
+GRACE_S = 30.0  # a killed rank is gone once its driver has given the GPU's memory back
 FOR_S = 0.08  # seconds of calls a size is given
 CAPTURED = 10  # exchanges in one CUDA graph
 BLOCK_S = 0.05  # a block of 4096px on two GPUs, and what a rank sends beside it; at a product of its MLP's
@@ -47,10 +49,11 @@ def measure_exchanges(ranks: int, device: str, transport: str, sizes: tuple[int,
 
     Raises RankCrashed with the log's end where not even the transport's exchanges ended.
     """
-    with tempfile.TemporaryDirectory(prefix="xdit_bench_") as folder:
+    with tempfile.TemporaryDirectory(prefix="xdit_bench_", ignore_cleanup_errors=True) as folder:
         arguments = [
             "--nnodes=1", f"--nproc-per-node={ranks}", "--max-restarts=0", "--rdzv-backend=c10d",
             f"--rdzv-endpoint={Path(folder) / 'rendezvous'}", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1",
+            f"--log-dir={Path(folder) / 'logs'}",
             "-m", "xdit_bench.calibration.ranks", folder, device, transport, ",".join(map(str, sizes)),
         ]  # fmt: skip
         environment = {
@@ -66,7 +69,7 @@ def measure_exchanges(ranks: int, device: str, transport: str, sizes: tuple[int,
                 [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
             ),
         }
-        code, log = _launch([sys.executable, "-m", "torch.distributed.run", *arguments], environment)
+        code, log = _launch([sys.executable, "-m", launcher.__name__, str(os.getpid()), *arguments], environment)
         found = Path(folder) / "measurements.json"
         if not found.exists():
             raise RankCrashed(f"{ranks} ranks over transport={transport} failed: {_cause(log)}")
@@ -77,15 +80,17 @@ def measure_exchanges(ranks: int, device: str, transport: str, sizes: tuple[int,
 
 
 def _launch(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Exit code and log of the launcher; ended, ranks and all, when it takes longer than the limit."""
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+    """Exit code and log of the launcher; ended, ranks and all, when it takes longer than the limit or this is ended."""
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    ) as run:  # fmt: skip
         try:
             log, _ = run.communicate(timeout=LIMIT_S)
         except BaseException as error:
-            run.terminate()  # the launcher ends its ranks; killed, it would leave them
+            end_group(run)  # its ranks are killed by the kernel with it
             with contextlib.suppress(subprocess.TimeoutExpired):
-                run.communicate(timeout=GRACE_S)
-            run.kill()
+                run.communicate(timeout=GRACE_S)  # what they print into is closed once the last of them is gone
             if isinstance(error, subprocess.TimeoutExpired):
                 return 1, f"TimeoutError: the ranks did not end in {LIMIT_S:g} s"
             raise
@@ -305,4 +310,5 @@ def _slowest(call: Callable[[], object], mesh: Mesh) -> float:
 
 
 if __name__ == "__main__":
+    die_with_parent(int(os.environ[launcher.LAUNCHER]))
     main(sys.argv[1], sys.argv[2], sys.argv[3], [int(size) for size in sys.argv[4].split(",")])

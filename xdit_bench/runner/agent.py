@@ -10,7 +10,6 @@ survive. `pool` starts it and gives it torch.distributed.run's own arguments.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -20,16 +19,10 @@ import traceback
 from collections.abc import Iterable
 from importlib import import_module
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from xdit_bench.lifetime import die_with_parent
+
 GO = "go\n"
 NOW, SPARE = "now", "spare"
-
-
-def die_with_parent(parent: int) -> None:
-    """The kernel kills this process when its parent ends, however it ends. Exits when that has happened already."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def main() -> None:

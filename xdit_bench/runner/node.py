@@ -14,9 +14,9 @@ from pathlib import Path
 
 from xdit_bench.config import LaunchConfig
 from xdit_bench.errors import RankCrashed
+from xdit_bench.lifetime import end_group
 from xdit_bench.runner.board import Board
 from xdit_bench.runner.launcher import Launcher
-from xdit_bench.runner.pool import end_group
 
 IN_VAIN = 2  # starts in a row without a first machine before this one gives up
 

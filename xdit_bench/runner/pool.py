@@ -10,7 +10,6 @@ answers mean to `outcome`.
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import selectors
 import shutil
@@ -26,6 +25,7 @@ from types import TracebackType
 
 from xdit_bench.config import LaunchConfig
 from xdit_bench.errors import RankCrashed
+from xdit_bench.lifetime import end_group
 from xdit_bench.runner.board import Board
 from xdit_bench.runner.launcher import Launcher
 from xdit_bench.runner.process import Process
@@ -355,13 +355,6 @@ class Pool:
 
 def _answers(member: _Member, messages: Iterable[Message]) -> list[Answer]:
     return [Answer(member.rank, message.pop("event"), message) for message in messages]
-
-
-def end_group(agent: subprocess.Popen[bytes]) -> None:
-    """Kills a launcher's process group and waits; nothing when it has ended: its number may be another's by now."""
-    if agent.poll() is None:
-        os.killpg(agent.pid, signal.SIGKILL)
-        agent.wait()
 
 
 def _private_folder() -> Path:
