@@ -127,7 +127,7 @@ def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple
         if entry and memory:
             return _bytes(groups, group, entry)
         if entry and entry.fp32_l2 and row.key == "accuracy":
-            return Cell(f"{entry.fp32_l2:.3g}", entry.fp32_l2)
+            return Cell(words.digits(entry.fp32_l2), entry.fp32_l2)
         return milliseconds(entry.step_s if entry else None)
 
     sides = [side(entry) for entry in (row.ours, row.theirs)]

@@ -92,7 +92,7 @@ def test_the_farthest_of_our_points_from_fp32_is_held_to_plain_diffusers_distanc
     assert found["accuracy", 2].value == pytest.approx(1.3)
     table = peers_table(group_records(records))
     (two,) = [[c.text for c in row] for row in table.rows if row[3].text == WHAT["accuracy"] and row[2].text == "2"]
-    assert two[-5:] == ["0.013", "0.01", "1.300", "at most 1.200", "no"]
+    assert two[-5:] == ["0.0130", "0.0100", "1.300", "at most 1.200", "no"]
 
 
 def test_the_shipped_bounds_name_known_comparisons_alone() -> None:

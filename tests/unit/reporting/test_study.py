@@ -15,7 +15,7 @@ from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.study import group_records, whole_card
 from xdit_bench.reporting.style import PAGE, drawing, settle
 from xdit_bench.reporting.tables import best_table
-from xdit_bench.reporting.words import panel, short
+from xdit_bench.reporting.words import digits, panel, short
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import newest
 
@@ -390,3 +390,15 @@ def test_plain_diffusers_of_another_decode_is_no_base_of_a_gain() -> None:
     gain = group.gain(entry)
     assert gain is not None
     assert gain.value == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.00005, "5.00e-05"), (0.00123, "0.00123"), (0.058, "0.0580"), (0.09, "0.0900"), (0.0897, "0.0897"),
+        (0.09996, "0.100"), (0.1, "0.100"), (0.931, "0.931"), (0.99951, "1.00"), (9.996, "10.0"), (12.34, "12.3"),
+        (99.96, "100"), (999.4, "999"), (1234.0, "1234"), (0.0, "0"), (-0.06, "-0.0600"), (None, "–"),
+    ],
+)  # fmt: skip
+def test_numbers_below_1000_read_with_three_significant_digits(value: float | None, said: str) -> None:
+    assert digits(value) == said
