@@ -145,11 +145,11 @@ def render(rows: Sequence[Row], base: str, new: str, metric: Metric, threshold: 
     counts = Counter(row.verdict for row in rows)
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     bad = sum(row.regression for row in rows)
-    head = f"{bad} regression{'' if bad == 1 else 's'}" if bad else "No regression"
+    head = words.plural(bad, "regression") if bad else "No regression"
     head = head if _both(rows) else "Nothing comparable"
     lines = [
         f"# {escape(base)} -> {escape(new)}", "",
-        f"**{head}** in {len(rows)} points ({said}); {metric.label}, threshold {100 * threshold:g} %.", "",
+        f"**{head}** in {words.plural(len(rows), 'point')} ({said}); {metric.label}, threshold {100 * threshold:g} %.", "",
         "| Verdict | Point | Base | New | Ratio | 95 % interval | p | Samples | Note |",
         "| --- | --- | ---: | ---: | ---: | --- | ---: | --- | --- |",
     ]  # fmt: skip

@@ -35,7 +35,7 @@ def test_exits_3_for_a_regression_and_0_where_it_may_not_fail(
     new = keep(tmp_path / "b", [record(samples=history(2, median=1.1))])
     assert main([base, new]) == 3
     out = capsys.readouterr().out
-    assert "**1 regression** in 1 points" in out
+    assert "**1 regression** in 1 point (" in out
     assert "**slower**" in out
     assert main([base, new, "--fail-on", "never"]) == 0
 

@@ -39,7 +39,8 @@ def markdown(table: Table, *, limit: int | None = None) -> str:
     shown = table.rows if limit is None else table.rows[:limit]
     lines = [_line(heads), _line(marks), *(_line(escape(cell.text) for cell in row) for row in shown)]
     if len(shown) < len(table.rows):
-        lines += ["", f"{len(table.rows) - len(shown)} more rows stand in records.csv and index.html."]
+        left = words.plural(len(table.rows) - len(shown), "more row stands", "more rows stand")
+        lines += ["", f"{left} in records.csv and index.html."]
     return "\n".join(lines)
 
 

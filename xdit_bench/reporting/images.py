@@ -48,7 +48,7 @@ def side_by_side(groups: Sequence[Group], outputs: Path | None, folder: Path) ->
     (folder / "images").mkdir(parents=True, exist_ok=True)
     shots = [_shot(index, *chosen[key], folder) for index, key in enumerate(order[:SHOWN], 1)]
     left = len(order) - len(shots)
-    return tuple(shots), f"{left} more images are in the outputs of the study." if left else ""
+    return tuple(shots), f"{words.plural(left, 'more image is', 'more images are')} in the outputs of the study." if left else ""
 
 
 def _shot(index: int, entry: Entry, path: Path, folder: Path) -> Shot:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import number
 from xdit_bench.results.schema import Record
 
@@ -30,9 +31,9 @@ def outliers(records: Iterable[Record]) -> str | None:
     if not images:
         return None
     if not slow:
-        return f"none of {images} images took over {100 * SHARE:.0f} % longer than its point's median"
+        return f"none of {words.plural(images, 'image')} took over {100 * SHARE:.0f} % longer than its point's median"
     return (
-        f"{slow} of {images} images took over {100 * SHARE:.0f} % longer than their point's median, the furthest "
+        f"{slow} of {words.plural(images, 'image')} took over {100 * SHARE:.0f} % longer than their point's median, the furthest "
         f"{furthest:.2f} times as long ({where}); all stay in the statistics"
     )
 

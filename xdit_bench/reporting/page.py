@@ -200,6 +200,7 @@ def html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["brief"] = lambda key: f"{key:.6g}" if isinstance(key, int | float) else key
+    environment.filters["plural"] = words.plural
     return environment.get_template("page.html.j2").render(report=report, palette=palette, elsewhere=ELSEWHERE)
 
 

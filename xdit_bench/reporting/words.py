@@ -88,7 +88,7 @@ def title(group: Group) -> str:
     parts = [setting.model, f"{setting.source} {link} {machine(group)}"]
     parts += [
         plural(setting.steps, "step") if setting.steps else "decode alone",
-        f"{setting.text_tokens} text tokens",
+        plural(setting.text_tokens, "text token"),
         setting.dtype,
     ]
     if setting.transport != "p2p":
