@@ -30,10 +30,11 @@ def outliers(records: Iterable[Record]) -> str | None:
             furthest, where = max(ratios), _name(record)
     if not images:
         return None
+    taken = words.plural(images, "image")
     if not slow:
-        return f"none of {words.plural(images, 'image')} took over {100 * SHARE:.0f} % longer than its point's median"
+        return f"none of {taken} took over {100 * SHARE:.0f} % longer than its point's median"
     return (
-        f"{slow} of {words.plural(images, 'image')} took over {100 * SHARE:.0f} % longer than their point's median, the furthest "
+        f"{slow} of {taken} took over {100 * SHARE:.0f} % longer than their point's median, the furthest "
         f"{furthest:.2f} times as long ({where}); all stay in the statistics"
     )
 
