@@ -3,7 +3,8 @@
     python -m xdit_bench.compare BASE NEW [--threshold 2%] [--fail-on regression] [--metric total_s] [--allow driver]
         [--out FOLDER]
 
-BASE and NEW are folders of studies (results/h200x2) or records files. The comparison is Markdown on stdout.
+BASE and NEW are folders of studies (results/h200x2) or records files. The comparison is Markdown on stdout, and the
+same without escapes on a terminal.
 Exit codes: 0 no regression, 2 bad input, 3 regression (slower, or failing where it did not), 4 nothing comparable.
 """
 
@@ -19,7 +20,7 @@ from typing import Any, NoReturn
 from xdit_bench.errors import ConfigError, ResultsError, UserError, did_you_mean
 from xdit_bench.keys import command
 from xdit_bench.reporting import words
-from xdit_bench.reporting.cells import escape
+from xdit_bench.reporting.cells import escape, unescape
 from xdit_bench.reporting.comparison import MACHINE, MACHINE_FIELDS, NOT_COMPARABLE, VERDICTS, Row, compare, label
 from xdit_bench.reporting.entry import number
 from xdit_bench.results.schema import METRICS, Metric, Record
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = render(rows, options.base, options.new, METRICS[options.metric], threshold)
     if options.metric != "peak_bytes":
         text += render_memory(compare(base, new, threshold=threshold, metric="peak_bytes", allow=options.allow))
-    print(text, end="")
+    print(unescape(text) if sys.stdout.isatty() else text, end="")
     if options.out:
         try:
             write(rows, text, Path(options.out), threshold)
@@ -146,11 +147,12 @@ def render(rows: Sequence[Row], base: str, new: str, metric: Metric, threshold: 
     counts = Counter(row.verdict for row in rows)
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     bad = sum(row.regression for row in rows)
-    head = f"{bad} regression{'' if bad == 1 else 's'}" if bad else "No regression"
+    head = words.plural(bad, "regression") if bad else "No regression"
     head = head if _both(rows) else "Nothing comparable"
     lines = [
         f"# {escape(base)} -> {escape(new)}", "",
-        f"**{head}** in {len(rows)} points ({said}); {metric.label}, threshold {100 * threshold:g} %.", "",
+        f"**{head}** in {words.plural(len(rows), 'point')} ({said}); {metric.label}, "
+        f"threshold {100 * threshold:g} %.", "",
         "| Verdict | Point | Base | New | Ratio | 95 % interval | p | Samples | Note |",
         "| --- | --- | ---: | ---: | ---: | --- | ---: | --- | --- |",
     ]  # fmt: skip
@@ -163,7 +165,7 @@ def _line(row: Row, metric: Metric) -> str:
     cells = [
         f"**{row.verdict}**" if row.regression else row.verdict, escape(label(row)), say(row.base), say(row.new),
         f"{row.ratio:.3f}" if row.ratio else words.MISSING, interval,
-        f"{row.p:.1e}" if row.p is not None else words.MISSING,
+        f"{row.p:#.2g}" if row.p is not None else words.MISSING,
         f"{row.samples[0]}, {row.samples[1]}" if any(row.samples) else words.MISSING, escape(row.note),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"

@@ -55,6 +55,22 @@ def browser(request: pytest.FixtureRequest, page: Path, tmp_path_factory: pytest
     driver.quit()
 
 
+@pytest.fixture(scope="module")
+def beside_peers(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A study of two machines and several engines, below a bound: its tables have all their columns."""
+    folder = tmp_path_factory.mktemp("peers")
+    records = []
+    for topology in ("h100_nvlink", "h200_nvlink"):
+        for item in study(sizes=(1024, 4096), splits=((1, 1), (2, 1), (1, 2)), steps=4, topology=topology):
+            records += [item, *(record(2.0, **{**item.point, "engine": engine, "execution": "compile"})
+                                for engine in ("diffusers", "xfuser") if item.status == "ok")]  # fmt: skip
+    for item in records:
+        item.study = "peers"
+        item.memory = {"peak_bytes": 34e9}
+    write_report(records, "peers", folder)
+    return (folder / "peers/index.html").as_uri()
+
+
 def rows(browser: Any, table: str) -> list[list[str]]:
     return browser.execute_script(
         "return [...document.querySelectorAll(`#${arguments[0]}-table tbody tr`)].filter(r => !r.hidden)"
@@ -181,3 +197,28 @@ def test_every_control_has_a_name_and_images_an_alternative(browser: Any) -> Non
         ".filter(e => !named(e)).length"
     )
     assert unnamed == 0
+
+
+def test_the_deciding_columns_stand_in_the_window_and_what_is_wider_says_so(browser: Any, beside_peers: str) -> None:
+    home = browser.current_url
+    browser.get(beside_peers)
+    try:
+        found = browser.execute_script(
+            "return [...document.querySelectorAll('.scroll')].map(s => {"
+            "s.style.contentVisibility = 'visible'; const style = getComputedStyle(s), box = s.getBoundingClientRect();"
+            "return [s.firstElementChild.id, s.scrollWidth - s.clientWidth, box.left, innerWidth - box.right,"
+            " style.backgroundImage.split('linear-gradient').length - 1, style.backgroundAttachment]})"
+        )
+        wide, inner = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+    finally:
+        browser.get(home)
+    assert wide <= inner
+    beyond = {name: over for name, over, *_ in found}
+    assert {"best-table", "peers-table", "points-table"} <= set(beyond)
+    if inner >= 1280:
+        assert beyond["best-table"] <= 0
+        assert beyond["peers-table"] <= 0
+    for _, _, left, right, shadows, attached in found:
+        assert 0 <= left < 20, "the room of the window, not of the text alone"
+        assert 0 <= right < 20
+        assert (shadows, attached) == (4, "local, local, scroll, scroll"), "a shadow at the edge that hides columns"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_exits_3_for_a_regression_and_0_where_it_may_not_fail(
     new = keep(tmp_path / "b", [record(samples=history(2, median=1.1))])
     assert main([base, new]) == 3
     out = capsys.readouterr().out
-    assert "**1 regression** in 1 points" in out
+    assert "**1 regression** in 1 point (" in out
     assert "**slower**" in out
     assert main([base, new, "--fail-on", "never"]) == 0
 
@@ -106,12 +107,18 @@ def test_parity_has_a_bound_of_its_own_and_is_no_metric_to_gate(
     assert "'parity_l2'" in capsys.readouterr().err
 
 
-def test_a_name_from_a_record_is_text_in_the_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_from_a_record_is_text_in_the_markdown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     new = [record(engine="<script>alert(1)</script>|x")]
     assert main([keep(tmp_path / "a", new), keep(tmp_path / "b", new)]) == 0
     out = capsys.readouterr().out
     assert "<script>" not in out
     assert "\\|x" in out
+    assert "| 1.0 | 10, 10 |" in out, "p in as many digits as it is worth"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main([keep(tmp_path / "a", new), keep(tmp_path / "b", new)]) == 0
+    assert "<script>alert(1)</script>|x" in capsys.readouterr().out, "a terminal shows what it is given"
 
 
 @pytest.mark.parametrize(("text", "share"), [("2%", 0.02), ("0.02", 0.02), ("0", 0.0), (" 5 % ", 0.05)])

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from xdit_bench import data_dir
-from xdit_bench.predict.compared import mean, worst
-from xdit_bench.predict.measured import launch_costs
+from xdit_bench.predict.compared import Row, mean, worst
+from xdit_bench.predict.measured import launch_costs, regrets
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import op_s
 from xdit_bench.predict.records import predicted_record
@@ -285,3 +285,10 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.strip() == (
         "error: validate has no 'result_dir'; did you mean results_dir? It takes results_dir"
     )
+
+
+def test_a_pick_on_one_gpu_is_not_on_1_gpus() -> None:
+    for gpus, said in ((1, "1 GPU: u1r1"), (2, "2 GPUs: u2r1")):
+        point = make_point(load_model("flux_schnell"), ulysses=gpus, ring=1)
+        ((label, _),) = regrets([Row(point, 1.0, 1.0), Row(replace(point, ring=1), 2.0, 2.0)])
+        assert f" {said}, measured best" in label

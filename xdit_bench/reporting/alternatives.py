@@ -158,7 +158,7 @@ def parity(group: Group) -> str:
     checked = [e for e in group.entries if e.parity_l2 is not None]
     wrong = sum(e.status == "incorrect" for e in checked)
     worst = max((e.parity_l2 or 0.0 for e in checked), default=0.0)
-    return f"{len(checked)} points checked, {wrong} incorrect, the largest distance {worst:.1e}."
+    return f"{words.plural(len(checked), 'point')} checked, {wrong} incorrect, the largest distance {worst:.1e}."
 
 
 def published(matches: Sequence[Match]) -> str:

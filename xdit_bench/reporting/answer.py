@@ -21,7 +21,7 @@ from xdit_bench.reporting.peers import OURS, compared, tried_compiled
 from xdit_bench.reporting.study import Group, spread
 from xdit_bench.results.schema import Record
 
-SHOWN = 3  # sizes a sentence names
+SHOWN, OTHERS = 4, 3  # sizes that a sentence names, and other sections
 DRIFT = 0.05  # between a point and its repetition in fresh processes, beyond which a reader is warned
 
 
@@ -72,7 +72,7 @@ def _largest(family: Sequence[Group], place: str) -> list[Sentence]:
 
 
 def _others(groups: Sequence[Group]) -> str:
-    """The best of the largest size of up to `SHOWN` other groups, one clause each."""
+    """The best of the largest size of up to `OTHERS` other groups, one clause each."""
     said = []
     for group in groups[1:]:
         size = next((size for size in reversed(group.sizes) if group.best(size)), None)
@@ -83,8 +83,8 @@ def _others(groups: Sequence[Group]) -> str:
         gain = f", {words.times(base.value)} over {base.over}" if base and base.base is not entry else ""
         where = f"{words.short(group)}, {words.panel(group, size)}"
         said.append(f"{where}: {words.seconds(entry.total_s)} on {group.count(entry.gpus)} ({entry.factors}{gain})")
-    more = f"; {words.plural(len(said) - SHOWN, 'more section')}" if len(said) > SHOWN else ""
-    return f"{'; '.join(said[:SHOWN])}{more}." if said else ""
+    more = f"; {words.plural(len(said) - OTHERS, 'more section')}" if len(said) > OTHERS else ""
+    return f"{'; '.join(said[:OTHERS])}{more}." if said else ""
 
 
 def _banners(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ def _sentences(alike: Sequence[Group], capped: Sequence[Group] = ()) -> tuple[Se
         counts = Counter(entry.status for entry in group.entries)
         said = words.listing(f"{count} {status}" for status, count in sorted(counts.items()))
         return (Sentence("", f"No point succeeded: {said}. The table of failures says why and what to do."),)
-    sizes = spread([size for size in group.sizes if group.best(size)], SHOWN)
+    sizes = [size for size in group.sizes if group.best(size)]
     return (
         Sentence("Best configuration", _best(group, sizes)),
         Sentence("Speedup", _speedup(group, sizes)),
@@ -130,9 +130,14 @@ def _sentences(alike: Sequence[Group], capped: Sequence[Group] = ()) -> tuple[Se
     )
 
 
+def _more(left: int, noun: str) -> str:
+    """What a sentence ends with that names some alone."""
+    return f"; the report's tables hold {words.plural(left, f'more {noun}')}" if left > 0 else ""
+
+
 def _best(group: Group, sizes: Sequence[Size]) -> str:
     said = []
-    for size in sizes:
+    for size in spread(sizes, SHOWN):
         entry = group.best(size)
         if entry:
             tie = group.tie(entry)
@@ -142,17 +147,22 @@ def _best(group: Group, sizes: Sequence[Size]) -> str:
             said.append(f"{words.seconds(entry.total_s)} at {words.panel(group, size)} on {group.count(entry.gpus)} "
                         f"({entry.factors}, {entry.runner}{note})")  # fmt: skip
     verb = "is predicted to take" if group.setting.source == "predicted" else "took"
+    more = _more(len(sizes) - SHOWN, "size")
     place = f"on {words.machine(group)}".replace(" by the performance model", "")
-    return f"{place[:1].upper()}{place[1:]} one {group.setting.model} image {verb} {words.listing(said)}."
+    return f"{place[:1].upper()}{place[1:]} one {group.setting.model} image {verb} {words.listing(said)}{more}."
 
 
 def _speedup(group: Group, sizes: Sequence[Size]) -> str:
-    gains, scalings = [], []
+    gains, scalings, left = [], [], 0
+    shown = spread(sizes, SHOWN)
     for size in sizes:
         entry = group.best(size)
         if not entry:
             continue
         gain, scaling = group.gain(entry), group.scaling(entry)
+        if size not in shown:
+            left += bool(gain or (scaling and scaling.base is not entry))
+            continue
         if gain:
             pressed = " (that one under memory pressure)" if gain.base.verdict == "pressure" else ""
             gains.append(f"{words.times(gain.value)} at {words.px(size)}{pressed}")
@@ -166,7 +176,7 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
         parts.append(f"{words.listing(scalings)} over {group.engine} itself on one {_one(group)}")
     if not parts:
         return "None can be stated, because no one-GPU point of this group succeeded beside another."
-    return f"{'; '.join(parts)}."
+    return f"{'; '.join(parts)}{_more(left, 'size')}."
 
 
 def _peers(alike: Sequence[Group]) -> list[str]:
@@ -178,13 +188,14 @@ def _peers(alike: Sequence[Group]) -> list[str]:
             if row.key == "peers" and row.value is not None and row.theirs and (row.size, row.gpus) in compiled:
                 said = f"{row.value:.2f} ({row.theirs.runner}, {words.px(row.size)})"
                 by_gpus.setdefault(row.gpus, []).append((row.size, said))
-    parts = []
+    parts, left = [], 0
     for gpus, clauses in sorted(by_gpus.items()):
         clauses.sort()
         shown = spread([size for size, _ in clauses], SHOWN)
         listed = words.listing(clause for size, clause in clauses if size in shown)
         parts.append(f"{listed} on {alike[0].count(gpus)}")
-    return [f"One step of {OURS} over the fastest peer's: {'; '.join(parts)}."] if parts else []
+        left += len(clauses) - len(shown)
+    return [f"One step of {OURS} over the fastest peer's: {'; '.join(parts)}{_more(left, 'ratio')}."] if parts else []
 
 
 def _one(group: Group) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from xdit_bench.reporting import words
 
+ESCAPES = (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("[", "\\["), ("`", "\\`"))
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -39,15 +41,24 @@ def markdown(table: Table, *, limit: int | None = None) -> str:
     shown = table.rows if limit is None else table.rows[:limit]
     lines = [_line(heads), _line(marks), *(_line(escape(cell.text) for cell in row) for row in shown)]
     if len(shown) < len(table.rows):
-        lines += ["", f"{len(table.rows) - len(shown)} more rows stand in records.csv and index.html."]
+        left = words.plural(len(table.rows) - len(shown), "more row stands", "more rows stand")
+        lines += ["", f"{left} in records.csv and index.html."]
     return "\n".join(lines)
 
 
 def escape(text: str) -> str:
-    """Text that stays text in Markdown: no HTML, no table breaks, no links."""
-    for old, new in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("[", "\\["), ("`", "\\`")):
+    """Text that stays text in Markdown: no HTML, no table breaks, no links, no quote."""
+    for old, new in ESCAPES:
         text = text.replace(old, new)
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    return f"&gt;{text[1:]}" if text.startswith(">") else text  # elsewhere it is no mark: "before -> after" reads
+
+
+def unescape(text: str) -> str:
+    """What `escape` was given, but for its spaces; for a terminal."""
+    for old, new in ((">", "&gt;"), *ESCAPES[::-1]):
+        text = text.replace(new, old)
+    return text
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -191,7 +191,8 @@ def judge(base: Record, new: Record, metric: Metric, threshold: float) -> Row:
     """The verdict of one point that both sides hold."""
     was, now = _failure(base, metric), _failure(new, metric)
     if was and now:
-        return Row(new.point, new.source, NOT_COMPARABLE, note=f"fails in both: {was} -> {now}")
+        why = was if was == now else f"{was} -> {now}"
+        return Row(new.point, new.source, NOT_COMPARABLE, note=f"fails in both: {why}")
     if now:
         return Row(new.point, new.source, NEWLY_FAILING, base=_value(base, metric), note=now)
     if was:

@@ -47,8 +47,8 @@ def side_by_side(groups: Sequence[Group], outputs: Path | None, folder: Path) ->
     order.sort(key=lambda key: chosen[key][0].size)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     shots = [_shot(index, *chosen[key], folder) for index, key in enumerate(order[:SHOWN], 1)]
-    left = len(order) - len(shots)
-    return tuple(shots), f"{left} more images are in the outputs of the study." if left else ""
+    left = words.plural(len(order) - len(shots), "more image is", "more images are")
+    return tuple(shots), f"{left} in the outputs of the study." if len(order) > len(shots) else ""
 
 
 def _shot(index: int, entry: Entry, path: Path, folder: Path) -> Shot:

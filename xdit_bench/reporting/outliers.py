@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import number
 from xdit_bench.results.schema import Record
 
@@ -29,10 +30,11 @@ def outliers(records: Iterable[Record]) -> str | None:
             furthest, where = max(ratios), _name(record)
     if not images:
         return None
+    taken = words.plural(images, "image")
     if not slow:
-        return f"none of {images} images took over {100 * SHARE:.0f} % longer than its point's median"
+        return f"none of {taken} took over {100 * SHARE:.0f} % longer than its point's median"
     return (
-        f"{slow} of {images} images took over {100 * SHARE:.0f} % longer than their point's median, the furthest "
+        f"{slow} of {taken} took over {100 * SHARE:.0f} % longer than their point's median, the furthest "
         f"{furthest:.2f} times as long ({where}); all stay in the statistics"
     )
 

@@ -76,6 +76,12 @@ class Report:
     shots_note: str = ""
     remarks: tuple[str, ...] = field(default=())
 
+    @property
+    def bodies(self) -> tuple[Section, ...]:
+        """Sections that hold a figure, or say why it is not drawn, besides the one that stands above everything."""
+        headline = self.sections[0].pictures[0]
+        return tuple(section for section in self.sections if any(p is not headline for p in section.pictures))
+
 
 def write_report(
     records: list[Record],
@@ -200,6 +206,7 @@ def html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["brief"] = lambda key: f"{key:.6g}" if isinstance(key, int | float) else key
+    environment.filters["plural"] = words.plural
     return environment.get_template("page.html.j2").render(report=report, palette=palette, elsewhere=ELSEWHERE)
 
 
@@ -214,7 +221,7 @@ def markdown_report(report: Report) -> str:
     if not first.figure.why_empty:
         lines += [f"![{escape(first.figure.alternative)}]({first.stem}.png)", "", escape(first.figure.caption), ""]
     lines += [f"**{ELSEWHERE}.** {escape(report.head.elsewhere)}", ""] if report.head.elsewhere else []
-    for section in report.sections:
+    for section in report.bodies:
         lines += _section_lines(section, skip=first)
     if report.shots:
         lines += ["## Images", "", *(f"![{escape(s.caption)}]({s.file}) {escape(s.caption)}\n" for s in report.shots)]

@@ -269,7 +269,7 @@ def _apart(setting: Setting, among: Iterable[Setting]) -> str:
     """What tells it from others of the same model, machine, transport and cap."""
     said = {
         "steps": f"{setting.steps} step{'s' * (setting.steps != 1)}",
-        "text_tokens": f"{setting.text_tokens} text tokens",
+        "text_tokens": f"{setting.text_tokens} text token{'s' * (setting.text_tokens != 1)}",
         "dtype": setting.dtype,
         "weights": setting.weights,
     }

@@ -8,7 +8,7 @@ Owns columns, rows and their wording. A cell holds what a person reads and what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from xdit_bench.reporting import words
@@ -38,17 +38,23 @@ def report_tables(groups: Sequence[Group], matches: Sequence[Match]) -> list[Tab
         failures_table(groups),
         points_table(groups),
     ]
-    if len(groups) == 1:  # a column that says the same in every row says nothing
-        tables = [_without_group(table) for table in tables]
+    names = {words.short(group): words.shortest(group, groups) for group in groups}
+    tables = [_grouped(table, names) for table in tables]
     if not all(group.on_cpu for group in groups):
         return tables
     return [replace(t, columns=tuple(">Ranks" if c == ">GPUs" else c for c in t.columns)) for t in tables]
 
 
-def _without_group(table: Table) -> Table:
+def _grouped(table: Table, names: Mapping[str, str]) -> Table:
+    """With the groups in as few words as tell them apart; without their column where every row is of one, which the
+    note says then, where there are others."""
     if table.columns[0] != "Group":
         return table
-    return replace(table, columns=table.columns[1:], rows=tuple(row[1:] for row in table.rows))
+    here = {row[0].text for row in table.rows}
+    if len(here) > 1:
+        return replace(table, rows=tuple((text(names[row[0].text]), *row[1:]) for row in table.rows))
+    note = f"All of {names[here.pop()]}. {table.note}".strip() if here and len(names) > 1 else table.note
+    return replace(table, columns=table.columns[1:], rows=tuple(row[1:] for row in table.rows), note=note)
 
 
 def frontier_table(groups: Sequence[Group]) -> Table:
@@ -127,12 +133,12 @@ def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple
         if entry and memory:
             return _bytes(groups, group, entry)
         if entry and entry.fp32_l2 and row.key == "accuracy":
-            return Cell(f"{entry.fp32_l2:.3g}", entry.fp32_l2)
+            return Cell(words.digits(entry.fp32_l2), entry.fp32_l2)
         return milliseconds(entry.step_s if entry else None)
 
     sides = [side(entry) for entry in (row.ours, row.theirs)]
     met = {True: "yes", False: "no", None: ""}[row.met]
-    bound = "" if row.bound is None else f"{'at least' if row.at_least else 'at most'} {_measure(row.bound, memory)}"
+    bound = "" if row.bound is None else f"{'≥' if row.at_least else '≤'} {_measure(row.bound, memory)}"
     return (
         *_where(group, row.ours), text(row.what), text(_run(row.ours)),
         text(_run(row.theirs) if row.theirs else "every peer failed"), *sides,

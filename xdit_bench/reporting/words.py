@@ -5,7 +5,7 @@ seconds(0.9312)  # '0.931 s'
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xdit_bench.reporting.entry import Size
@@ -15,14 +15,14 @@ MISSING = "–"
 
 
 def digits(value: float | None) -> str:
-    """Three significant digits: 0.00123, 0.931, 12.3, 1230."""
+    """Three significant digits: 0.00123, 0.0900, 0.931, 12.3; whole numbers from 100 on: 1234."""
     if value is None:
         return MISSING
     if value == 0:
         return "0"
     size = abs(value)
     if size < 0.09995:
-        return f"{value:.3g}"
+        return f"{value:#.3g}"
     places = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.9995 else 3
     return f"{value:.{places}f}"
 
@@ -88,7 +88,7 @@ def title(group: Group) -> str:
     parts = [setting.model, f"{setting.source} {link} {machine(group)}"]
     parts += [
         plural(setting.steps, "step") if setting.steps else "decode alone",
-        f"{setting.text_tokens} text tokens",
+        plural(setting.text_tokens, "text token"),
         setting.dtype,
     ]
     if setting.transport != "p2p":
@@ -112,9 +112,24 @@ def listing(words: Iterable[str]) -> str:
 
 
 def short(group: Group) -> str:
-    """A group in few words, for a table's cell."""
+    """A group in few words, for a sentence."""
+    return " ".join([group.setting.model, group.setting.topology, *_beyond(group)])
+
+
+def shortest(group: Group, among: Sequence[Group]) -> str:
+    """A group in a table's cell: without model and machine where all of a report share them."""
+    settings = [other.setting for other in among]
+    model = [group.setting.model] if len({setting.model for setting in settings}) > 1 else []
+    place = [group.setting.topology] if len({setting.topology for setting in settings}) > 1 else []
+    if said := [*model, *place, *_beyond(group)]:
+        return " ".join(said)
+    return "no cap" if any(setting.memory_cap_gb is not None for setting in settings) else group.setting.topology
+
+
+def _beyond(group: Group) -> list[str]:
+    """What is said of a group where it is not as most are."""
     setting = group.setting
-    parts = [setting.model, setting.topology]
+    parts = []
     if setting.source != "measured":
         parts.append(setting.source)
     if group.decode_alone:
@@ -125,4 +140,4 @@ def short(group: Group) -> str:
         parts.append(f"cap {setting.memory_cap_gb:g} GB")
     if group.apart:
         parts.append(group.apart)
-    return " ".join(parts)
+    return parts

@@ -24,6 +24,19 @@ def test_names_best_configuration_speedup_and_limit_of_memory() -> None:
     assert "the largest image run that fits is 4096px" in memory
 
 
+def test_four_sizes_are_named_and_more_are_counted() -> None:
+    sizes = (512, 1024, 1536, 2048, 3072)
+    for count, more in ((4, ""), (5, "; the report's tables hold 1 more size")):
+        best, speedup, _ = (sentence.text for sentence in head(study(sizes=sizes[:count], oom_at=9999)).sentences)
+        for said in (best, speedup):
+            assert said.endswith(f"{more}.")
+            assert ("tables" in said) == bool(more)
+            assert [f"at {size}px" in said for size in sizes[:count]].count(True) == 4
+    five = [r for res in sizes for r in (record(res=res), record(2.0, res=res, engine="xfuser", execution="compile"))]
+    peers = head(five).sentences[-1].text
+    assert peers.endswith("3072px) on 1 GPU; the report's tables hold 1 more ratio.")
+
+
 def test_a_study_without_oom_names_the_fullest_device_and_its_capacity() -> None:
     memory = head(study(oom_at=9999)).sentences[2].text
     assert "Nothing ran out" in memory

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
 from synthetic import CPU, H200, history, record, study
 
+from xdit_bench.reporting.cells import escape, unescape
 from xdit_bench.reporting.comparison import compare, differences, label, mann_whitney, shift, smallest_p
 
 
@@ -127,7 +129,10 @@ def test_a_point_that_vanished_is_newly_failing_and_a_new_one_is_not_comparable(
 
 
 def test_failing_on_both_sides_is_no_pass() -> None:
-    assert verdict(record(status="oom"), record(status="oom")) == "not comparable"
+    (row,) = compare([record(status="oom")], [record(status="oom")])
+    assert (row.verdict, row.note) == ("not comparable", "fails in both: oom: oom: made up for a test")
+    (row,) = compare([record(status="oom")], [record(status="timeout")])
+    assert row.note == "fails in both: oom: oom: made up for a test -> timeout: timeout: made up for a test"
 
 
 def test_unequal_machines_are_not_comparable_and_the_field_is_named() -> None:
@@ -222,6 +227,16 @@ def test_the_worst_stands_first() -> None:
     medians = {512: 1.05, 1024: 1.5, 2048: 1.2, 3072: 0.9, 4096: 0.5}
     rows = compare([record(res=res) for res in medians], [record(m, res=res) for res, m in medians.items()])
     assert [row.point["res"] for row in rows] == [1024, 2048, 512, 4096, 3072], "of each verdict the largest change"
+
+
+@pytest.mark.parametrize("text", ["a -> b", "> a", "&gt; &amp;lt;", "<b>|[x](y) `z`", "\\| &"])
+def test_what_markdown_escapes_reads_as_it_was_on_a_terminal(text: str) -> None:
+    assert unescape(escape(text)) == text
+    assert not re.search(r"<|(?<!\\)[|`\[]|^>", escape(text))
+
+
+def test_an_arrow_is_an_arrow_in_markdown_too() -> None:
+    assert escape("driver 1 -> 2") == "driver 1 -> 2"
 
 
 def test_equal_samples_have_no_small_p() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,8 @@ def test_the_page_opens_with_the_frontier_at_both_widths(search: list[Record], t
     text = (tmp_path / "f" / "report.md").read_text()
     assert text.index("](figures/frontier.png)") < text.index("## Largest image that fits")
     assert "8192px or more" in text
+    headings = [line for line in text.splitlines() if line]
+    assert not [a for a, b in itertools.pairwise(headings) if a.startswith("## ") and b.startswith("## ")]
+    page = (tmp_path / "f" / "index.html").read_text()
+    assert 'id="group-1"' not in page, "its one figure stands above everything"
+    assert 'href="#group-1"' not in page

@@ -15,6 +15,8 @@ def test_slow_images_are_counted_and_the_furthest_named() -> None:
     assert said.startswith("2 of 8 images took over 10 % longer")
     assert "2.50 times as long (1024x1024px u2r1" in said
     assert outliers([calm]) == "none of 3 images took over 10 % longer than its point's median"
+    one = outliers([record(1.0, samples=[1.0])])
+    assert one == "none of 1 image took over 10 % longer than its point's median"
 
 
 def test_predictions_have_no_images() -> None:

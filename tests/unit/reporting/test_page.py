@@ -160,6 +160,17 @@ def test_a_command_of_the_records_stands_on_the_page(tmp_path: Path) -> None:
     assert command in (tmp_path / "demo/index.html").read_text()
 
 
+def test_one_of_a_kind_is_written_as_one(tmp_path: Path) -> None:
+    groups = [record(steps=1, text_tokens=1), record(text_tokens=2)]
+    groups[0].warnings += ["a", "b", "c"]
+    groups[0].parity = {"ok": True, "latents_rel_l2": 0.01}
+    write_report([*groups, oom(res=2048)], "demo", tmp_path)
+    text, plain = ((tmp_path / "demo" / name).read_text() for name in ("index.html", "report.md"))
+    assert "1 step, 1 text token, bf16" in plain
+    assert "1 point checked" in text
+    assert not re.search(r"\b1 (steps|text tokens|GPUs|points|rows|more warnings|figures|images)\b", text + plain)
+
+
 def test_an_image_that_is_not_square_has_its_own_panel(tmp_path: Path) -> None:
     write_report([record(height=720, width=1280, res=None), record(res=1024)], "demo", tmp_path)
     assert "1280x720px" in (tmp_path / "demo/index.html").read_text()

@@ -14,8 +14,8 @@ from xdit_bench.reporting.entry import Entry, number
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.study import group_records, whole_card
 from xdit_bench.reporting.style import PAGE, drawing, settle
-from xdit_bench.reporting.tables import best_table
-from xdit_bench.reporting.words import panel, short
+from xdit_bench.reporting.tables import best_table, report_tables
+from xdit_bench.reporting.words import digits, panel, short
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import newest
 
@@ -390,3 +390,31 @@ def test_plain_diffusers_of_another_decode_is_no_base_of_a_gain() -> None:
     gain = group.gain(entry)
     assert gain is not None
     assert gain.value == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.00005, "5.00e-05"), (0.00123, "0.00123"), (0.058, "0.0580"), (0.09, "0.0900"), (0.0897, "0.0897"),
+        (0.09996, "0.100"), (0.1, "0.100"), (0.931, "0.931"), (0.99951, "1.00"), (9.996, "10.0"), (12.34, "12.3"),
+        (99.96, "100"), (999.4, "999"), (1234.0, "1234"), (0.0, "0"), (-0.06, "-0.0600"), (None, "–"),
+    ],
+)  # fmt: skip
+def test_numbers_below_1000_read_with_three_significant_digits(value: float | None, said: str) -> None:
+    assert digits(value) == said
+
+
+def test_tables_name_a_group_by_what_sets_it_apart_in_that_report() -> None:
+    def named(records: list[Record], name: str) -> tuple[list[str], str]:
+        table = next(t for t in report_tables(group_records(records), ()) if t.name == name)
+        return [row[0].text for row in table.rows] if table.columns[0] == "Group" else [], table.note
+
+    assert named([record(), record(memory_cap_gb=48.0)], "best")[0] == ["no cap", "cap 48 GB"]
+    two = [record(topology="h100_nvlink"), record(steps=1), record(steps=1, topology="h100_nvlink")]
+    assert named(two, "best")[0] == ["h100_nvlink 1 step", "h100_nvlink 4 steps", "h200_nvlink"]
+    models = [record(), record(model="flux_dev")]
+    assert sorted(named(models, "best")[0]) == ["flux_dev", "flux_schnell"]
+    assert named([record()], "best")[0] == []
+    rows, note = named([*models, record(model="flux_dev", status="oom", res=2048)], "failures")
+    assert rows == []
+    assert note == "All of flux_dev."

@@ -32,6 +32,7 @@ for (const input of document.querySelectorAll("input[data-table]")) {
       row.hidden = !wanted.every((word) => text.includes(word));
       shown += !row.hidden;
     }
-    count.textContent = shown === rows.length ? `${shown} rows` : `${shown} of ${rows.length} rows`;
+    const of = shown === rows.length ? "" : `${shown} of `;
+    count.textContent = `${of}${rows.length} ${rows.length === 1 ? "row" : "rows"}`;
   });
 }
