@@ -19,7 +19,7 @@ import yaml
 from xdit_bench import data_dir
 from xdit_bench.config import ModelSpec, Point, check_side
 from xdit_bench.errors import ConfigError, PointFailure, UserError, did_you_mean
-from xdit_bench.keys import helped, parse, positive, whole
+from xdit_bench.keys import command, helped, parse, positive, whole
 from xdit_bench.predict.advice import Advice, Option, advise, ties
 from xdit_bench.predict.model import predict, roomier_decode
 from xdit_bench.predict.points import load_model, make_point
@@ -208,6 +208,4 @@ def _warnings(best: Option, model: ModelSpec, topology: Topology) -> list[str]:
 
 
 if __name__ == "__main__":
-    from xdit_bench.keys import command
-
     sys.exit(command(main))
