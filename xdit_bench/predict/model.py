@@ -127,7 +127,8 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
 
 def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
     if not topology.predictable:
-        raise Infeasible(f"topology={topology.name} is measured only, nothing can be predicted on it; {topology.note}")
+        note = topology.note or "its file says predict: false"
+        raise Infeasible(f"topology={topology.name} is measured only, nothing can be predicted on it; {note}")
     if point.dtype == "fp32":
         raise Infeasible("predictions are for bf16, the published and calibrated format; dtype=fp32 has to be measured")
     if point.steps < 1:

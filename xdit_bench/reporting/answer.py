@@ -125,7 +125,7 @@ def _sentences(alike: Sequence[Group], capped: Sequence[Group] = ()) -> tuple[Se
     return (
         Sentence("Best configuration", _best(group, sizes)),
         Sentence("Speedup", _speedup(group, sizes)),
-        Sentence("Memory", " ".join([_memory(alike), *map(_capped, capped)]).strip()),
+        Sentence("Memory", " ".join(filter(None, [_memory(alike), *map(_capped, capped)]))),
         *(Sentence("Beside the peers", said) for said in _peers(alike)),
     )
 
