@@ -153,12 +153,31 @@ def load(name_or_path: str) -> Topology:
             )
         path = data_dir("conf") / "topology" / f"{name_or_path}.yaml"
     try:
-        data = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        _keys_once(yaml.compose(text, yaml.SafeLoader))
+        data = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise TopologyError(f"topology file {path} can not be read ({error})") from error
     except yaml.YAMLError as error:
         raise TopologyError(f"topology file {path} is not YAML: {' '.join(str(error).split())}") from error
     return from_dict(data, str(path))
+
+
+def _keys_once(node: Any) -> None:
+    """Raises YAMLError, with the line, for a key that stands twice in a section: the last would count, where a person
+    may have read the first."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _keys_once(item)
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"key {name!r} stands twice, again in line {line}; leave one of them out")
+            seen.add(name)
+            _keys_once(value)
 
 
 def from_dict(data: Any, origin: str) -> Topology:
@@ -169,7 +188,9 @@ def from_dict(data: Any, origin: str) -> Topology:
     if not NAME.fullmatch(name):
         raise root.error("name", f"must be of letters, digits, '.', '_' and '-'; got {name!r}")
     gpu = root.section("gpu")
-    if data.get("predict", True) is False:  # a machine to measure on, with no numbers to predict from
+    if not isinstance(predict := data.get("predict", True), bool):
+        raise root.error("predict", f"must be true or false; got {predict!r}")
+    if not predict:  # a machine to measure on, with no numbers to predict from
         unknown = GpuSpec(gpu.text("name"), 0, 0.0, 0.0, 0.0, 0, gpu.text("source", ""))
         return Topology(name, gpus, unknown, predictable=False, note=root.text("note", ""))
     spec = GpuSpec(

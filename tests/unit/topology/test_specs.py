@@ -64,6 +64,13 @@ def test_a_file_that_is_no_mapping_is_refused_by_its_path(tmp_path: Path, text: 
         load(str(tmp_path / "gone.yaml"))
 
 
+def test_a_key_that_stands_twice_is_refused_by_file_and_line(tmp_path: Path, data: dict[str, Any]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(data) + "gpus: 2\n")
+    with pytest.raises(TopologyError, match=r"mine\.yaml.*key 'gpus' stands twice, again in line \d+"):
+        load(str(file))
+
+
 BAD = [
     ("gpus", 0, "gpus must be a number from 1"),
     ("gpus", 2.5, "gpus must be a whole number"),
@@ -89,6 +96,7 @@ BAD = [
     ("calibrated_tokens.hi", 5, "calibrated_tokens.hi is none of"),
     ("calibrated_tokens.high", 5, "calibrated_tokens.high must be a number from 4096"),
     ("uncertainty", None, "uncertainty is missing"),
+    ("predict", "maybe", "predict must be true or false; got 'maybe'"),
     ("free", 3, "free must be a list"),
 ]
 
