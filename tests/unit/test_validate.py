@@ -287,8 +287,11 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
     )
 
 
-def test_a_pick_on_one_gpu_is_not_on_1_gpus() -> None:
-    for gpus, said in ((1, "1 GPU: u1r1"), (2, "2 GPUs: u2r1")):
-        point = make_point(load_model("flux_schnell"), ulysses=gpus, ring=1)
-        ((label, _),) = regrets([Row(point, 1.0, 1.0), Row(replace(point, ring=1), 2.0, 2.0)])
-        assert f" {said}, measured best" in label
+def test_a_regret_is_between_splits_of_one_memory_cap() -> None:
+    point = make_point(load_model("flux_schnell"), ulysses=2)
+    other, capped = replace(point, ulysses=1, ring=2), replace(point, ulysses=1, ring=2, memory_cap_gb=48.0)
+    assert list(regrets([Row(point, 1.0, 1.0), Row(replace(point, seed=1), 2.0, 2.0)])) == []
+    assert list(regrets([Row(point, 1.0, 1.0), Row(capped, 2.0, 0.5)])) == []
+    ((label, regret),) = regrets([Row(point, 1.0, 1.0), Row(other, 2.0, 0.5)])
+    assert label.endswith("2 GPUs: u1r2, measured best u2r1")
+    assert regret == 1.0

@@ -200,6 +200,5 @@ def regrets(rows: Iterable[Row]) -> Iterator[tuple[str, float]]:
         if len({(row.point.ulysses, row.point.ring) for row in group}) > 1:
             pick, best = min(group, key=lambda row: row.predicted), min(group, key=lambda row: row.seen)
             p, split = pick.point, f"u{best.point.ulysses}r{best.point.ring}"
-            where = f"{picture(p)} {p.engine}/{p.execution} {p.gpus} GPU{'s' * (p.gpus != 1)}"
-            label = f"{where}: u{p.ulysses}r{p.ring}, measured best {split}"
+            label = f"{picture(p)} {p.engine}/{p.execution} {p.gpus} GPUs: u{p.ulysses}r{p.ring}, measured best {split}"
             yield label, pick.seen / best.seen - 1
