@@ -26,17 +26,17 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from xdit_bench import __version__, data_dir
-from xdit_bench.arguments import knobs, nearest, one_line, reproducible, with_topology_files
+from xdit_bench.arguments import knobs, nearest, one_line, reproducible, submits, with_topology_files
 from xdit_bench.config import Config, Point, check_study
 from xdit_bench.errors import ConfigError, RankCrashed, UserError, first_line
+from xdit_bench.keys import INTERRUPTED
 from xdit_bench.planning import Plan, PlannedPoint, predicted_baselines, to_job, within_host
 from xdit_bench.results.store import Store, newest, read_records
 from xdit_bench.runner.frontier import trials
 from xdit_bench.topology import match
 from xdit_bench.topology.probe import fingerprint, probe, software
 
-CPU_RANKS = 8
-NO_POINT_OK, BAD_INPUT, INTERRUPTED = 1, 2, 130
+NO_POINT_OK, BAD_INPUT = 1, 2
 
 
 def run(plan: Plan, console: Console, command: str, *, shared: bool = False) -> int:
@@ -90,8 +90,8 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
     for note in dict.fromkeys(note for planned in points for note in planned.notes):
         console.print(f"[bold yellow]PREDICTED[/] {note}", soft_wrap=True)
     said = 0
-    kept = newest(read_records(store.study_dir)) if store.records else []
-    current = {record.run_id for record in kept}  # others were predicted from other numbers, and do not count any more
+    # others were predicted from other numbers, and do not count any more
+    current = {record.run_id for record in newest(store.records)}
     for number, planned in enumerate([*points, *predicted_baselines(points)]):
         record = predicted_record(planned.point, planned.model, planned.topology, study, planned.why_not)
         record.command = command
@@ -127,7 +127,7 @@ def _measure(
 def _machine(planned: PlannedPoint, machine: dict[str, Any]) -> dict[str, Any]:
     """This machine as the point sees it: its GPUs, or CPU ranks whatever the cores."""
     on_cpu = planned.topology.name == "cpu"
-    return {**machine, "device": "cpu", "gpus": CPU_RANKS} if on_cpu else machine
+    return {**machine, "device": "cpu", "gpus": planned.topology.gpus} if on_cpu else machine
 
 
 def _writable(reports_dir: Path) -> None:
@@ -193,7 +193,7 @@ def compose_and_plan(argv: list[str], plan: Plan, command: str) -> None:
     )
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise it prints and exits 1; bad input is ours to word, exit code 2
     sys.argv = [sys.argv[0], *argv]
-    elsewhere = any(argument.startswith("hydra/launcher=") for argument in argv)
+    elsewhere = submits(argv)
     try:
         # Hydra composes every job of a sweep once to see that it can, then again to run it. Our jobs only plan, so
         # composing them is the check, and nothing has run when one is refused.

@@ -66,13 +66,13 @@ def one_line(error: Exception) -> str:
         return f"{given} holds several values: add -m (--multirun) to sweep over them, or give one"
     if unparsed := re.search(r"Error parsing override '([^']*)'\s*\n?.*missing EQUAL", text):
         return f"a knob is written name=value; got {unparsed[1]!r}"
-    if misread := re.search(r"override '([^']*)'|input '([^']*)'|Exception: (.*)", text) if GRAMMAR in text else None:
+    if GRAMMAR in text and (misread := re.search(r"override '([^']*)'|input '([^']*)'|Exception: (.*)", text)):
         given = next(filter(None, misread.groups()))
         return (
             f"{given} can not be read: single commas separate the values of a sweep, and a text with quotes, commas or "
             f"brackets in it is quoted whole, 'prompt=\"...\"'"
         )
-    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     wanted = [line for line in lines if not line.startswith(("full_key", "object_type", "reference_type"))]
     return "; ".join(dict.fromkeys(wanted))
 
@@ -106,9 +106,14 @@ def with_topology_files(argv: list[str]) -> list[str]:
         if load(str(path)).name in RESERVED:  # which also refuses a bad file by file, key and rule, before Hydra does
             raise TopologyError(f"{path}: name must be none of {', '.join(RESERVED)}, which mean other machines")
         (group / f"file_{number}.yaml").symlink_to(path.resolve())
-    if not any(argument.startswith("hydra/launcher=") for argument in argv):  # a cluster's job composes again, later
+    if not submits(argv):  # a cluster's job composes again, later
         atexit.register(shutil.rmtree, group.parent, ignore_errors=True)
     return _searched(rewritten, f"file://{group.parent}")
+
+
+def submits(argv: list[str]) -> bool:
+    """Whether another launcher than Hydra's basic one is asked for: a cluster's, whose jobs run elsewhere and later."""
+    return any(argument.startswith("hydra/launcher=") for argument in argv)
 
 
 def _searched(argv: list[str], folder: str) -> list[str]:

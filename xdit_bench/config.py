@@ -349,6 +349,13 @@ def check_side(name: str, side: int) -> None:
         )
 
 
+def check_together(height: object, width: object) -> None:
+    """Raises ConfigError where one side of an image is given alone; None is not given."""
+    if (height is None) != (width is None):
+        given = f"height={height}" if width is None else f"width={width}"
+        raise ConfigError(f"height and width go together; only {given} was given (or use res=)")
+
+
 def check_study(name: str) -> None:
     """Raises ConfigError for a name that would lead out of the folder of results, or of reports."""
     if not NAME.fullmatch(name):
@@ -429,9 +436,7 @@ def check_weights(weights: str) -> None:
 
 
 def _size(cfg: Config, size_typed: bool) -> tuple[int, int]:
-    if (cfg.height is None) != (cfg.width is None):
-        given = "height" if cfg.width is None else "width"
-        raise ConfigError(f"height and width go together; only {given}={getattr(cfg, given)} was given (or use res=)")
+    check_together(cfg.height, cfg.width)
     if cfg.height is None or cfg.width is None:
         sides = {"res": cfg.res}
     elif size_typed:

@@ -17,14 +17,14 @@ from pathlib import Path
 import yaml
 
 from xdit_bench import data_dir
-from xdit_bench.config import ModelSpec, Point, check_side
+from xdit_bench.config import ModelSpec, Point, check_side, check_together
 from xdit_bench.errors import ConfigError, PointFailure, UserError, did_you_mean
 from xdit_bench.keys import command, helped, parse, positive, whole
 from xdit_bench.predict.advice import Advice, Option, advise, ties
 from xdit_bench.predict.model import predict, roomier_decode
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import executions
-from xdit_bench.reporting.words import digits, px
+from xdit_bench.reporting.words import digits, plural, px
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import latest, studies
 from xdit_bench.topology.match import differences
@@ -85,11 +85,10 @@ def _fastest(found: list[tuple[Point, Advice]]) -> tuple[Point, Advice]:
 
 
 def _point(options: Mapping[str, str], model: ModelSpec, topology: Topology) -> Point:
-    given = [side for side in ("height", "width") if options[side]]
-    if len(given) == 1:
-        raise ConfigError(f"height and width go together; only {given[0]}={options[given[0]]} was given (or use res=)")
-    height, width = (whole(options, side) for side in given or ("res", "res"))
-    for name, side in zip(given or ("res",), (height, width), strict=False):
+    check_together(options["height"] or None, options["width"] or None)
+    sides = ("height", "width") if options["height"] else ("res", "res")
+    height, width = (whole(options, side) for side in sides)
+    for name, side in zip(sides, (height, width), strict=True):
         check_side(name, side)
     changes: dict[str, float] = {key: whole(options, key) for key in ("steps", "text_tokens") if options[key]}
     if options["memory_cap_gb"]:
@@ -137,9 +136,9 @@ def _measured(results: Path, topology: Topology) -> list[Record]:
 
 def render(advice: Advice, point: Point, model: ModelSpec, topology: Topology, latency_s: float | None) -> list[str]:
     """The advice as lines."""
-    steps, cap = f"{point.steps} step{'s' * (point.steps > 1)}", point.memory_cap_gb
-    where = f"{topology.name}{f' capped at {cap:g} GB' if cap else ''}, engine {point.engine}/{point.execution}"
-    lines = [f"{model.name}, {px((point.height, point.width))}, {steps} on {where}"]
+    cap = f" capped at {point.memory_cap_gb:g} GB" if point.memory_cap_gb else ""
+    where = f"{topology.name}{cap}, engine {point.engine}/{point.execution}"
+    lines = [f"{model.name}, {px((point.height, point.width))}, {plural(point.steps, 'step')} on {where}"]
     if not advice.options:
         return [*lines, *_reasons("no split can run", advice.failures.values())]
     best, second = advice.best, advice.runner_up

@@ -47,9 +47,11 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
     ok = any(entry.ok for entry in group.entries)
     nothing = "" if ok else "no point of this group succeeded"
 
-    def figure(name: str, title: str, caption: str, alternative: str, draw: Callable[..., Canvas], why: str) -> Figure:
-        shown = kin if name == "frontier" else ()
-        return Figure(name, title, caption + some, alternative, partial(_marked, draw, shown, group), why)
+    def figure(
+        name: str, title: str, caption: str, alternative: str, draw: Callable[..., Canvas], why: str,
+        beside: Sequence[Group] = (),
+    ) -> Figure:  # fmt: skip
+        return Figure(name, title, caption + some, alternative, partial(_marked, draw, beside, group), why)
 
     modes, _ = draw_parts.vae_modes(group)
     runners = {runner for _, runner in draw_peers.engine_rows(group)}
@@ -75,6 +77,7 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
         "A panel a memory, a bar a VAE mode and GPU count: it ends at the largest square image that succeeded (≥ where "
         "the search was cut off); a cross marks the smallest that ran out of memory, where that is not the next size. "
         "Sizes that were run, nothing between them.", say.frontier(kin), partial(_frontier, kin), empty["frontier"],
+        beside=kin,
     )  # fmt: skip
     if group.decode_alone:
         return [largest]

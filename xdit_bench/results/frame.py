@@ -20,11 +20,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 POINT_COLUMNS: Final = (*POINT_KEYS, "prompt", "memory_cap_gb")
+QUANTILES: Final = {"total_p10_s": "latency_s.total.p10", "total_p90_s": "latency_s.total.p90"}
+ENDS: Final = ("total_low_s", "total_high_s")  # of the total's interval
 DETAILS: Final = {
-    "total_p10_s": "latency_s.total.p10",
-    "total_p90_s": "latency_s.total.p90",
-    "total_low_s": "latency_s.total.ci95.0",
-    "total_high_s": "latency_s.total.ci95.1",
     "parameters_bytes": "memory.parameters_bytes",
     "cap_bytes": "memory.cap_bytes",
     "alloc_retries": "memory.alloc_retries",
@@ -88,7 +86,7 @@ def to_frame(records: Iterable[Record], *, samples: bool = False) -> DataFrame:
 
 def _columns() -> tuple[str, ...]:
     heads = ("run_id", "study", "source", "status", "ok", "reason", "time", "fingerprint")
-    return (*heads, *POINT_COLUMNS, *METRICS, *DETAILS, *TEXTS)
+    return (*heads, *POINT_COLUMNS, *METRICS, *QUANTILES, *ENDS, *DETAILS, *TEXTS)
 
 
 def _row(record: Record, samples: bool) -> dict[str, Any]:
@@ -97,9 +95,9 @@ def _row(record: Record, samples: bool) -> dict[str, Any]:
     row["ok"] = record.status == "ok" and record.parity.get("ok") is not False
     row["fingerprint"] = record.fingerprint
     row |= {key: record.point.get(key) for key in POINT_COLUMNS}
-    paths = {name: metric.path for name, metric in METRICS.items()} | DETAILS
+    paths = {name: metric.path for name, metric in METRICS.items()} | QUANTILES | DETAILS
     row |= {name: _number(_over_gpus(name, dig(data, path))) for name, path in paths.items()}
-    row["total_low_s"], row["total_high_s"] = map(_number, interval(record.latency_s.get("total")))
+    row |= zip(ENDS, map(_number, interval(record.latency_s.get("total"))), strict=True)
     row |= {name: _text(dig(data, path)) for name, path in TEXTS.items()}
     if samples:
         found = dig(data, "latency_s.total.samples")

@@ -153,9 +153,10 @@ def load(name_or_path: str) -> Topology:
             )
         path = data_dir("conf") / "topology" / f"{name_or_path}.yaml"
     try:
-        text = path.read_text()
-        _keys_once(yaml.compose(text, yaml.SafeLoader))
-        data = yaml.safe_load(text)
+        loader = yaml.SafeLoader(path.read_text())
+        node = loader.get_single_node()
+        _keys_once(node)
+        data = loader.construct_document(node) if node else None
     except (OSError, UnicodeDecodeError) as error:
         raise TopologyError(f"topology file {path} can not be read ({error})") from error
     except yaml.YAMLError as error:
