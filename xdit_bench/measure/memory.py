@@ -26,6 +26,7 @@ class MemoryWatch:
     def __init__(self, device: torch.device, cap_bytes: int | None) -> None:
         self._device = device
         self._cap_bytes = cap_bytes
+        self._held_free: int | None = None
         self.restart()
         if device.type != "cuda":
             return
@@ -54,8 +55,15 @@ class MemoryWatch:
             "verdict": "pressure" if retries else "fits",
         }
 
+    def hold_free(self) -> None:
+        """Takes what is free now as `free_bytes` from here on: what cleans up after an error gives memory back."""
+        with contextlib.suppress(RuntimeError):  # the device may not answer any more
+            self._held_free = self.free_bytes()
+
     def free_bytes(self) -> int:
         """What an allocation may still get: the device's free memory, or what is left below the cap."""
+        if self._held_free is not None:
+            return self._held_free
         if self._device.type != "cuda":
             return int(psutil.virtual_memory().available)
         free = int(torch.cuda.mem_get_info(self._device)[0])

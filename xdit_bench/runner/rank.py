@@ -129,6 +129,7 @@ class Rank:
                 parity = self._judge(command, backend, mesh, point, timing)
                 attribution = self._profile(command, backend, mesh, point)
         except BaseException as error:
+            watch.hold_free()
             drop_locals(error)  # closing brings weights back to the device, which these may have filled
             try:
                 backend.close()

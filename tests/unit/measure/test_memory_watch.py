@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -47,3 +49,12 @@ def test_peak_of_a_cpu_rank_holds_what_lived_in_between() -> None:
     watch.restart()
     assert after - watch.report()["peak_bytes"] >= 60 * 2**20
     assert watch.free_bytes() > 0
+
+
+def test_free_memory_can_be_held_before_cleaning_up_gives_more_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, left = MemoryWatch(torch.device("cpu"), None), SimpleNamespace(available=5)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: left)
+    assert watch.free_bytes() == 5
+    watch.hold_free()
+    left.available = 13
+    assert watch.free_bytes() == 5
