@@ -6,6 +6,9 @@ pixels = decode_whole(modules.vae, latents, point)   # uint8 height width 3
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from diffusers import FluxPipeline
 
@@ -56,3 +59,21 @@ def to_uint8(image: torch.Tensor) -> torch.Tensor:
     """B 3 H W in about -1..1 to uint8 H W 3 of the first image, as diffusers' image processor rounds it."""
     unit = (image[0].float() / 2 + 0.5).clamp(0, 1)
     return (unit * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+
+
+@contextlib.contextmanager
+def no_blocks_left_by_pressure(device: torch.device) -> Iterator[None]:
+    """Around a decode: where the allocator had to ask again in it, its cached blocks go back to the device.
+
+    The next image's small tensors would be cut out of them, and a block that holds one can neither be given back nor
+    serve the next decode whole: with two ranks below a cap of 48 GB, the third plain decode of 3072px ran out of memory
+    that the first two had had.
+    """
+    before = _retries(device)
+    yield
+    if _retries(device) > before:
+        torch.cuda.empty_cache()
+
+
+def _retries(device: torch.device) -> int:
+    return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0)) if device.type == "cuda" else 0

@@ -14,7 +14,7 @@ import torch
 
 from xdit_bench.backends.base import Embeddings, Inputs, Modules
 from xdit_bench.backends.distvae import DistVae
-from xdit_bench.backends.pipeline import decode_whole, encode_clip, encode_t5, unpack
+from xdit_bench.backends.pipeline import decode_whole, encode_clip, encode_t5, no_blocks_left_by_pressure, unpack
 from xdit_bench.config import ModelSpec, Point
 from xdit_bench.engine.flux import Options, UspFlux
 from xdit_bench.engine.graphs import LoopGraphs
@@ -112,9 +112,10 @@ class UspBackend:
             first, last = self.bands.band
             image = unpack(whole, self.point.height, self.point.width, self.modules.vae)
             return self.bands.decode(image[:, :, first:last])
-        if self.twin is not None:
-            return self.twin.decode(whole, self.point)
-        return decode_whole(self.modules.vae, whole, self.point) if self.mesh.rank == 0 else None
+        with no_blocks_left_by_pressure(self.mesh.device):
+            if self.twin is not None:
+                return self.twin.decode(whole, self.point)
+            return decode_whole(self.modules.vae, whole, self.point) if self.mesh.rank == 0 else None
 
     def gather(self, latents: torch.Tensor) -> torch.Tensor:
         """The whole packed latents on every rank."""
