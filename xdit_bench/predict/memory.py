@@ -87,9 +87,7 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     vae = vae_profile(point, profile)
     wanted = held + max(denoise, first * (vae.band_reserved if _banded(point, vae) else RESERVED))
     lowest = decode_bytes(point, model, profile, least=True)
-    # a band alone fits to the last byte, its slabs being most of it; beside others it ends as a plain decode does
-    # (cap of 48 GB: 7488px in 1.12 times what it had in use, 7552px ran out of 1.10)
-    spare = LEAST_RESERVED if point.gpus > 1 or not _banded(point, vae) else 1.0
+    spare = vae.band_least_reserved if _banded(point, vae) else LEAST_RESERVED
     needed = held + max(denoise, spare * lowest)
     if start > allowed:
         verdict, stage, cap = "oom", "load" if loaded > allowed else "prepare", allowed
@@ -153,9 +151,10 @@ def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile, *, leas
         side = min(int(model.vae["sample_size"]), point.height) * min(int(model.vae["sample_size"]), point.width)
         return _plain(side, model, vae, least) + 3 * 4 * pixels
     if _banded(point, vae):
-        share, each = pixels / point.gpus, vae.band_bytes_per_pixel
+        share = pixels / point.gpus
+        each = vae.band_least_bytes_per_pixel if least else vae.band_bytes_per_pixel
         if _beyond_index(share, model, vae):
-            each += vae.fallback_bytes_per_pixel - vae.plain_bytes_per_pixel
+            each = vae.band_bytes_per_pixel + vae.fallback_bytes_per_pixel - vae.plain_bytes_per_pixel
         held = _scaled(each * share, model)
         middle = _middle_bytes(point, model) if vae.mid_sharded else 0.0
         chunks = vae.chunks_bytes if point.gpus == 1 else vae.chunks_bytes / 2

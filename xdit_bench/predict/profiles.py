@@ -26,9 +26,11 @@ class VaeProfile:
     plain_bytes_per_pixel: float = 2436.0  # cuDNN 9.19: 38.1 GiB at 4096px
     least_bytes_per_pixel: float = 3 * 512.0  # with no workspace: a residual block's input, its norm, its activation
     band_bytes_per_pixel: float = 2436.0 + 512.0  # DistVAE adds the band's padded copy: 256 channels of bf16
+    band_least_bytes_per_pixel: float = 5 * 512.0  # with no workspace, padded copies too (2576 measured)
     band_bytes: float = 0.0  # and what does not grow with the image: weights laid out anew, tables, pixels' buffers
     chunks_bytes: float = 0.0  # and of the rows in work on one GPU; on several, chunks are half as large
     band_reserved: float = 1.75  # bytes the allocator reserves over those in use at a band's peak
+    band_least_reserved: float = 1.09  # and at the least, as of a plain decode (memory.LEAST_RESERVED)
     banded_alone: bool = False  # vae=parallel on one GPU runs the band code, else the plain decode
     channels_last: bool = False  # bands run as NHWC with fused norms (topology conv_nhwc, vae_attention_blocked)
     mid_sharded: bool = False  # the mid block's attention is shared out, else every rank computes all of it
@@ -117,7 +119,9 @@ _THEN = {"score_bytes": 60.0, "vae": _VAE_2024}
 # usp: fused kernels (norm with modulation and gate 4 rows a site, QK-norm with RoPE in place 4 rows, GELU in the
 # product's epilogue; where heads are exchanged, values too pass into the send buffer: 2 rows more), keys with values in
 # one exchange and queries in another, exchanges of single blocks beside their MLP. Its decode holds three slabs of a
-# band, 640 bytes a pixel together, the pixels, and five chunks of 128 MiB, of 64 MiB on several GPUs.
+# band, 640 bytes a pixel together, the pixels, and five chunks of 128 MiB, of 64 MiB on several GPUs. Slabs stay, so
+# that little is wasted: below caps 4416 and 8000px on one GPU fitted in 1.013 times what was in use, 7808px on two in
+# 1.034, and 7872px ran out of 1.017.
 _USP = EngineProfile(
     "usp", "eager", text_sharded=True, rows=(12, 8), kernels=(16, 9), host_ops=(110, 70), exchanges=(2, 1, 1),
     ops_per_collective=6.0, ops_per_ring=2.0, ops_per_ring_step=8.0, pack_rows=0.0, send_rows=2.0,
@@ -127,8 +131,9 @@ _USP = EngineProfile(
     attention=("fa3", "cudnn", "flash"), score_bytes=2.0,  # of T5's attention the position bias alone
     text_share="text_fused",
     vae=VaeProfile(
-        band_bytes_per_pixel=643.0, band_bytes=0.25e9, chunks_bytes=5 * 2**27, band_reserved=1.1,
-        banded_alone=True, channels_last=True, mid_sharded=True, host_ops=1500.0,
+        band_bytes_per_pixel=643.0, band_least_bytes_per_pixel=643.0, band_bytes=0.25e9, chunks_bytes=5 * 2**27,
+        band_reserved=1.1, band_least_reserved=1.01, banded_alone=True, channels_last=True, mid_sharded=True,
+        host_ops=1500.0,
     ),
 )  # fmt: skip
 _CAPTURED = {  # inside a CUDA graph nothing is launched
