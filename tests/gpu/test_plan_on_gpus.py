@@ -57,6 +57,8 @@ def test_point_below_a_cap_runs_out_of_memory_and_the_next_does_not(tmp_path: Pa
         assert record.memory["peak_bytes"] > record.memory["parameters_bytes"]
         assert record.telemetry["sm_mhz"][0] > 0
         assert record.telemetry["samples_per_s"] >= 10
+        images = len(record.latency_s["total"]["samples"])
+        assert all(len(of_rank) == 2 + images for of_rank in record.telemetry["block_launches_s"])
 
 
 @pytest.mark.gpu

@@ -167,6 +167,9 @@ def test_the_launch_cost_of_a_minute_is_the_mean_of_takes_of_as_many_ranks() -> 
     assert costs[second.run_id] == pytest.approx(op_s((0.001 + 0.002 + 0.005) / 3))
     assert costs[others[1].run_id] == pytest.approx(op_s(0.009))
     assert others[2].run_id not in costs
+    between = taken(0.003, "10:00:30")
+    between.telemetry["block_launches_s"] = [[0.001, 0.003, 0.008]] * 2
+    assert launch_costs([first, between])[between.run_id] == op_s(0.003), "taken between its images, it is of then"
 
 
 def test_a_point_is_predicted_with_the_speed_its_links_had(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ each record carries its own.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from xdit_bench.measure.timers import synchronize
 BLOCKS = 38  # of FLUX.1's: one block over and over stays in the core's caches, and issues 8 to 10 % faster
 PASSES = 2  # timed at least, of 30 to 70 ms each, after one that is not
 FOR_S = 0.2  # and for so long: a shared host stalls for 20 ms now and then, which an image of many launches meets too
+BRIEF = 4  # blocks of a take between two images: about 5 ms, so that the device hardly rests
 
 
 class BlockLaunch:
@@ -28,6 +30,7 @@ class BlockLaunch:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.blocks = [single_block(128, 1, 32, device, dtype) for _ in range(BLOCKS)]
+        self._turn = itertools.cycle(self.blocks)
 
     @torch.no_grad()
     def __call__(self) -> float:
@@ -41,6 +44,16 @@ class BlockLaunch:
             seconds = time.perf_counter() - start
         synchronize(self.device)
         return seconds / (passes * len(self.blocks))
+
+    @torch.no_grad()
+    def brief(self) -> float:
+        """Seconds a block by the next few alone, on a device that is done: how fast the host is between two images. A
+        shared one goes on 1.6 times slower within a second, and back."""
+        next(self._turn)()
+        start = time.perf_counter()
+        for block in itertools.islice(self._turn, BRIEF):
+            block()
+        return (time.perf_counter() - start) / BRIEF
 
     def _pass(self) -> None:
         for block in self.blocks:

@@ -49,13 +49,15 @@ class Timing:
     """What the timed iterations took and left behind.
 
     `samples` seconds by stage, the slowest rank's; `own_total` this rank's; `spans` start and end of each
-    iteration on the machine's monotonic clock; `latents` and `image` of the last iteration.
+    iteration on the machine's monotonic clock; `issued` what `ImageTimer.issue` said after each; `latents` and `image`
+    of the last iteration.
     """
 
     samples: dict[str, list[float]] = field(default_factory=dict)
     own_total: list[float] = field(default_factory=list)
     warmup: list[float] = field(default_factory=list)
     spans: list[tuple[float, float]] = field(default_factory=list)
+    issued: list[float] = field(default_factory=list)
     latents: torch.Tensor | None = None
     image: torch.Tensor | None = None
 
@@ -92,7 +94,8 @@ class Marks:
 class ImageTimer:
     """Runs and times images of one prepared pipeline. Every method is collective over `group`.
 
-    `denoises=False` times the decode alone, of the noise. `together=False` says that rank 0 decodes by itself.
+    `denoises=False` times the decode alone, of the noise. `together=False` says that rank 0 decodes by itself. `issue`
+    is called after each image, by all ranks at once.
     """
 
     pipeline: Pipeline
@@ -102,6 +105,7 @@ class ImageTimer:
     note: Note
     denoises: bool = True
     together: bool = True
+    issue: Callable[[], float] | None = None
 
     def measure(self, config: MeasureConfig) -> Timing:
         """Warm-up until steady, then iterations until the median is precise or a cap is met."""
@@ -134,6 +138,7 @@ class ImageTimer:
             times.append(row["total"])
             timing.spans.clear()
             timing.own_total.clear()
+            timing.issued.clear()
             if row["elapsed"] >= config.time_cap_s:
                 break
         return None
@@ -160,6 +165,8 @@ class ImageTimer:
         row = dict(zip(COLUMNS, agree(self.group, [*seconds, end - begun]), strict=True))
         if math.isinf(row["total"]):
             raise RuntimeError("a peer failed in its decode, so there is no image")
+        if self.issue:
+            timing.issued.append(self.issue())
         return row
 
     def _latents(self, number: int, marks: Marks) -> torch.Tensor:

@@ -33,6 +33,7 @@ HOST_BOUND = 0.05  # of an image's time that such a host would add: where it cou
 IMAGES = 2  # at least, for a time that such a host binds: the same image took 0.10 and 0.17 s in two points of a study
 OTHER_WEIGHTS = 0.03  # of a rank's weights: farther from the plan's, another engine held them
 MINUTE_S = 60.0
+OUTSIDE = 2  # takes of a launch cost that lie outside a point's images, before and after
 NEAR = 0.05  # of the capacity: closer than that, either verdict may come true
 
 
@@ -125,8 +126,8 @@ def launch_costs(records: Sequence[Record]) -> dict[str, float]:
     """Seconds an operation of each record that says what its host took to launch, by run id: a host's speed is its own,
     and changes from minute to minute where it is shared.
 
-    A take lasts 0.4 s, and of two ranks at once lies 20 % off now and then, where images minutes apart are within 5 %:
-    so it is the mean of a minute's, of as many ranks on the same machine, before and after.
+    A record that took it between its images has it of then. A take before them or after lies 20 % off now and then, so
+    that of others it is the mean of a minute's, of as many ranks on the same machine.
     """
     takes = [
         (record, datetime.fromisoformat(record.time).timestamp(), issued)
@@ -140,7 +141,13 @@ def launch_costs(records: Sequence[Record]) -> dict[str, float]:
             if alike and abs(then - at) <= MINUTE_S:
                 yield issued
 
-    return {record.run_id: op_s(statistics.fmean(near(record, at))) for record, at, _ in takes}
+    def own(record: Record) -> bool:
+        return any(len(of_rank) > OUTSIDE for of_rank in record.telemetry.get("block_launches_s", ()))
+
+    return {
+        record.run_id: op_s(issued if own(record) else statistics.fmean(near(record, at)))
+        for record, at, issued in takes
+    }
 
 
 def with_host(topology: Topology, cost_s: float) -> Topology:

@@ -140,8 +140,9 @@ def _fill(record: Record, members: list[Answer], point: Point) -> None:
     record.telemetry["rank_total_s"] = [statistics.median(a.body["own_total"]) for a in members]
     issued = [a.body["block_launches_s"] for a in members if a.body.get("block_launches_s")]
     if issued:
-        record.telemetry["block_launch_s"] = max(map(statistics.fmean, issued))
-        record.telemetry["block_launches_s"] = issued  # of each rank, before and after: how far they lie apart
+        # in step, ranks go as fast as the slowest just then
+        record.telemetry["block_launch_s"] = statistics.median(map(max, zip(*issued, strict=True)))
+        record.telemetry["block_launches_s"] = issued  # of each rank, before, between and after its images
 
 
 def _memory(ranks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -154,3 +154,20 @@ def test_a_decode_alone_runs_no_text_and_no_denoising() -> None:
     assert set(timing.samples) == {"vae", "total"}
     assert stages == ["vae", "agree"]
     assert pipeline.images == 0
+
+
+def test_the_host_is_asked_after_each_image_that_counts_and_outside_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("xdit_bench.measure.timers.time", clock)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    asked = iter(range(100))
+
+    def issue() -> float:
+        clock.sleep(7.0)
+        return float(next(asked))
+
+    timer = ImageTimer(Sleeper([0.4, 0.2, 0.2]), None, CPU, True, lambda *_: None, issue=issue)
+    timing = timer.measure(MeasureConfig(warmup=2, repeats=3, max_repeats=3))
+    assert timing.samples["total"] == pytest.approx([0.2] * 3)
+    assert [end - start for start, end in timing.spans] == pytest.approx([0.2] * 3)
+    assert timing.issued == [2.0, 3.0, 4.0], "those of the warm-up are left out"
