@@ -257,7 +257,9 @@ def _order(entry: Entry) -> tuple[object, ...]:
 
 def _interval(entry: Entry) -> Cell:
     if entry.total_s is None or entry.low_s is None or entry.high_s is None:
-        return Cell("one image" if entry.ok and entry.record.source == "measured" else words.MISSING)
+        if not entry.ok or entry.record.source != "measured":
+            return Cell(words.MISSING)
+        return Cell("one cold image" if entry.record.telemetry.get("warmup_s") == [] else "one image")
     half = (entry.high_s - entry.low_s) / 2 / entry.total_s
     if entry.record.source == "predicted":  # its two sides differ
         return Cell(f"{words.digits(entry.low_s)} to {words.seconds(entry.high_s)}", half)

@@ -236,6 +236,9 @@ def test_a_point_of_one_image_has_no_interval_and_no_tie() -> None:
     assert groups[0].tie(best) is None
     row = next(row for row in best_table(groups).rows if row[5].text == "u2r1")
     assert row[7].text == "one image"
+    cold = record(1.0, samples=[1.0])
+    cold.telemetry["warmup_s"] = []
+    assert best_table(group_records([cold])).rows[0][7].text == "one cold image"
 
 
 def test_a_legend_of_many_rows_leaves_the_panels_their_height() -> None:
