@@ -19,8 +19,11 @@ FUSED_TRAFFIC = (
 OPS_PER_BLENDED_ROW = 6  # two slices, two products, a sum and a copy
 
 
-def decode_s(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile, network: Network) -> float:
-    """Seconds from latents to pixels on the host; 0 for vae=none."""
+def decode_s(
+    point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile, network: Network, lead_s: float = 0.0
+) -> float:
+    """Seconds from latents to pixels on the host; 0 for vae=none. The host has issued for `lead_s` of them before the
+    device is done with denoising."""
     if point.vae == "none":
         return 0.0
     area, vae = latent_pixels(point), vae_profile(point, profile)
@@ -36,7 +39,7 @@ def decode_s(point: Point, model: ModelSpec, topology: Topology, profile: Engine
     if ranks > 1:
         work += _exchanges_s(area, ranks, model, network, vae.exchanges)
     launches = vae.host_ops + (vae.exchanges * vae.ops_per_exchange if ranks > 1 else 0.0)
-    work = slower_of(work, launches * topology.op_s(ranks))
+    work = slower_of(work, max(0.0, launches * topology.op_s(ranks) - lead_s))
     cold = topology.host["vae_cold_start_s"].value if vae.cold else 0.0
     return work + vae.to_host_s_per_pixel * point.height * point.width + cold
 

@@ -29,6 +29,7 @@ TEXT_ERROR = 0.2  # relative standard error; on H100 and H200 what is counted co
 THRASHING = 9.0  # a decode under memory pressure takes up to so many times longer on top (25.3 s for 2.9 s)
 CRAMPED = 20.0  # and where cuDNN's workspace does not fit either (19.6 s for 1.4 s, 122 s for 6.3 s)
 CALIBRATED_HIDDEN = 3072  # FLUX.1
+LED_STEPS = 1  # by which a host is ahead at most: CUDA queues 1024 launches, and a step of FLUX.1 has 650 to 3400
 HELD_WHOLE = {  # stages before a rank has put others' shares of the weights away
     "load": "loads all weights first",
     "prepare": "holds all weights and the tokens that it chooses an attention kernel by",
@@ -92,7 +93,8 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
     )
     text = text_s(point, model, topology, profile)
     denoise = point.steps * step.seconds + step.once_s
-    vae = decode_s(point, model, topology, profile, Network(topology, point.transport, *ranks))
+    lead = min(point.steps, LED_STEPS) * step.lead_s
+    vae = decode_s(point, model, topology, profile, Network(topology, point.transport, *ranks), lead)
 
     wider, warnings = _extrapolation(point, model, topology)
     # of launches and of the text stage no image token changes a thing

@@ -44,11 +44,13 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One step: seconds, what comes once an image, seconds by term (they add up to `seconds`), standard errors by
-    class, bytes a rank sends, and the largest term in words."""
+    """One step: seconds, what comes once an image, by how many seconds the host is done with it before the device,
+    seconds by term (they add up to `seconds`), standard errors by class, bytes a rank sends, and the largest term in
+    words."""
 
     seconds: float
     once_s: float
+    lead_s: float
     terms: Mapping[str, float]
     errors: Mapping[str, float]
     sent_bytes: float
@@ -66,7 +68,8 @@ def denoising_step(
     seconds = slower_of(on_gpu, host)
     terms = {**gpu, "launch": seconds - on_gpu}
     errors = _errors(topology, terms, work.network_error_s(), on_gpu, host, seconds)
-    return Step(seconds, once, terms, errors, work.bytes_sent(), largest_part(terms, work.limits))
+    lead = max(0.0, on_gpu - host)
+    return Step(seconds, once, lead, terms, errors, work.bytes_sent(), largest_part(terms, work.limits))
 
 
 def attention_kernel(point: Point, topology: Topology, profile: EngineProfile) -> str:

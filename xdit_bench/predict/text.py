@@ -15,15 +15,16 @@ from xdit_bench.predict.step import attention_kernel
 from xdit_bench.predict.workload import Attention, text_encoders, text_gemms
 from xdit_bench.topology.specs import SYMMETRIC, Topology
 
-OPS = 2850  # cheapest-launch units, eager: T5 1880, CLIP 970; timed on a CPU, narrow, beside a single block's 115
+T5_OPS, CLIP_OPS = 1880, 970  # cheapest-launch units, eager; timed on a CPU, narrow, beside a single block's 115
 
 SUMS = 2  # over the ranks, a layer that is shared out by width
 
 
 def text_s(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> float:
     """Seconds of both encoders; inside a CUDA graph the device alone sets them. There T5 is shared out by width where
-    exchanges go through symmetric memory. Else each layer is whole on some rank and ranks issue theirs one after the
-    other; what that exchanges, 4 MB a rank, is left out."""
+    exchanges go through symmetric memory. Else each layer is whole on some rank: devices compute theirs one after the
+    other, hosts issue all at once, so that only the first rank's device waits for its own; what that exchanges, 4 MB a
+    rank, is left out."""
     text, share = text_encoders(model), topology.efficiency.get(profile.text_share)
     symmetric = path(topology, point, profile.symmetric) == SYMMETRIC
     wide = profile.shards_text and profile.text_graph and symmetric and point.gpus <= text.heads
@@ -36,8 +37,13 @@ def text_s(point: Point, model: ModelSpec, topology: Topology, profile: EnginePr
         links = "p2p" if topology.levels("p2p") else SYMMETRIC
         sums = SUMS * 2 * Network(topology, links, ranks, 1).all_to_all_s(moved).seconds
     others = text.other_kernels * topology.host["kernel_gap_s"].value
-    on_gpu = text.layers * (layer + sums) + others
-    return on_gpu if profile.text_graph else max(on_gpu, OPS * topology.op_s(1 if profile.shards_text else point.gpus))
+    t5 = text.layers * (layer + sums)
+    if profile.text_graph:
+        return t5 + others
+    stages = point.gpus if profile.shards_text else 1
+    op_s, issued = topology.op_s(point.gpus), T5_OPS / stages
+    t5 += max(0.0, issued * op_s - t5 / stages)
+    return max(t5 + others, (issued + CLIP_OPS) * op_s)
 
 
 def layer_s(

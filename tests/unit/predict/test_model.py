@@ -11,11 +11,15 @@ import pytest
 
 from xdit_bench.config import ModelSpec, Point
 from xdit_bench.errors import Infeasible, OutOfMemory
-from xdit_bench.predict.decode import FUSED_TRAFFIC
+from xdit_bench.predict.decode import FUSED_TRAFFIC, decode_s
+from xdit_bench.predict.measured import with_host
 from xdit_bench.predict.model import predict
+from xdit_bench.predict.network import Network
 from xdit_bench.predict.points import load_model, make_point
+from xdit_bench.predict.profiles import find
 from xdit_bench.predict.roofline import stream_s
-from xdit_bench.predict.workload import vae_decoder
+from xdit_bench.predict.text import CLIP_OPS, T5_OPS
+from xdit_bench.predict.workload import text_encoders, vae_decoder
 from xdit_bench.topology.specs import PASSES, Number, Topology, load
 
 A100, L40, H200 = load("a100_nvlink"), load("l40_pcie"), load("h200_nvlink")
@@ -188,10 +192,39 @@ def test_a_banded_decode_waits_for_its_passes_where_a_machine_knows_their_speed(
     assert decode(slow, "single") == decode(unknown, "single")
 
 
-def test_t5_shared_out_is_issued_one_rank_after_the_other(schnell: ModelSpec) -> None:
-    points = [make_point(schnell, topology="h200_nvlink", ulysses=u, execution="eager") for u in (1, 2, 8)]
-    text = [predict(point, schnell, H200).stages["text"].median for point in points]
-    assert text[1:] == pytest.approx([text[0]] * 2)
+def test_hosts_issue_their_layers_of_t5_at_once_and_devices_compute_them_in_turn(schnell: ModelSpec) -> None:
+    def text(ulysses: int, op_s: float, engine: str = "usp") -> float:
+        point = make_point(schnell, topology="h200_nvlink", ulysses=ulysses, execution="eager", engine=engine)
+        return predict(point, schnell, with_host(H200, op_s)).stages["text"].median
+
+    slow = 1e-3  # hosts that set everything
+    assert [text(gpus, slow) for gpus in (1, 2, 8)] == pytest.approx(
+        [slow * (T5_OPS / gpus + CLIP_OPS) for gpus in (1, 2, 8)]
+    )
+    assert text(2, slow, "diffusers") == pytest.approx(slow * (T5_OPS + CLIP_OPS)), "every rank issues all of it"
+    assert text(8, 1e-9) == pytest.approx(text(1, 1e-9)), "no device computes before the one ahead of it is done"
+    device, waits = text(1, 1e-9), 1e-5
+    t5 = device - text_encoders(schnell).other_kernels * H200.host["kernel_gap_s"].value
+    assert T5_OPS / 2 * waits > t5 / 2
+    assert text(2, waits) == pytest.approx(max(device + T5_OPS / 2 * waits - t5 / 2, (T5_OPS / 2 + CLIP_OPS) * waits))
+
+
+def test_a_decode_is_issued_while_the_device_is_at_the_step_before(schnell: ModelSpec) -> None:
+    def decode(lead_s: float) -> float:
+        point = make_point(schnell, topology="h200_nvlink", ulysses=2, execution="eager", height=512, width=512)
+        host = with_host(H200, 2e-5)
+        return decode_s(point, schnell, host, find("usp", "eager"), Network(host, "p2p", 2, 1), lead_s)
+
+    waits = decode(0.0)
+    assert decode(waits / 2) < 0.7 * waits
+    assert decode(1.0) == decode(2.0) < decode(waits / 2), "what the device takes remains"
+
+    def vae(op_s: float, res: int) -> float:
+        point = make_point(schnell, topology="h200_nvlink", ulysses=2, execution="eager", height=res, width=res)
+        return predict(point, schnell, with_host(H200, op_s)).stages["vae"].median
+
+    assert vae(1e-5, 2048) == pytest.approx(vae(1e-9, 2048)), "a long step hides all launches"
+    assert vae(1e-4, 512) == pytest.approx(decode(0.0) * 5, rel=0.02), "a host that is behind has no lead"
 
 
 def test_no_interval_reaches_below_what_the_gpus_can_compute(schnell: ModelSpec) -> None:
