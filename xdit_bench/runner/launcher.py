@@ -30,6 +30,7 @@ LOG_TAIL = 2000  # characters of a dead rank's log in its record
 
 CRIPPLING = ("CUDA_LAUNCH_BLOCKING", "NCCL_ALGO", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_PROTO",
              "NCCL_SHM_DISABLE")  # fmt: skip
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the name before torch 2.9
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,14 @@ def _interface(address: str) -> str | None:
 
 
 def environment_warnings(environment: Mapping[str, str] | None = None, transport: str = "p2p") -> list[str]:
-    """Variables of the caller's shell that slow the ranks down, as sentences for the report's first lines."""
+    """Variables of the caller's shell that slow the ranks down, or let other sizes fit than torch does by itself, as
+    sentences for the report's first lines."""
     given = os.environ if environment is None else environment
     found = [name for name in CRIPPLING if given.get(name) not in (None, "", "0") and name not in TRANSPORTS[transport]]
-    return [f"{name}={given[name]} is set in the environment and changes these times; unset it" for name in found]
+    slow = [f"{name}={given[name]} is set in the environment and changes these times; unset it" for name in found]
+    return slow + [
+        f"{name}={given[name]} is set in the environment and changes which sizes run out of memory; unset it to "
+        f"compare with records without it"
+        for name in ALLOCATOR
+        if given.get(name)
+    ]

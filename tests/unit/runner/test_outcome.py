@@ -127,6 +127,9 @@ def test_crippling_variables_are_called_out_unless_the_transport_sets_them() -> 
     shell = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "0", "HOME": "/"}
     assert [w.split(" ")[0] for w in environment_warnings(shell, "p2p")] == ["NCCL_P2P_DISABLE=1"]
     assert environment_warnings(shell, "host") == []
+    (said,) = environment_warnings({"PYTORCH_ALLOC_CONF": "expandable_segments:True", "PYTORCH_CUDA_ALLOC_CONF": ""})
+    assert "expandable_segments:True" in said
+    assert "run out of memory" in said
 
 
 def test_traces_name_files_as_they_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
