@@ -52,8 +52,11 @@ def run(plan: Plan, console: Console, command: str, *, shared: bool = False) -> 
         return 0
     ok = False
     for study in dict.fromkeys(planned.cfg.study for planned in plan.points):
-        points = [planned for planned in plan.points if planned.cfg.study == study]
-        ok |= run_study(study, points, plan.machine, console, command, shared)
+        points: dict[Point, PlannedPoint] = {}  # a value that was typed twice, or a knob of measure.*, makes no other
+        for planned in plan.points:
+            if planned.cfg.study == study:
+                points.setdefault(planned.point, planned)
+        ok |= run_study(study, list(points.values()), plan.machine, console, command, shared)
     return 0 if ok else NO_POINT_OK
 
 

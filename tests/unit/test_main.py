@@ -166,6 +166,11 @@ def test_the_cards_command_leaves_a_record_for_each_of_its_24_cells(here: Path) 
     assert all(r.status == "infeasible" and "16 GPUs" in r.reason for r in records if r.point["gpus"] == 16)
 
 
+def test_a_value_that_was_typed_twice_is_one_point(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-m", "source=predicted", "topology=a100_nvlink", "res=1024,1024", "measure.repeats=1,2"]) == 0
+    assert "\n1 point predicted" in "\n" + capsys.readouterr().out
+
+
 def test_a_prediction_gets_the_baselines_that_a_measured_plan_gets(here: Path) -> None:
     assert main(["ulysses=4", "run.report=false", "study=s"]) == 0
     records = {(r.point["engine"], r.point["ulysses"], r.point["vae"]) for r in read_records(here / "results" / "s")}
