@@ -52,10 +52,10 @@ def run(plan: Plan, console: Console, command: str, *, shared: bool = False) -> 
         return 0
     ok = False
     for study in dict.fromkeys(planned.cfg.study for planned in plan.points):
-        points: dict[Point, PlannedPoint] = {}  # a value that was typed twice, or a knob of measure.*, makes no other
+        points: dict[tuple[Point, bool, bool], PlannedPoint] = {}  # a value that was typed twice adds none
         for planned in plan.points:
             if planned.cfg.study == study:
-                points.setdefault(planned.point, planned)
+                points.setdefault((planned.point, planned.measured, planned.cfg.run.frontier), planned)
         ok |= run_study(study, list(points.values()), plan.machine, console, command, shared)
     return 0 if ok else NO_POINT_OK
 
@@ -77,9 +77,9 @@ def run_study(
         try:
             _measure(study, [p for p in points if p.measured], store, machine, console, command)
         finally:
-            statuses = {Point.from_dict(record.point): record.status for record in store.records}
-            asked = [trials(p.point) if p.cfg.run.frontier else [p.point] for p in points]
-            ok = any(statuses.get(point) == "ok" for listed in asked for point in listed)
+            statuses = {(Point.from_dict(r.point), r.source == "measured"): r.status for r in store.records}
+            asked = [(trials(p.point) if p.cfg.run.frontier else [p.point], p.measured) for p in points]
+            ok = any(statuses.get((point, measured)) == "ok" for listed, measured in asked for point in listed)
             if cfg.run.report and store.records:
                 _report(store, study, Path(cfg.reports_dir), console, answers=ok)
         return ok

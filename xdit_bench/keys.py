@@ -6,6 +6,7 @@ sys.exit(command(main))  # of the verb's module
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import NoReturn
 from xdit_bench.errors import ConfigError, did_you_mean
 
 INTERRUPTED = 130
+UNREAD = 141  # as a shell says of SIGPIPE
 
 
 def command(verb: Callable[[], int]) -> int:
@@ -22,7 +24,12 @@ def command(verb: Callable[[], int]) -> int:
     has ended and its private folders are gone."""
     signal.signal(signal.SIGTERM, _end)
     try:
-        return verb()
+        code = verb()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # its reader has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would say so once more at its end
+        return UNREAD
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -28,7 +28,7 @@ from xdit_bench.reporting.words import digits, plural, px
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import latest, studies
 from xdit_bench.topology.match import differences
-from xdit_bench.topology.specs import TRANSPORTS, Topology, load
+from xdit_bench.topology.specs import SYMMETRIC, TRANSPORTS, Topology, load
 
 DEFAULTS = {
     "topology": "a100_nvlink", "res": "1024", "height": "", "width": "", "gpus": "", "latency_s": "",
@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         measured = _measured(Path(options["results_dir"]), topology)
         wanted = [options["execution"]] if options["execution"] else _executions(options)
         points = [_point({**options, "execution": execution}, model, topology) for execution in wanted]
-        found = [(point, advise(point, model, topology, gpus, measured, ulysses_inner=inner)) for point in points]
+        most = {point: gpus if options["execution"] else _reach(point, topology, gpus) for point in points}
+        found = [(point, advise(point, model, topology, n, measured, ulysses_inner=inner)) for point, n in most.items()]
         point, advice = _fastest(found)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -70,6 +71,12 @@ def _executions(options: Mapping[str, str]) -> list[str]:
     says why, and `execution=auto` takes none there."""
     known = executions(options["engine"])
     return known if options["transport"] == "p2p" else [one for one in known if one != "graph"]
+
+
+def _reach(point: Point, topology: Topology, gpus: int) -> int:
+    """GPUs of a split at most: `execution=auto` takes a CUDA graph on one host, whose GPUs symmetric memory joins."""
+    joined = topology.levels(SYMMETRIC)
+    return min(gpus, joined[-1].gpus) if joined and point.execution == "graph" else gpus
 
 
 def _fastest(found: list[tuple[Point, Advice]]) -> tuple[Point, Advice]:
@@ -136,7 +143,8 @@ def _measured(results: Path, topology: Topology) -> list[Record]:
 
 def render(advice: Advice, point: Point, model: ModelSpec, topology: Topology, latency_s: float | None) -> list[str]:
     """The advice as lines."""
-    cap = f" capped at {point.memory_cap_gb:g} GB" if point.memory_cap_gb else ""
+    capped = point.memory_cap_gb and point.memory_cap_gb * 1e9 < topology.gpu.memory_bytes
+    cap = f" capped at {point.memory_cap_gb:g} GB" if capped else ""
     where = f"{topology.name}{cap}, engine {point.engine}/{point.execution}"
     lines = [f"{model.name}, {px((point.height, point.width))}, {plural(point.steps, 'step')} on {where}"]
     if not advice.options:

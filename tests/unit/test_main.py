@@ -356,6 +356,15 @@ def test_a_point_that_fails_now_is_no_success_because_it_once_was(here: Path) ->
     assert main(argv) == 1
 
 
+def test_what_was_measured_does_not_judge_what_is_predicted_nor_drops_it(here: Path) -> None:
+    argv = ["ulysses=2", "run.report=false", "study=s"]
+    assert main(argv) == 0
+    (good,) = [r for r in read_records(here / "results" / "s") if r.point["ulysses"] == 2]
+    with Store.open(here / "results", "s") as store:
+        store.append(dataclasses.replace(good, source="measured", status="crashed", reason="rank 1 died", latency_s={}))
+    assert main(argv) == 0
+
+
 def test_predicted_points_that_fail_say_why_on_the_console(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid = ["topology=a100_nvlink", "study=s", "run.report=false", "ulysses=1,2", "transport=host", "-m"]
     assert main(grid) == 0, "one GPU needs no link"

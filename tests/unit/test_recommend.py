@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from xdit_bench import data_dir
+from xdit_bench.keys import UNREAD
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.records import predicted_record
 from xdit_bench.recommend import main
@@ -111,7 +114,41 @@ def test_ties_are_called_ties(say) -> None:  # type: ignore[no-untyped-def]
 
 def test_the_bottleneck_is_a_link_by_name(say) -> None:  # type: ignore[no-untyped-def]
     _, out, _ = say("topology=l40_pcie", "res=2048", *STUDY)
-    assert "limited by ring exchange crosses the socket link" in out
+    assert "limited by exchanges across the socket link and the PCIe pair (" in out
+
+
+def test_a_decode_that_takes_longer_than_denoising_is_the_bottleneck(say) -> None:  # type: ignore[no-untyped-def]
+    _, out, _ = say("topology=a100_nvlink", "res=4096", "steps=1", "vae=single", "gpus=8")
+    assert "limited by the VAE's decode (" in out
+
+
+def test_a_cap_above_the_card_is_none(say) -> None:  # type: ignore[no-untyped-def]
+    _, out, _ = say("topology=l40_pcie", "res=1024", "memory_cap_gb=80")
+    assert "capped" not in out
+    _, out, _ = say("topology=l40_pcie", "res=1024", "memory_cap_gb=40")
+    assert "capped at 40 GB" in out
+
+
+def test_no_graph_is_advised_beyond_the_gpus_that_symmetric_memory_joins(say, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    data = yaml.safe_load((data_dir("conf") / "topology" / "h100_nvlink.yaml").read_text())
+    data["links"]["symmetric"][-1]["gpus"] = 4
+    box = tmp_path / "box.yaml"
+    box.write_text(yaml.safe_dump(data))
+    _, whole, _ = say("topology=h100_nvlink", "res=4096")
+    assert "usp/graph" in whole
+    _, out, _ = say(f"topology={box}", "res=4096")
+    assert "on 8 GPUs" in out
+    assert "usp/graph" not in out
+
+
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word() -> None:
+    command = [sys.executable, "-m", "xdit_bench.recommend", "topology=l40_pcie"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as advice:
+        assert advice.stdout is not None
+        assert advice.stderr is not None
+        advice.stdout.close()
+        assert advice.stderr.read() == ""
+    assert advice.returncode == UNREAD
 
 
 def test_the_fewest_gpus_that_meet_a_latency(say) -> None:  # type: ignore[no-untyped-def]

@@ -101,6 +101,8 @@ class NvmlTelemetry:
         """Of the first `ranks` GPUs, over the images alone; who else was there, of a point without an image too."""
         gpus = self._samples[:ranks]
         found = summarise_samples(gpus, spans) if spans and all(gpus) else {}
+        if len(gpus) < ranks:  # others are on another machine, whose cards nobody reads here
+            found.pop("energy_j_per_image", None)
         return found | {"processes_per_gpu": self._others[:ranks]} | self._elsewhere
 
     def cool_down(self) -> None:
@@ -160,7 +162,8 @@ def _energy(gpus: Sequence[Sequence[dict[str, float]]], begin: float, end: float
     mean watts where these are of the instant. None where they are means of a second, most of it before the images."""
     total = 0.0
     for samples in gpus:
-        first, last = samples[0], samples[-1]
+        counted = [sample for sample in samples if sample["joules"] > 0] or samples  # 0 where a card would not say
+        first, last = counted[0], counted[-1]
         if last["time"] - first["time"] > COUNTED_S and last["joules"] > first["joules"]:
             watts = (last["joules"] - first["joules"]) / (last["time"] - first["time"])
         elif all(sample["instant"] for sample in samples):

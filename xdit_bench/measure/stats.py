@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from xdit_bench.results.schema import FEWEST_SAMPLES
+
 CONFIDENCE = 0.95
 STEADY = 0.05  # a time this close to the one before it ends the warm-up, and counts
 EXTRA_WARMUPS = 5  # at most, beyond those asked for
@@ -56,7 +58,10 @@ def quantile(samples: Sequence[float], q: float) -> float:
 
 
 def precise(samples: Sequence[float], share: float) -> bool:
-    """Whether the median's 95 % interval lies within `share` of the median on both sides."""
+    """Whether the median's 95 % interval lies within `share` of the median on both sides. Of fewer than five samples
+    there is none."""
+    if len(samples) < FEWEST_SAMPLES:
+        return False
     low, high = median_interval(samples)
     median = statistics.median(samples)
     return high - median <= share * median and median - low <= share * median

@@ -140,7 +140,9 @@ def from_record(record: Record, *before: Record) -> Option:
     the records `before` of the same point are others."""
     total = record.latency_s["total"]
     median = float(total["median"])
-    low, high = (median if end is None else float(end) for end in interval(total))
+    taken = [float(sample) for sample in total.get("samples") or [median]]  # spread, if too few for more
+    ends = zip(interval(total), (min(taken), max(taken)), strict=True)
+    low, high = (end if said is None else float(said) for said, end in ends)
     errors = record.telemetry.get("errors_s") or {}
     if record.source == "measured":
         times = [median, *(one.total_s for one in before if one.total_s)]

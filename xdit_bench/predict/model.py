@@ -19,10 +19,10 @@ from xdit_bench.predict import profiles
 from xdit_bench.predict.decode import decode_s
 from xdit_bench.predict.memory import MemoryPlan, plan_memory
 from xdit_bench.predict.network import Network, path
-from xdit_bench.predict.step import denoising_step
+from xdit_bench.predict.step import Step, denoising_steps
 from xdit_bench.predict.text import text_s
 from xdit_bench.predict.workload import step_flops
-from xdit_bench.topology.specs import Topology
+from xdit_bench.topology.specs import BESIDE, Topology
 
 Z90 = 1.645  # standard errors to the 5th and 95th percentile
 TEXT_ERROR = 0.2  # relative standard error; on H100 and H200 what is counted comes out 10 to 20 % short of the stage
@@ -88,19 +88,28 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
     if memory.verdict == "oom":
         raise _out_of_memory(point, memory, topology)
     ranks = (point.ulysses, point.ring, ulysses_inner)
-    step = denoising_step(
-        point, model, topology, profile, Network(topology, path(topology, point, profile.symmetric), *ranks)
-    )
+    links = Network(topology, path(topology, point, profile.symmetric), *ranks)
+    decoding = Network(topology, point.transport, *ranks)
     text = text_s(point, model, topology, profile)
-    denoise = point.steps * step.seconds + step.once_s
-    lead = min(point.steps, LED_STEPS) * step.lead_s
-    vae = decode_s(point, model, topology, profile, Network(topology, point.transport, *ranks), lead)
+
+    def after(step: Step, machine: Topology = topology) -> float:
+        lead = min(point.steps, LED_STEPS) * step.lead_s
+        return decode_s(point, model, machine, profile, decoding, lead)
+
+    def denoising_s(step: Step) -> float:
+        return point.steps * step.seconds + step.once_s
+
+    ways = denoising_steps(point, model, topology, profile, links)
+    step = min(ways, key=lambda way: denoising_s(way) + after(way))
+    denoise, vae = denoising_s(step), after(step)
 
     wider, warnings = _extrapolation(point, model, topology)
     # of launches and of the text stage no image token changes a thing
     errors = {name: (1.0 if name == "host" else wider) * point.steps * seconds for name, seconds in step.errors.items()}
     denoise_error = math.hypot(*errors.values()) / denoise
-    errors["text"], errors["vae"] = TEXT_ERROR * text, wider * topology.uncertainty["vae"].value * vae
+    slow = _slower_host(topology)  # these two stages are issued op by op too
+    errors["text"] = math.hypot(TEXT_ERROR * text, text_s(point, model, slow, profile) - text)
+    errors["vae"] = math.hypot(wider * topology.uncertainty["vae"].value * vae, after(step, slow) - vae)
     total = text + denoise + vae
     least = point.steps * step_flops(model, point) / (point.gpus * topology.gpu.peak_flops)
     stages = {
@@ -122,9 +131,24 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
         errors=errors,
         memory=memory,
         comm_bytes=step.sent_bytes,
-        bottleneck=step.bottleneck,
+        bottleneck=_bottleneck(step, {"text encoders": text, "the VAE's decode": vae}, denoise),
         warnings=tuple(warnings),
     )
+
+
+def _bottleneck(step: Step, others: Mapping[str, float], denoise: float) -> str:
+    """What limits an image in words: of denoising what limits a step, unless another stage takes longer."""
+    stage = max(others, key=lambda name: others[name])
+    share = others[stage] / (denoise + sum(others.values()))
+    return f"{stage} ({100 * share:.0f} % of an image)" if others[stage] > denoise else step.bottleneck
+
+
+def _slower_host(topology: Topology) -> Topology:
+    """With launches that take longer by their standard error."""
+    longer = 1.0 + topology.uncertainty["host"].value
+    launches = {key: number for key, number in topology.host.items() if key in ("op_s", BESIDE)}
+    slow = {key: replace(number, value=longer * number.value) for key, number in launches.items()}
+    return replace(topology, host={**topology.host, **slow})
 
 
 def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
@@ -165,15 +189,17 @@ def _out_of_memory(point: Point, memory: MemoryPlan, topology: Topology) -> OutO
             bytes_asked=memory.loading_bytes,
             bytes_free=memory.cap_bytes,
         )
+    # where the peak by itself would fit, what the allocator wastes at the least does not
+    needed = memory.peak_bytes if memory.peak_bytes > memory.cap_bytes else max(memory.peak_bytes, memory.needed_bytes)
     remedy = "more GPUs or a smaller image"
     if memory.stage == "vae":
         remedy = roomier_decode(point)
     return OutOfMemory(
-        f"the {memory.stage} stage needs {memory.peak_bytes / 1e9:.1f} GB on rank 0, weights included, "
+        f"the {memory.stage} stage needs {needed / 1e9:.1f} GB on rank 0, weights included, "
         f"more than {what}; use {remedy}",
         stage=memory.stage,
         rank=0,
-        bytes_asked=memory.peak_bytes,
+        bytes_asked=needed,
         bytes_free=memory.cap_bytes - memory.parameters_bytes,
     )
 

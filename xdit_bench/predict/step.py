@@ -2,7 +2,7 @@
 
 Owns `(gpu^6 + host^6)^(1/6)` and what stands in each of the two; `model` adds the stages up.
 
-    step = denoising_step(point, model, topology, profile, network)
+    step, *_ = denoising_steps(point, model, topology, profile, network)
     step.terms["all_to_all"]
 """
 
@@ -34,6 +34,7 @@ CLASSES = {  # class of error of each term
     "kernel_gaps": "compute", "pack": "compute", "all_to_all": "network", "ring": "network", "launch": "host",
 }  # fmt: skip
 AWAKE_S = 0.08  # that links stay awake: beside traffic every 0.2 s a GPU loses 0.4 of what it loses at 0.05 (two H200s)
+EXCHANGES = {"all_to_all": "all-to-all", "ring": "ring exchange"}
 WORDS = {
     "gemm": "matrix products", "attention": "attention", "modulation": "reading the modulation's weights",
     "elementwise": "memory traffic of elementwise kernels", "merge": "merging partial attention outputs",
@@ -57,18 +58,25 @@ class Step:
     bottleneck: str
 
 
-def denoising_step(
+def denoising_steps(
     point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile, network: Network
-) -> Step:
-    """One step of the fullest rank. Raises Infeasible where the topology lacks a number."""
-    work = _Work(point, model, topology, profile, network)
+) -> list[Step]:
+    """One step of the fullest rank, in each way that keys and values may travel a ring: hop by hop or gathered, in
+    double and in single blocks. Raises Infeasible where the topology lacks a number."""
+    ways = (False, True) if point.ring > 1 else (False,)
+    works = [_Work(point, model, topology, profile, network, (double, single)) for double in ways for single in ways]
+    return [_step(work) for work in works]
+
+
+def _step(work: _Work) -> Step:
+    point, profile, topology = work.point, work.profile, work.topology
     gpu, host = work.gpu_terms(), work.host_s()
     once = gpu.pop("modulation") / point.gpus if profile.modulation_once else 0.0  # its weights are shared out
     on_gpu = sum(gpu.values())
     seconds = slower_of(on_gpu, host)
     terms = {**gpu, "launch": seconds - on_gpu}
     errors = _errors(topology, terms, work.network_error_s(), on_gpu, host, seconds)
-    lead = max(0.0, on_gpu - host)
+    lead = seconds - host  # the soft maximum's: else a faster device would cost the decode more than it saves
     return Step(seconds, once, lead, terms, errors, work.bytes_sent(), largest_part(terms, work.limits))
 
 
@@ -109,6 +117,7 @@ class _Work:
     topology: Topology
     profile: EngineProfile
     network: Network
+    gathers: tuple[bool, bool]
     limits: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -148,8 +157,7 @@ class _Work:
     def network_error_s(self) -> float:
         """How much longer a step would wait for links that are slower by their standard error: what all but hides then
         shows."""
-        longer = self._waits_s(1.0 + self.topology.uncertainty["network"].value) - self._waits_s()
-        return max(0.0, longer)  # slower links may make a ring take its other way
+        return self._waits_s(1.0 + self.topology.uncertainty["network"].value) - self._waits_s()
 
     def _waits_s(self, slower: float = 1.0) -> float:
         """What a step takes for its exchanges over links so much slower."""
@@ -251,19 +259,19 @@ class _Work:
         return found[0], found[1], found[2]
 
     def _ways(self, slower: float = 1.0) -> list[_Way]:
-        """How keys and values travel a ring in each kind of block: hop by hop beside the attention, or gathered before
-        it, whichever device or host is done with first; on a ring alone they leave before what runs beside an
+        """How keys and values travel a ring in each kind of block: hop by hop beside the attention, or (`gathers`) all
+        before it, where a rank may hold them; on a ring alone they leave before what runs beside an
         exchange."""
         queries, half, _ = self._beside_s() if self.point.ulysses == 1 else (0.0, 0.0, 0.0)
-        chosen, ring, op_s = [], self.point.ring, self.topology.op_s(self.point.gpus)
-        for call, tokens, beside in zip(self.calls, self._exchanged_tokens(), (queries, half), strict=True):
+        chosen, ring = [], self.point.ring
+        kinds = zip(self.calls, self._exchanged_tokens(), (queries, half), self.gathers, strict=True)
+        for call, tokens, beside, gathers in kinds:
             moved = 2 * self.row_bytes * tokens
-            ways = [self._block_by_block(call, moved, beside, slower)]
-            if moved * ring <= self.profile.gathered_bytes:
+            if gathers and moved * ring <= self.profile.gathered_bytes:
                 wait = max(0.0, slower * self.network.collect_s(moved).seconds - beside)
-                ways.append(_Way((wait, 0.0, 0.0), self.profile.ops_per_ring + self._exchange_ops(ring)))
-            attended = self._call_s(call)
-            chosen.append(min(ways, key=lambda way: (max(attended + sum(way.seconds), way.ops * op_s), way.ops)))
+                chosen.append(_Way((wait, 0.0, 0.0), self.profile.ops_per_ring + self._exchange_ops(ring)))
+            else:
+                chosen.append(self._block_by_block(call, moved, beside, slower))
         return chosen
 
     def _block_by_block(self, call: w.Attention, moved: float, beside: float, slower: float) -> _Way:
@@ -303,8 +311,13 @@ def _errors(
 def largest_part(terms: Mapping[str, float], limits: Mapping[str, str] | None = None) -> str:
     """The largest of a step's terms in words, with its share. `limits` names what an exchange crosses; of a measured
     step it is not known."""
-    name = max(terms, key=lambda term: terms[term])
-    share = f"{100 * terms[name] / sum(terms.values()):.0f} % of a step"
-    if limits and name in limits:
-        return f"{'all-to-all' if name == 'all_to_all' else 'ring exchange'} crosses the {limits[name]} ({share})"
+    waits = {name: terms[name] for name in EXCHANGES if name in terms}
+    whole = {name: seconds for name, seconds in terms.items() if name not in waits} | {"exchanges": sum(waits.values())}
+    name = max(whole, key=lambda term: whole[term])
+    share = f"{100 * whole[name] / sum(terms.values()):.0f} % of a step"
+    if name == "exchanges":
+        longest = sorted((term for term in waits if waits[term] > 0), key=lambda term: -waits[term])
+        links = dict.fromkeys((limits or {}).get(term, "links") for term in longest)
+        one = f"{EXCHANGES[longest[0]]} crosses the {next(iter(links))} ({share})"
+        return one if len(longest) == 1 else f"exchanges across the {' and the '.join(links)} ({share})"
     return f"{WORDS.get(name, name)} ({share})"

@@ -224,11 +224,8 @@ def _pressed(group: Group, entries: Iterable[Entry]) -> str:
         return ""
     first = min(pressed, key=lambda e: (e.size[0] * e.size[1], e.gpus))
     foretold = group.setting.source == "predicted"
-    said = (
-        "It is predicted to be scarce, and may slow the decode,"
-        if foretold
-        else "It was scarce, and slowed the decode,"
-    )
+    slowed = "" if first.vae == "none" else ", and may slow the decode," if foretold else ", and slowed the decode,"
+    said = f"It {'is predicted to be' if foretold else 'was'} scarce{slowed}"
     return f" {said} from {words.px(first.size)} on: {first.runner} with vae={first.vae} on {group.count(first.gpus)}."
 
 

@@ -169,6 +169,6 @@ def _saved(before: Entry | None, after: Entry | None) -> float | None:
 
 
 def _half_s(entry: Entry | None) -> float:
-    """Half the 95 % interval of the step; of one that was timed once nobody knows."""
+    """Half the 95 % interval of the step; of one that was timed too rarely nobody knows."""
     low, high = map(number, interval(entry.record.step_s)) if entry else (None, None)
     return (high - low) / 2 if low is not None and high is not None else math.inf

@@ -258,6 +258,7 @@ def _commands(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def _study_facts(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
+    records = list({(r.run_id, r.time): r for r in records}.values())  # a recheck appends its point once more
     times = sorted(record.time for record in records)
     replaced = len(records) - len(newest(records))
     facts = [

@@ -232,12 +232,15 @@ def points_table(groups: Sequence[Group]) -> Table:
 
 def _point_row(groups: Sequence[Group], group: Group, entry: Entry) -> tuple[Cell, ...]:
     parity = _distance(entry.parity_l2)
-    energy = Cell(f"{words.digits(entry.energy_j)} J", entry.energy_j) if entry.energy_j else Cell(words.MISSING)
-    stages = [seconds(entry.stages.get(stage)) for stage in ("text", "denoise", "vae")]
+    # a failed point may hold what it got to; that is no image's time
+    joules = entry.energy_j if entry.ok else None
+    energy = Cell(f"{words.digits(joules)} J", joules) if joules else Cell(words.MISSING)
+    stages = [seconds(entry.stages.get(stage) if entry.ok else None) for stage in ("text", "denoise", "vae")]
     stands = entry.ok and not entry.without  # a ratio of part of an engine would pass for one of the engine
+    step = seconds(entry.step_s if entry.ok else None)
     return (
         *_where(group, entry), text(entry.runner), text(entry.vae), text(entry.factors), text(entry.kernel),
-        text(entry.outcome), seconds(entry.total_s), _interval(entry), *stages, seconds(entry.step_s),
+        text(entry.outcome), seconds(entry.total_s), _interval(entry), *stages, step,
         _share(entry.utilisation), _ratio(group.scaling(entry) if stands else None),
         _ratio(group.gain(entry) if stands else None), _bytes(groups, group, entry), energy, parity,
     )  # fmt: skip
@@ -259,7 +262,9 @@ def _interval(entry: Entry) -> Cell:
     if entry.total_s is None or entry.low_s is None or entry.high_s is None:
         if not entry.ok or entry.record.source != "measured":
             return Cell(words.MISSING)
-        return Cell("one cold image" if entry.record.telemetry.get("warmup_s") == [] else "one image")
+        images = len(entry.record.latency_s["total"].get("samples") or [None])
+        cold = "cold " if entry.record.telemetry.get("warmup_s") == [] else ""
+        return Cell(f"one {cold}image" if images == 1 else f"{images} {cold}images")
     half = (entry.high_s - entry.low_s) / 2 / entry.total_s
     if entry.record.source == "predicted":  # its two sides differ
         return Cell(f"{words.digits(entry.low_s)} to {words.seconds(entry.high_s)}", half)

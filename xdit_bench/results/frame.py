@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 POINT_COLUMNS: Final = (*POINT_KEYS, "prompt", "memory_cap_gb")
 QUANTILES: Final = {"total_p10_s": "latency_s.total.p10", "total_p90_s": "latency_s.total.p90"}
 ENDS: Final = ("total_low_s", "total_high_s")  # of the total's interval
+OF_AN_IMAGE: Final = (
+    *(f"{stage}_s" for stage in (*STAGES, "total", "step")), "energy_j", "utilisation", "comm_s_per_step",
+)  # fmt: skip
 DETAILS: Final = {
     "parameters_bytes": "memory.parameters_bytes",
     "cap_bytes": "memory.cap_bytes",
@@ -102,10 +105,8 @@ def _row(record: Record, samples: bool) -> dict[str, Any]:
     if samples:
         found = dig(data, "latency_s.total.samples")
         row["samples"] = list(found) if isinstance(found, list) else []
-    for stage in (*STAGES, "total"):
-        # a failed point may hold the stages it reached; they are no image's time
-        if not row["ok"]:
-            row[f"{stage}_s"] = math.nan
+    if not row["ok"]:  # a failed point may hold what it got to; that is no image's time
+        row |= dict.fromkeys((*OF_AN_IMAGE, *QUANTILES, *ENDS), math.nan) | ({"samples": []} if samples else {})
     return row
 
 

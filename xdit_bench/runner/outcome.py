@@ -58,6 +58,9 @@ def judge(answers: Sequence[Answer], deadline_s: float) -> Outcome:
     if not failed:
         return _judge_result(answers)
     cause = failed[0]
+    told = next((a for a in failed if a.kind == "error"), None)
+    if cause.kind == "silent" and cause.after_s < deadline_s and told:  # it was cut off in the grace after that error
+        cause = told
     outcome = Outcome(*_explain(cause, deadline_s), answers=list(answers))
     stage, iteration = cause.body.get("stage", "?"), cause.body.get("iteration", -1)
     facts = {key: cause.body[key] for key in FAILURE_KEYS if cause.body.get(key) not in (None, "")}
@@ -140,8 +143,9 @@ def _fill(record: Record, members: list[Answer], point: Point) -> None:
     record.telemetry["rank_total_s"] = [statistics.median(a.body["own_total"]) for a in members]
     issued = [a.body["block_launches_s"] for a in members if a.body.get("block_launches_s")]
     if issued:
-        # in step, ranks go as fast as the slowest just then
-        record.telemetry["block_launch_s"] = statistics.median(map(max, zip(*issued, strict=True)))
+        # in step, ranks go as fast as the slowest just then; what was taken between images is of their time
+        slowest = list(map(max, zip(*issued, strict=True)))
+        record.telemetry["block_launch_s"] = statistics.median(slowest[1:-1] or slowest)
         record.telemetry["block_launches_s"] = issued  # of each rank, before, between and after its images
 
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from xdit_bench.backends import make_backend
 from xdit_bench.backends.base import Backend
-from xdit_bench.config import MeasureConfig, ModelSpec, Point
+from xdit_bench.config import SHARED_VAES, MeasureConfig, ModelSpec, Point
 from xdit_bench.engine.mesh import Mesh, build_mesh
 from xdit_bench.measure.collectives import probe_collectives, probe_link
 from xdit_bench.measure.launch import BlockLaunch
@@ -116,7 +116,7 @@ class Rank:
                 brief = self._launch.brief if timed and self._launch and point.execution == "eager" else None
                 timer = ImageTimer(
                     backend, mesh.group, self.device, point.vae != "none", self.note,
-                    denoises=point.steps > 0, together=point.vae == "parallel", issue=brief,
+                    denoises=point.steps > 0, together=point.vae in SHARED_VAES, issue=brief,
                 )  # fmt: skip
                 timing = Timing()
                 if command["measure"] is None:
@@ -132,13 +132,19 @@ class Rank:
                 attribution = self._profile(command, backend, mesh, point)
         except BaseException as error:
             watch.hold_free()
+            watch.close()
             drop_locals(error)  # closing brings weights back to the device, which these may have filled
             try:
                 backend.close()
             except Exception:  # half prepared, it may not close; the first error is the cause
                 self._modules = None  # they may be left as the engine changed them
             raise
-        backend.close()
+        watch.close()  # weights come back now, which may not have been held below the cap
+        try:
+            backend.close()
+        except Exception:
+            self._modules = None
+            raise
         issued, link = _over_time(host)
         issued[1:1] = timing.issued
         report: Message = {

@@ -159,7 +159,7 @@ def load(name_or_path: str) -> Topology:
         data = loader.construct_document(node) if node else None
     except (OSError, UnicodeDecodeError) as error:
         raise TopologyError(f"topology file {path} can not be read ({error})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; a section within itself
         raise TopologyError(f"topology file {path} is not YAML: {' '.join(str(error).split())}") from error
     return from_dict(data, str(path))
 

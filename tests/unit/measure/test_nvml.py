@@ -61,6 +61,21 @@ def test_energy_of_a_moment_needs_a_reading_of_the_moment() -> None:
     assert found["energy_j_per_image"] == pytest.approx(800 * 0.2, rel=1e-6)
 
 
+@pytest.mark.parametrize("refused", [0, -1])
+def test_a_counter_that_a_card_refused_to_read_once_is_no_energy(refused: int) -> None:
+    taken = samples({}, 500.0)
+    whole = summarise_samples([taken], SPANS)["energy_j_per_image"]
+    taken[refused] = {**taken[refused], "joules": 0.0}
+    assert summarise_samples([taken], SPANS)["energy_j_per_image"] == pytest.approx(whole, rel=1e-6)
+
+
+def test_no_energy_is_told_of_a_point_whose_cards_are_not_all_here() -> None:
+    telemetry = nvml.NvmlTelemetry()
+    telemetry._samples, telemetry._others, telemetry._elsewhere = [samples({}), samples({})], [1, 1], {}
+    assert "energy_j_per_image" in telemetry.report(SPANS, ranks=2)
+    assert "energy_j_per_image" not in telemetry.report(SPANS, ranks=4)
+
+
 class Driver:
     """pynvml on a card that draws 650 W now and 400 W in the last second's mean."""
 

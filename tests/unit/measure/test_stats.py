@@ -42,9 +42,10 @@ def test_interval_covers_the_true_median_of_a_skewed_distribution() -> None:
 
 
 def test_precise_needs_both_sides_of_the_interval_close() -> None:
-    assert precise([1.0, 1.004, 1.008], 0.01)
-    assert not precise([1.0, 1.0, 1.5], 0.01)
-    assert not precise([0.5, 1.0, 1.0], 0.01)
+    assert precise([1.0, 1.002, 1.004, 1.006, 1.008], 0.01)
+    assert not precise([1.0, 1.0, 1.0, 1.0, 1.5], 0.01)
+    assert not precise([0.5, 1.0, 1.0, 1.0, 1.0], 0.01)
+    assert not precise([1.0] * 4, 0.01), "four have no interval"
 
 
 def test_steady_looks_at_the_last_two() -> None:

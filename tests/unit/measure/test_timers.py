@@ -80,8 +80,10 @@ def test_no_warm_up_when_none_is_asked_for() -> None:
 
 
 def test_repeats_until_precise_and_no_more_than_the_most() -> None:
-    precise, _ = measure(Sleeper([0.01]), warmup=1, repeats=3, max_repeats=20, precision=0.9)
-    assert len(precise.samples["total"]) == 3
+    precise, _ = measure(Sleeper([0.01]), warmup=1, repeats=6, max_repeats=20, precision=0.9)
+    assert len(precise.samples["total"]) == 6
+    few, _ = measure(Sleeper([0.01]), warmup=1, repeats=2, max_repeats=20, precision=0.9)
+    assert len(few.samples["total"]) == 5, "fewer have no interval that could be precise"
     noisy, _ = measure(Sleeper([0.001, 0.001, 0.002, 0.004, 0.001, 0.003]), warmup=1, repeats=2, max_repeats=6,
                        precision=1e-6)  # fmt: skip
     assert len(noisy.samples["total"]) == 6
@@ -96,7 +98,7 @@ def test_the_time_cap_counts_no_warm_up_before_the_image_that_counts(monkeypatch
     clock = Clock()
     monkeypatch.setattr("xdit_bench.measure.timers.time", clock)
     monkeypatch.setattr(time, "sleep", clock.sleep)
-    timing, _ = measure(Sleeper([6.0, 2.0, 2.0]), warmup=1, repeats=3, max_repeats=5, precision=0.1, time_cap_s=9.0)
+    timing, _ = measure(Sleeper([6.0, 2.0, 2.0]), warmup=1, repeats=3, max_repeats=3, precision=0.1, time_cap_s=9.0)
     assert timing.warmup == [6.0, 2.0]
     assert timing.samples["total"] == [2.0, 2.0, 2.0]
     timing, _ = measure(Sleeper([6.0, 2.0, 2.0, 4.0, 2.0]), warmup=1, repeats=3, max_repeats=9, precision=0.1,

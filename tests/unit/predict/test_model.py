@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -207,6 +209,51 @@ def test_hosts_issue_their_layers_of_t5_at_once_and_devices_compute_them_in_turn
     t5 = device - text_encoders(schnell).other_kernels * H200.host["kernel_gap_s"].value
     assert T5_OPS / 2 * waits > t5 / 2
     assert text(2, waits) == pytest.approx(max(device + T5_OPS / 2 * waits - t5 / 2, (T5_OPS / 2 + CLIP_OPS) * waits))
+
+
+@pytest.mark.parametrize("changes", [
+    {"ulysses": 2, "steps": 1, "text_tokens": 256},
+    {"ring": 2, "steps": 1, "text_tokens": 256},
+    {"ulysses": 3, "ring": 2, "height": 1168, "width": 464, "execution": "compile", "engine": "diffusers"},
+    {"ring": 4, "height": 512, "width": 512},
+])  # fmt: skip
+def test_a_faster_device_host_or_link_is_never_slower(schnell: ModelSpec, changes: dict[str, Any]) -> None:
+    point = make_point(schnell, topology="h100_nvlink", **{"execution": "eager", **changes})
+    h100 = load("h100_nvlink")
+
+    def gpu(by: float) -> Topology:
+        return dataclasses.replace(h100, gpu=dataclasses.replace(h100.gpu, peak_flops=by * h100.gpu.peak_flops))
+
+    def host(by: float) -> Topology:
+        return with_host(h100, h100.op_s(1) / by)
+
+    def links(by: float) -> Topology:
+        faster = {
+            name: tuple(dataclasses.replace(level, bytes_per_s=by * level.bytes_per_s) for level in levels)
+            for name, levels in h100.links.items()
+        }
+        return dataclasses.replace(h100, links=faster)
+
+    for faster in (gpu, host, links):
+        times = [predict(point, schnell, faster(1.0 + 0.01 * step)).total_s for step in range(0, 60, 2)]
+        assert times == sorted(times, reverse=True), faster.__name__
+
+
+def test_eager_text_is_as_sure_as_the_hosts_launches(schnell: ModelSpec) -> None:
+    eager, graph = (
+        predict(make_point(schnell, topology="h200_nvlink", execution=run), schnell, H200) for run in ("eager", "graph")
+    )
+    host, flat = 0.4, 0.2  # H200's uncertainty of launches; that of what is counted of the stage
+    text = eager.stages["text"].median
+    assert eager.errors["text"] == pytest.approx(text * math.hypot(flat, host))
+    assert graph.errors["text"] == pytest.approx(flat * graph.stages["text"].median)
+
+
+def test_out_of_memory_by_waste_alone_says_more_than_there_is(schnell: ModelSpec) -> None:
+    point = make_point(schnell, topology="h100_nvlink", height=4096, width=4096, steps=1, memory_cap_gb=45.9)
+    with pytest.raises(OutOfMemory) as caught:
+        predict(point, schnell, load("h100_nvlink"))
+    assert caught.value.details["bytes_asked"] > 45.95e9
 
 
 def test_a_decode_is_issued_while_the_device_is_at_the_step_before(schnell: ModelSpec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from xdit_bench.predict.network import Network, path
 from xdit_bench.predict.points import make_point
 from xdit_bench.predict.profiles import find
 from xdit_bench.predict.roofline import TILE_S, attention_s
-from xdit_bench.predict.step import denoising_step
+from xdit_bench.predict.step import Step, denoising_steps
 from xdit_bench.predict.workload import Attention
 from xdit_bench.topology.specs import Number, load
 
@@ -22,6 +23,11 @@ H100 = load("h100_nvlink")
 NCCL = dataclasses.replace(H100, links={"p2p": H100.levels("p2p")})
 ROW = 6144.0
 Make = Callable[..., Point]
+
+
+def denoising_step(*of: Any) -> Step:
+    """By the way of its keys that is the fastest."""
+    return min(denoising_steps(*of), key=lambda step: step.seconds)
 
 
 def graph_point(model: ModelSpec, res: int, ulysses: int = 1, ring: int = 1, **changes: object) -> Point:

@@ -48,6 +48,8 @@ def test_memory_speaks_of_every_size_whatever_its_steps_and_of_pressure() -> Non
     records = [*study(oom_at=9999), record(30.0, res=8192, engine="stock", vae="single", steps=1, extra=pressed)]
     memory = next(sentence.text for sentence in head(records).sentences if sentence.lead == "Memory")
     assert "It was scarce, and slowed the decode, from 8192px on: stock/eager with vae=single on 1 GPU" in memory
+    undecoded = head([record(res=8192, vae="none", extra=pressed)]).sentences
+    assert "It was scarce from 8192px on" in next(sentence.text for sentence in undecoded if sentence.lead == "Memory")
 
 
 def test_capped_points_say_where_they_run_out_and_what_still_fits_as_an_image() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 
 from synthetic import record
 
+from xdit_bench.reporting.page import _study_facts
 from xdit_bench.reporting.spent import spent
 
 
@@ -25,3 +26,11 @@ def test_wall_time_is_the_sum_over_records_and_what_no_part_names_lies_between_p
 
 def test_records_of_other_origin_say_nothing_about_wall_time() -> None:
     assert spent([record(), record(res=512, extra={"telemetry": {"spent_s": "long"}})]) is None
+
+
+def test_a_record_that_gained_a_recheck_counts_once_in_the_facts() -> None:
+    first = record(1.0, samples=[1.0, 1.0, 1.0, 1.0, 1.0, 9.0])
+    rechecked = dataclasses.replace(first, telemetry={**first.telemetry, "recheck": {"status": "ok"}})
+    once, twice = dict(_study_facts([first])), dict(_study_facts([first, rechecked]))
+    assert once["Outliers"] == twice["Outliers"]
+    assert twice["Records"] == "1"

@@ -236,6 +236,8 @@ def test_a_point_of_one_image_has_no_interval_and_no_tie() -> None:
     assert groups[0].tie(best) is None
     row = next(row for row in best_table(groups).rows if row[5].text == "u2r1")
     assert row[7].text == "one image"
+    thrice = best_table(group_records([record(1.0, samples=[1.0, 1.01, 1.02])])).rows[0][7]
+    assert thrice.text == "3 images", "their range is no 95 % interval"
     cold = record(1.0, samples=[1.0])
     cold.telemetry["warmup_s"] = []
     assert best_table(group_records([cold])).rows[0][7].text == "one cold image"

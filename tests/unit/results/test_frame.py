@@ -40,6 +40,10 @@ def test_a_failure_is_a_row_without_a_time() -> None:
     assert list(frame["ok"]) == [True, False, False]
     assert list(frame["total_s"].isna()) == [False, True, True]
     assert frame.loc[1, "reason"].startswith("vae on rank 0")
+    assert frame.loc[0, ["step_s", "total_p10_s", "total_low_s"]].notna().all()
+    wrong = to_frame([record(extra={"parity": {"ok": False}, "telemetry": {"energy_j_per_image": 5.0}})], samples=True)
+    assert wrong.loc[0, ["step_s", "text_s", "total_p10_s", "total_low_s", "energy_j", "utilisation"]].isna().all()
+    assert wrong.loc[0, "samples"] == []
 
 
 def test_numbers_that_are_not_finite_are_nan() -> None:
@@ -53,10 +57,10 @@ def test_a_prediction_gives_its_span() -> None:
     assert (row["total_low_s"], row["total_high_s"]) == (pytest.approx(1.9), pytest.approx(2.1))
 
 
-def test_a_single_image_gives_no_interval() -> None:
-    once, thrice = (to_frame([record(samples=samples)]).iloc[0] for samples in ([2.0], [1.9, 2.0, 2.2]))
-    assert once[["total_low_s", "total_high_s"]].isna().all()
-    assert (thrice["total_low_s"], thrice["total_high_s"]) == (pytest.approx(1.994), pytest.approx(2.006))
+def test_fewer_than_five_images_give_no_interval() -> None:
+    few, five = (to_frame([record(samples=[2.0] * n)]).iloc[0] for n in (4, 5))
+    assert few[["total_low_s", "total_high_s"]].isna().all()
+    assert (five["total_low_s"], five["total_high_s"]) == (pytest.approx(1.994), pytest.approx(2.006))
 
 
 def test_the_newest_record_of_a_run_is_kept_unless_all_are_asked_for(tmp_path: Path) -> None:

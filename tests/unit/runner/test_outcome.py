@@ -46,11 +46,13 @@ def test_record_of_a_success_holds_the_ranks_memory_and_step_times() -> None:
 
 
 def test_slowest_host_of_the_moment_is_the_records() -> None:
-    takes = [[0.001, 0.001, 0.004, 0.001, 0.001], [0.001, 0.002, 0.001, 0.002, 0.001]]
+    takes = [[0.009, 0.001, 0.004, 0.001, 0.001], [0.001, 0.002, 0.001, 0.002, 0.009]]
     issued = [result(rank, block_launches_s=of_rank) for rank, of_rank in enumerate(takes)]
     telemetry = to_record(judge(issued, 60), POINT, "id", "s").telemetry
     assert telemetry["block_launch_s"] == 0.002
     assert telemetry["block_launches_s"] == takes
+    outside = [result(0, block_launches_s=[0.001, 0.003])]
+    assert to_record(judge(outside, 60), POINT, "id", "s").telemetry["block_launch_s"] == 0.002
     untaken = to_record(judge([result(0, block_launches_s=[])], 60), POINT, "id", "s").telemetry
     assert not {"block_launch_s", "block_launches_s"} & set(untaken)
 
@@ -80,6 +82,15 @@ def test_rank_that_failed_is_the_cause_and_not_those_waiting_for_it() -> None:
     outcome = judge([waiting, error(1, 8.0)], 60)
     assert (outcome.status, outcome.failure["rank"]) == ("crashed", 1)
     assert outcome.failure["last_collective"] == {"0": "nccl:all_to_all number 7"}
+
+
+def test_a_silence_that_an_error_cut_short_is_not_the_cause_though_the_error_may_echo() -> None:
+    waiting = Answer(0, "silent", {"answered": True, "waiting": True, "stage": "denoise"}, 6.1)
+    outcome = judge([waiting, error(1, 2.0, message="NCCL error in: ProcessGroupNCCL.cpp")], 960.0)
+    assert (outcome.status, outcome.failure["rank"]) == ("crashed", 1)
+    assert "deadline" not in outcome.reason
+    hung = Answer(0, "silent", {"answered": False, "stage": "denoise"}, 960.0)
+    assert judge([hung, error(1, 959.0, message="timed out waiting")], 960.0).status == "timeout"
 
 
 def test_points_own_time_ends_with_its_slowest_answer_or_its_first_failure() -> None:

@@ -5,7 +5,63 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from xdit_bench.runner.rank import _with_symmetric
+import pytest
+import torch
+import yaml
+
+from xdit_bench import data_dir
+from xdit_bench.config import ModelSpec, Point
+from xdit_bench.measure.memory import MemoryWatch
+from xdit_bench.runner import rank as ranks
+from xdit_bench.runner.rank import Rank, _with_symmetric
+
+CPU = torch.device("cpu")
+TINY = yaml.safe_load((data_dir("conf") / "model" / "flux_tiny.yaml").read_text())
+POINT = Point(
+    model="flux_tiny", height=64, width=64, steps=2, text_tokens=77, ulysses=2, ring=1, engine="usp",
+    execution="eager", attention="auto", vae="single", dtype="fp32", weights="random", seed=0, topology="cpu",
+    transport="p2p",
+)  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, rank: Rank, vae: str, close: Any = lambda: None) -> dict[str, Any]:
+    """What the timer was given in a point of an engine that computes nothing."""
+    given: dict[str, Any] = {}
+
+    class Timer:
+        def __init__(self, *_: object, **knobs: object) -> None:
+            given.update(knobs)
+
+        def image(self, *_: object) -> None: ...
+
+    backend = SimpleNamespace(weightless=True, prepare=lambda *_: None, close=close)
+    monkeypatch.setattr(ranks, "ImageTimer", Timer)
+    monkeypatch.setattr(ranks, "make_backend", lambda _: backend)
+    monkeypatch.setattr(rank, "_judge", lambda *_: {})
+    mesh: Any = SimpleNamespace(group=None, rank=1, size=2)
+    point, model = Point.from_dict({**POINT.to_dict(), "vae": vae}), ModelSpec.from_dict(TINY)
+    rank._run_member({"measure": None}, point, model, mesh, MemoryWatch(CPU, None))
+    return given
+
+
+@pytest.mark.parametrize("vae", ["single", "tiled", "parallel", "distvae"])
+def test_a_decode_of_all_ranks_is_one_whose_failure_is_told_at_once(monkeypatch: pytest.MonkeyPatch, vae: str) -> None:
+    given = run(monkeypatch, Rank(0, CPU, lambda *_: None), vae)
+    assert given["together"] is (vae in ("parallel", "distvae"))
+
+
+def test_weights_that_did_not_come_back_are_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    rank = Rank(0, CPU, lambda *_: None)
+    rank._modules = weights = (("weights",), object())
+    run(monkeypatch, rank, "single")
+    assert rank._modules is weights
+
+    def fails() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        run(monkeypatch, rank, "single", fails)
+    assert rank._modules is None
 
 
 def test_buffers_that_peers_write_into_count_towards_peak_and_reservation() -> None:

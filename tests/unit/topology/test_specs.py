@@ -54,7 +54,7 @@ def test_a_persons_own_file_loads_by_path(tmp_path: Path, data: dict[str, Any]) 
     assert (load(str(path)).name, load(str(path)).gpus) == ("mine", 4)
 
 
-@pytest.mark.parametrize("text", ["name: [", "just words", ""])
+@pytest.mark.parametrize("text", ["name: [", "just words", "", "name: 2020-13-45", "&a {name: *a}"])
 def test_a_file_that_is_no_mapping_is_refused_by_its_path(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
