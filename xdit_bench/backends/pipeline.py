@@ -14,6 +14,7 @@ from diffusers import FluxPipeline
 
 from xdit_bench.backends.base import Embeddings, Inputs, Modules
 from xdit_bench.config import VAE_SCALE, Point
+from xdit_bench.measure.memory import alloc_retries
 
 
 def encode_text(modules: Modules, inputs: Inputs) -> Embeddings:
@@ -69,11 +70,7 @@ def no_blocks_left_by_pressure(device: torch.device) -> Iterator[None]:
     serve the next decode whole: with two ranks below a cap of 48 GB, the third plain decode of 3072px ran out of memory
     that the first two had had.
     """
-    before = _retries(device)
+    before = alloc_retries(device)
     yield
-    if _retries(device) > before:
+    if alloc_retries(device) > before:
         torch.cuda.empty_cache()
-
-
-def _retries(device: torch.device) -> int:
-    return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0)) if device.type == "cuda" else 0

@@ -30,7 +30,7 @@ class MemoryWatch:
         self.restart()
         if device.type != "cuda":
             return
-        self._retries = torch.cuda.memory_stats(device).get("num_alloc_retries", 0)
+        self._retries = alloc_retries(device)
         if cap_bytes is not None:
             total = torch.cuda.mem_get_info(device)[1]
             torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total), device)
@@ -47,7 +47,7 @@ class MemoryWatch:
         if self._device.type != "cuda":
             resident = _resident_peak()
             return {"peak_bytes": resident, "reserved_bytes": resident, "alloc_retries": 0, "verdict": "fits"}
-        retries = torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0) - self._retries
+        retries = alloc_retries(self._device) - self._retries
         return {
             "peak_bytes": torch.cuda.max_memory_allocated(self._device),
             "reserved_bytes": torch.cuda.max_memory_reserved(self._device),
@@ -75,6 +75,11 @@ class MemoryWatch:
         """Lifts the cap."""
         if self._device.type == "cuda" and self._cap_bytes is not None:
             torch.cuda.set_per_process_memory_fraction(1.0, self._device)
+
+
+def alloc_retries(device: torch.device) -> int:
+    """How often the process's allocator had to give memory back and ask again; a CPU's never has."""
+    return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0)) if device.type == "cuda" else 0
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """The prediction of a point: seconds by stage and by term, memory, how sure it is, and what limits it.
 
 Owns the sum `text + steps * step + vae` and its interval; the terms come from `step`, `decode` and `memory`.
-Imports no torch and runs in well under a millisecond.
+Imports no torch and runs in a few milliseconds.
 
     prediction = predict(point, model, load("a100_nvlink"))
     prediction.stages["total"].median

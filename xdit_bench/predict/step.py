@@ -63,7 +63,7 @@ def denoising_steps(
 ) -> list[Step]:
     """One step of the fullest rank, in each way that keys and values may travel a ring: hop by hop or gathered, in
     double and in single blocks. Raises Infeasible where the topology lacks a number."""
-    ways = (False, True) if point.ring > 1 else (False,)
+    ways = (False, True) if point.ring > 1 and profile.gathered_bytes else (False,)
     works = [_Work(point, model, topology, profile, network, (double, single)) for double in ways for single in ways]
     return [_step(work) for work in works]
 

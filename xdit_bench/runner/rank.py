@@ -132,19 +132,11 @@ class Rank:
                 attribution = self._profile(command, backend, mesh, point)
         except BaseException as error:
             watch.hold_free()
-            watch.close()
             drop_locals(error)  # closing brings weights back to the device, which these may have filled
-            try:
-                backend.close()
-            except Exception:  # half prepared, it may not close; the first error is the cause
-                self._modules = None  # they may be left as the engine changed them
+            with contextlib.suppress(Exception):  # half prepared, it may not close; the first error is the cause
+                self._close(backend, watch)
             raise
-        watch.close()  # weights come back now, which may not have been held below the cap
-        try:
-            backend.close()
-        except Exception:
-            self._modules = None
-            raise
+        self._close(backend, watch)
         issued, link = _over_time(host)
         issued[1:1] = timing.issued
         report: Message = {
@@ -162,6 +154,16 @@ class Rank:
             report["choices"] = choices
             report["link"] = link
         return report
+
+    def _close(self, backend: Backend, watch: MemoryWatch) -> None:
+        """Closes the engine, whose weights that come back may not have been held below the cap; left as it changed them
+        they are no use to the next point."""
+        watch.close()
+        try:
+            backend.close()
+        except Exception:
+            self._modules = None
+            raise
 
     def _prepare(self, backend: Backend, mesh: Mesh, point: Point, model: ModelSpec) -> int:
         """Bytes of parameters on this rank."""
