@@ -26,14 +26,14 @@ from xdit_bench.engine.mesh import Mesh
 
 
 class _Arrival:
-    """Makes the current stream wait for what a side stream has done so far."""
+    """Makes a device's current stream wait for what a side stream has done so far."""
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    def __init__(self, stream: torch.cuda.Stream, index: int | None) -> None:
+        self.event, self.index = torch.cuda.Event(), index  # type: ignore[no-untyped-call]
         self.event.record(stream)
 
     def wait(self) -> None:
-        torch.cuda.current_stream().wait_event(self.event)
+        torch.cuda.current_stream(self.index).wait_event(self.event)
 
 
 class SymmetricCarrier(DistributedCarrier):
@@ -46,6 +46,7 @@ class SymmetricCarrier(DistributedCarrier):
     def __init__(self, mesh: Mesh) -> None:
         super().__init__(mesh)
         self.stream = torch.cuda.Stream(mesh.device, priority=-1)  # type: ignore[no-untyped-call]
+        self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # recorded anew for each exchange
         self.boxes: dict[tuple[Any, ...], tuple[Any, list[Tensor]]] = {}
         self.turn = 0
 
@@ -114,16 +115,26 @@ class SymmetricCarrier(DistributedCarrier):
         sends: Sequence[tuple[int, int, Tensor]],
         sent: Tensor,
     ) -> Pending:
-        """Puts each (peer, first row, block) into the peers' buffers, farther peers last, and meets them."""
+        """Puts each (peer, first row, block) into the peers' buffers, farther peers last, and meets them.
+
+        Eager images of 1024px wait for their host, which issues this 171 times a step: a stream looked up by its
+        device's index, set without a context, and an event that is recorded again take a third of what torch's
+        convenient ways do (9 us for 30, on a slow host of two H200s).
+        """
         assert group is not None
         handle, views = self._box(name, group, shape, sent.dtype)
         self.sent_bytes += sum(block.nbytes for peer, _, block in sends if peer != own)
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        current = torch.cuda.current_stream(self.mesh.device.index)
+        self._ready.record(current)
+        self.stream.wait_event(self._ready)
+        torch.cuda.set_stream(self.stream)
+        try:
             for peer, start, block in sorted(sends, key=lambda send: (send[0] - own - 1) % len(views)):
-                views[peer][start : start + block.shape[0]].copy_(block, non_blocking=True)
+                views[peer].narrow(0, start, block.shape[0]).copy_(block, non_blocking=True)
             handle.barrier(channel=0)
-        return Pending(views[own], sent, [_Arrival(self.stream)])
+        finally:
+            torch.cuda.set_stream(current)
+        return Pending(views[own], sent, [_Arrival(self.stream, self.mesh.device.index)])
 
     def _box(
         self, name: str, group: ProcessGroup, shape: tuple[int, ...], dtype: torch.dtype

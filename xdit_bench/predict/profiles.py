@@ -61,12 +61,16 @@ class EngineProfile:
     rows: tuple[float, float]
     kernels: tuple[float, float]
     host_ops: tuple[float, float]
+    step_ops: float = 190.0  # and of a step outside its blocks: embeddings, RoPE's angles, the scheduler
+    once_ops: float = 350.0  # and of what comes once an image, before its steps
+    shared_ops: float = 0.0  # more a block on several ranks: parts that travel are computed and laid out apart
     exchanges: tuple[int, ...] = (1, 1, 1, 1)
     ops_per_collective: float = 25.0
-    ops_per_put: float = 1.0  # one copy into a peer's symmetric memory
-    ops_per_meeting: float = 3.3  # and what an exchange by such copies takes besides: two streams that wait, a barrier
+    ops_per_put: float = 2.0  # one copy into a peer's symmetric memory
+    ops_per_meeting: float = 12.0  # and what an exchange by such copies takes besides: two streams that wait, a barrier
     ops_per_ring: float = 100.0  # once a ring attention
     ops_per_ring_step: float = 25.0  # and a step of it
+    ops_per_batch: float = 0.0  # and sends and receives of keys by NCCL, where the step does not count them
     pack_rows: float = 4.0  # copies before and after an exchange, rows read and written a row moved
     send_rows: float = 0.0  # and a token: what passes into the send buffer on top of `rows`
     join_rows: float = 0.0  # and of the permuting copy that joins the heads that came back
@@ -97,13 +101,15 @@ class EngineProfile:
 
 
 # Eager diffusers blocks: rows and kernels counted in a profile of each kind of block; host_ops adds views, dispatch
-# and Python to the launches, in units of the cheapest launch (topology host.op_s). Timed call by call on two H100s,
-# both ranks at once, where that unit is 16.9 us: a single block 1.94 ms (115 units by definition), a double block 3.15;
-# of an exchange of usp NCCL 86 to 124 us, symmetric memory 90, keys gathered 120. A functional collective of NCCL and
-# its wait, two H200s issuing 150 of them at a unit of 5.6 to 6.2 us: all-to-all 131 and 174 us (26 units in the mean;
-# torch.distributed's own 24 and 30 us), gathering 120 and 123 us (20 units). On torch's fake process group, where
-# nothing is sent, they are 9 and 11 units, and all that diffusers does for one of its four exchanges is 17.
-_EAGER = EngineProfile("", "eager", text_sharded=True, rows=(110, 103), kernels=(92, 44), host_ops=(187, 115))
+# and Python to the launches, in units of the cheapest launch (topology host.op_s): a single block is 115 by definition.
+# Issued by both ranks of two H200s and two H100s at once, without waiting for the device, a block's launch cost taken
+# before and after, models of FLUX.1's 57 blocks and a width of 512: a double block 204 units, a forward 8450, of which
+# 190 outside the blocks (the scheduler's with it; what a pipeline does once an image was timed on a CPU). A functional
+# collective of NCCL and its wait, two H200s issuing 150 of them at a unit of 5.6 to 6.2 us: all-to-all 131 and 174 us
+# (26 units in the mean; torch.distributed's own 24 and 30 us), gathering 120 and 123 us (20 units). On torch's fake
+# process group, where nothing is sent, they are 9 and 11 units, and all that diffusers does for one of its four
+# exchanges is 17.
+_EAGER = EngineProfile("", "eager", text_sharded=True, rows=(110, 103), kernels=(92, 44), host_ops=(204, 115))
 # Compiled blocks: pointwise chains fused; a collective inside the graph costs its wrapper alone.
 _COMPILED = replace(
     _EAGER, execution="compile", rows=(27, 20), kernels=(24, 11), host_ops=(45, 25), merge_rows=6.0,
@@ -122,12 +128,16 @@ _THEN = {"score_bytes": 60.0, "vae": _VAE_2024}
 # band, 640 bytes a pixel together, the pixels, and five chunks of 128 MiB, of 64 MiB on several GPUs. Slabs stay, so
 # that little is wasted: below caps 4416 and 8000px on one GPU fitted in 1.013 times what was in use, 7808px on two in
 # 1.034, and 7872px ran out of 1.017.
+# Its launches were taken as diffusers' were: a step on one GPU 3200 to 3300 units, and 400 once an image; on two, keys
+# gathered through symmetric memory 5300, heads exchanged 7250 (NCCL 7400), keys hop by hop 6100 (NCCL 7150), gathered
+# by NCCL 6700. A copy into a peer's memory takes 15 us of a host at 7 us a unit.
 _USP = EngineProfile(
-    "usp", "eager", text_sharded=True, rows=(12, 8), kernels=(16, 9), host_ops=(110, 70), exchanges=(2, 1, 1),
-    ops_per_collective=6.0, ops_per_ring=2.0, ops_per_ring_step=8.0, pack_rows=0.0, send_rows=2.0,
-    join_rows=2.0, merge_rows=6.0, spared=16, hides_exchanges=True, symmetric=True, gathered_bytes=2**30,
-    modulation_once=True, shards_modulation=True, shards_text=True, fused_projections=True, keys_first=True,
-    split_out=True, fused_elementwise=True, live_rows=13.6,  # peaks of 4096px on one H100 and two
+    "usp", "eager", text_sharded=True, rows=(12, 8), kernels=(16, 9), host_ops=(71, 45), step_ops=140.0, once_ops=400.0,
+    shared_ops=22.0, exchanges=(2, 1, 1), ops_per_collective=17.0, ops_per_ring=0.0, ops_per_ring_step=13.0,
+    ops_per_batch=36.0, pack_rows=0.0, send_rows=2.0, join_rows=2.0, merge_rows=6.0, spared=16, hides_exchanges=True,
+    symmetric=True, gathered_bytes=2**30, modulation_once=True, shards_modulation=True, shards_text=True,
+    fused_projections=True, keys_first=True, split_out=True, fused_elementwise=True,
+    live_rows=13.6,  # peaks of 4096px on one H100 and two
     attention=("fa3", "cudnn", "flash"), score_bytes=2.0,  # of T5's attention the position bias alone
     text_share="text_fused",
     vae=VaeProfile(
@@ -137,8 +147,8 @@ _USP = EngineProfile(
     ),
 )  # fmt: skip
 _CAPTURED = {  # inside a CUDA graph nothing is launched
-    "host_ops": (0.0, 0.0), "ops_per_collective": 0.0, "ops_per_put": 0.0, "ops_per_meeting": 0.0, "ops_per_ring": 0.0,
-    "ops_per_ring_step": 0.0,
+    "host_ops": (0.0, 0.0), "step_ops": 0.0, "once_ops": 0.0, "shared_ops": 0.0, "ops_per_collective": 0.0,
+    "ops_per_put": 0.0, "ops_per_meeting": 0.0, "ops_per_ring": 0.0, "ops_per_ring_step": 0.0, "ops_per_batch": 0.0,
 }  # fmt: skip
 _CAPTURED_VAE = replace(_USP.vae, host_ops=0.0, ops_per_exchange=0.0)
 
@@ -155,17 +165,18 @@ PROFILES: dict[tuple[str, str], EngineProfile] = {
         _named(_EAGER, "stock", max_gpus=1),
         _named(_COMPILED, "stock", max_gpus=1),
         # functional collectives, waited for one by one: 26 units and the 8 around it; its ring gathers all keys before
-        # the first attention, 9 units more than nothing gathered takes
-        _named(_EAGER, "diffusers", ops_per_collective=34.0, ops_per_ring=109.0, overlap=0.0, ring_gathers=True),
+        # the first attention, 9 units more than nothing gathered takes, and NCCL's 15 over a fake group's
+        _named(_EAGER, "diffusers", ops_per_collective=34.0, ops_per_ring=124.0, overlap=0.0, ring_gathers=True),
         _named(_COMPILED, "diffusers", overlap=0.0, ring_gathers=True),
         # q, k and v stacked, permuted and sent in one functional collective, permuted again on arrival (18 rows for 3),
-        # the output permuted before and after (4 rows); torch's ring template gathers keys beside the first attention
+        # the output permuted before and after (4 rows): 26 units and about 19 around it; torch's ring template gathers
+        # keys beside the first attention
         _named(
             _EAGER,
             "xfuser",
             exchanges=(3, 1),
             pack_rows=5.5,
-            ops_per_collective=60.0,
+            ops_per_collective=45.0,
             even_shares=True,
             ring_gathers=True,
         ),

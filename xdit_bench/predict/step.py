@@ -72,6 +72,7 @@ def _step(work: _Work) -> Step:
     point, profile, topology = work.point, work.profile, work.topology
     gpu, host = work.gpu_terms(), work.host_s()
     once = gpu.pop("modulation") / point.gpus if profile.modulation_once else 0.0  # its weights are shared out
+    once = slower_of(once, profile.once_ops * topology.op_s(point.gpus))
     on_gpu = sum(gpu.values())
     seconds = slower_of(on_gpu, host)
     terms = {**gpu, "launch": seconds - on_gpu}
@@ -175,7 +176,9 @@ class _Work:
     def host_s(self) -> float:
         """Seconds the host needs to launch a step."""
         profile, blocks = self.profile, sum(self.blocks)
-        ops = self._all_blocks(profile.host_ops)
+        ops = self._all_blocks(profile.host_ops) + profile.step_ops
+        if self.point.gpus > 1:
+            ops += blocks * profile.shared_ops
         if self.point.ulysses > 1:
             ops += blocks * len(profile.exchanges) * self._exchange_ops(self.point.ulysses)
         if self.point.ring > 1:
@@ -269,7 +272,8 @@ class _Work:
             moved = 2 * self.row_bytes * tokens
             if gathers and moved * ring <= self.profile.gathered_bytes:
                 wait = max(0.0, slower * self.network.collect_s(moved).seconds - beside)
-                chosen.append(_Way((wait, 0.0, 0.0), self.profile.ops_per_ring + self._exchange_ops(ring)))
+                ops = self._exchange_ops(ring) if self.copies else self.profile.ops_per_batch
+                chosen.append(_Way((wait, 0.0, 0.0), self.profile.ops_per_ring + ops))
             else:
                 chosen.append(self._block_by_block(call, moved, beside, slower))
         return chosen
@@ -289,8 +293,8 @@ class _Work:
             wait = max(0.0, hop - hidden - beside) + (steps - 1) * max(0.0, hop - hidden)
         again = attention_tiles_s(self.kernel, call.heads, call.queries, sms)  # every call begins its tiles anew
         merges = self._rows_s(steps * profile.merge_rows, self.shard.tokens)
-        puts = profile.ops_per_put if self.copies else 0.0
-        ops = profile.ops_per_ring + steps * (profile.ops_per_ring_step + puts)
+        sends = self._exchange_ops(1) if self.copies else profile.ops_per_batch
+        ops = profile.ops_per_ring + steps * (profile.ops_per_ring_step + sends)
         return _Way((wait, merges, steps * (slowed + again)), ops)
 
 
