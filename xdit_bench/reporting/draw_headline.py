@@ -39,7 +39,7 @@ def _headline_panel(axis: Axes, group: Group, size: Size, *, narrow: bool) -> No
     times = [max(entry.total_s, entry.high_s or 0.0) for entry in cells if entry and entry.total_s]
     times += [level] if level else []
     if not any(cells):
-        empty(axis, "not run")
+        empty(axis, group.absent(size))
         return
     if not times:
         axis.set_yticks([])
@@ -50,7 +50,7 @@ def _headline_panel(axis: Axes, group: Group, size: Size, *, narrow: bool) -> No
     for x, (gpus, entry) in enumerate(zip(group.gpu_counts, cells, strict=True)):
         labels.append(str(gpus))
         if entry is None:
-            axis.text(x, top * 0.03, "not run", rotation=90, ha="center", va="bottom", color=MUTED)
+            axis.text(x, top * 0.03, group.absent(size, gpus), rotation=90, ha="center", va="bottom", color=MUTED)
         elif entry.total_s is None:
             failed_bar(axis, x, top * 0.8, entry)
         else:

@@ -38,14 +38,14 @@ def parity(group: Group, layout: Layout) -> Figure:
         # equal distances are one mark: thousands of them on one spot say no more and take as long to draw
         spots = sorted({(e.runner, max(e.parity_l2 or 0.0, floor)) for e in entries if e.ok is not wrong})
         axis.plot([x for _, x in spots], [runners.index(runner) for runner, _ in spots], marker=marker, color=colour,
-                  alpha=0.75, linestyle="none", markeredgewidth=0)  # fmt: skip
+                  alpha=0.75, linestyle="none", markeredgewidth=0, clip_on=False)  # fmt: skip
     if bound:
         axis.axvline(bound, color=BASELINE, linestyle="--", linewidth=1.1)
         axis.annotate(f"bound {bound:g}", (bound, 1), (-3, -2), xycoords=("data", "axes fraction"),
                       textcoords="offset points", ha="right", va="top", color=BASELINE, fontsize=6.5)  # fmt: skip
     axis.set_xscale("log")
     axis.grid(axis="x")
-    axis.set_xlim(floor / 2, max([bound or 10 * floor] + [e.parity_l2 or 0.0 for e in entries]) * 3)
+    axis.set_xlim(floor, max([bound or 10 * floor] + [e.parity_l2 or 0.0 for e in entries]) * 3)
     axis.set_yticks(range(len(runners)), runners)
     axis.set_ylim(-0.6, len(runners) - 0.4)
     axis.set_xlabel("relative L2 of the latents" + (" (equal to the last bit: left edge)" if exact else ""))
@@ -100,8 +100,11 @@ def published(group: Group, matches: Sequence[Match], layout: Layout) -> Figure:
     engines_here = published_engines(matches)
     figure, axes = panels(len(sizes), layout, height=2.35)
     for axis, size in zip(axes, sizes, strict=True):
-        _published_panel(axis, group, [m for m in matches if m.entry.size == size], engines_here)
-        axis.set_title(words.px(size))
+        here = [m for m in matches if m.entry.size == size]
+        _published_panel(axis, group, here, engines_here)
+        # published without the VAE, and ours beside it is without too, where the headline holds one
+        alone = here and all(m.published.vae == "no" for m in here)
+        axis.set_title(words.px(size) + (", no VAE" if alone else ""))
     label_rows(axes, "seconds an image")
     handles: list[Patch | Line2D] = [Patch(facecolor=PAPER, edgecolor=ORANGE, linewidth=1.4, label="published")]
     handles += [

@@ -83,8 +83,10 @@ def compared(group: Group) -> list[Compared]:
                 continue
             peers = [e for e in here if e.engine != OURS and e.gpus == gpus and e.status != "infeasible"]
             _beside_peers(ours, peers, add)
-            ring = fastest(e for e in here if e.engine == OURS and (e.ulysses, e.ring) == (1, gpus))
-            ulysses = fastest(e for e in here if e.engine == OURS and (e.ulysses, e.ring) == (gpus, 1))
+            # of one execution, that of the fastest: a graph's step beside an eager one tells of launches, not of a split
+            alike = [e for e in here if e.engine == OURS and e.execution == ours.execution]
+            ring = fastest(e for e in alike if (e.ulysses, e.ring) == (1, gpus))
+            ulysses = fastest(e for e in alike if (e.ulysses, e.ring) == (gpus, 1))
             if gpus > 1 and ring and ulysses:
                 add("ring", ring, ulysses, _ratio(ring, ulysses))
             if gpus > 1 and alone:

@@ -130,8 +130,20 @@ class Group:
         return pick(entry for entry in self._cells.get((size, gpus), []) if keep(entry))
 
     def split(self, size: Size, ulysses: int, ring: int) -> Entry | None:
-        """What a figure shows for one factorization."""
-        return pick(e for e in self._cells.get((size, ulysses * ring), []) if e.ulysses == ulysses)
+        """What a figure shows for one factorization: in the execution of the size's best, where it was tried so.
+        Another's success would hide a failure, and stand as a slow split beside faster ones."""
+        tried = [e for e in self._cells.get((size, ulysses * ring), []) if e.ulysses == ulysses]
+        best = self.best(size)
+        alike = [e for e in tried if best and e.execution == best.execution and e.status != "infeasible"]
+        return pick(alike or tried)
+
+    def absent(self, size: Size, gpus: int | None = None) -> str:
+        """Why nothing of a size, or a count of GPUs, competes: what was run or failed instead, in words."""
+        others = [entry for entry in self.entries if entry.size == size and gpus in (None, entry.gpus)]
+        if any(entry.ok for entry in others):
+            return "tiles alone" if all(e.decode == "approximate" for e in others if e.ok) else "not run"
+        failed = pick(others)
+        return f"{failed.engine}: {failed.outcome}" if failed else "not run"
 
     def best(self, size: Size, gpus: int | None = None) -> Entry | None:
         """The fastest success of the engine, over all GPU counts where `gpus` is None."""

@@ -8,9 +8,10 @@ import pytest
 from synthetic import record
 
 from xdit_bench.reporting.answer import answer
-from xdit_bench.reporting.draw_peers import engine_rows
+from xdit_bench.reporting.draw_peers import engine_rows, parity
 from xdit_bench.reporting.peers import WHAT, compared, shipped_bounds
 from xdit_bench.reporting.study import group_records
+from xdit_bench.reporting.style import PAGE, drawing
 from xdit_bench.reporting.tables import attribution_table, peers_table
 from xdit_bench.results.schema import Record
 
@@ -67,6 +68,11 @@ def test_ours_is_compared_with_the_best_peers_best_and_with_itself() -> None:
         ("ring", 2): 1.1,
         ("scaling", 2): round(104 / 60, 3),
     }
+
+
+def test_ring_is_held_to_ulysses_in_the_same_execution_alone() -> None:
+    without = [r for r in RECORDS if (r.point["execution"], r.point["ring"]) != ("graph", 2)]
+    assert ("ring", 2) not in rows([*without, step(64, ring=2)])  # eager, where the fastest is a graph
 
 
 def test_bounds_are_those_of_the_sweep_file_and_both_verdicts_are_shown() -> None:
@@ -153,3 +159,12 @@ def test_where_a_profiled_step_goes_and_how_much_of_the_peak_it_reached() -> Non
         "60.0 ms", "20.0 ms", "10.0 ms", "0.0 ms", "5.0 ms",
     ]  # fmt: skip
     assert shown["MFU"] == "75 %"  # 74.4 TFLOP in 0.1 s of a GPU that could do 98.9 in it
+
+
+def test_latents_equal_to_the_last_bit_stand_at_the_left_edge() -> None:
+    near, equal = step(104), step(60, ulysses=2)
+    near.parity["latents_rel_l2"], equal.parity["latents_rel_l2"] = 0.003, 0.0
+    (group,) = group_records([near, equal])
+    with drawing():
+        (axis,) = parity(group, PAGE).axes
+        assert min(x for line in axis.lines for x in line.get_xdata()) == axis.get_xlim()[0]

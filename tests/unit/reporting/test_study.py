@@ -100,6 +100,25 @@ def test_leaving_out_the_vae_or_tiling_it_wins_nothing() -> None:
     assert group.decode((1024, 1024)) == "exact"
 
 
+def test_a_split_is_shown_in_the_execution_of_the_best_and_its_failure_is_not_hidden_by_another() -> None:
+    graph = [record(0.04, ulysses=2, execution="graph"), record(status="crashed", ring=2, execution="graph")]
+    (group,) = group_records([*graph, record(0.13, ring=2), record(0.14, ulysses=2)])
+    crashed = group.split((1024, 1024), 1, 2)
+    assert crashed and crashed.status == "crashed"
+    (eager,) = group_records([graph[0], record(0.13, ring=2)])
+    alone = eager.split((1024, 1024), 1, 2)
+    assert alone and alone.ok  # where it was never tried as a graph
+
+
+def test_what_ran_or_failed_instead_of_an_exact_decode_is_said() -> None:
+    exact = [record(ulysses=2), record()]
+    (group,) = group_records([*exact, record(height=2048, width=2048, vae="tiled", engine="stock")])
+    assert group.absent((2048, 2048)) == "tiles alone"
+    (group,) = group_records([*exact, oom(height=2048, width=2048, engine="stock")])
+    assert group.absent((2048, 2048), 1) == "stock: OOM"
+    assert group.absent((2048, 2048), 2) == "not run"
+
+
 def test_both_speedups_stand_on_one_gpu() -> None:
     records = [record(3.0, engine="stock", vae="single"), record(2.0), record(1.0, ulysses=2)]
     group = group_records(records)[0]
