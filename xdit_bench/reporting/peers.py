@@ -83,7 +83,7 @@ def compared(group: Group) -> list[Compared]:
                 continue
             peers = [e for e in here if e.engine != OURS and e.gpus == gpus and e.status != "infeasible"]
             _beside_peers(ours, peers, add)
-            # of one execution, that of the fastest: a graph's step beside an eager one tells of launches, not of a split
+            # of the fastest's execution: a graph's step beside an eager one tells of launches, not of a split
             alike = [e for e in here if e.engine == OURS and e.execution == ours.execution]
             ring = fastest(e for e in alike if (e.ulysses, e.ring) == (1, gpus))
             ulysses = fastest(e for e in alike if (e.ulysses, e.ring) == (gpus, 1))
