@@ -92,10 +92,10 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
                draw_headline.headline, ""),
         *([ladder] if draw_ladder.drawn(group) else []),  # no other study lacks it
         figure("strategies", "Latency by strategy",
-               f"Engine {group.engine}: Ulysses alone, ring alone, and both. Dotted: linear scaling.",
+               f"Engine {group.engine}: Ulysses alone, ring alone, and both; logarithmic. Dotted: linear scaling.",
                say.cells(group), draw_scaling.strategies, nothing or ("" if several else one_count)),
         figure("heatmap", "Latency over (ulysses, ring)",
-               "Seconds an image; dark is slow, the frame marks the best. Hatched cells failed; n/a can not run here.",
+               "Seconds an image; dark is slow, the frame marks the best. Hatched cells failed, – was not run, n/a can not run here.",
                say.cells(group), draw_scaling.heat_map, nothing or ("" if several else one_count)),
         figure("speedups", "Speedups and efficiency",
                f"Scaling: over {group.engine} itself on one. "
@@ -163,7 +163,9 @@ def _headline_caption(group: Group) -> str:
             held += f" At {words.listing(sizes)} every exact decode failed: times there {what}."
     others = any(e.engine == group.engine and e.decode != kinds[e.size] for e in group.entries)
     apart = " Points that leave out or tile the decode do not compete with it; see the VAE figure." if others else ""
+    kind = "the median's 95 % interval" if group.setting.source == "measured" else "the prediction's interval"
+    whiskers = f"; whiskers: {kind}" if any(entry.high_s for entry in group.entries) else ""
     return (
         f"Engine {group.engine}, the best factorization of each count of {words.unit(group)} below its bar, seconds "
-        f"above; the dashed line is the baseline. {held}{apart}"
+        f"above; the dashed line is the baseline{whiskers}. {held}{apart}"
     )
