@@ -95,7 +95,8 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
                f"Engine {group.engine}: Ulysses alone, ring alone, and both; logarithmic. Dotted: linear scaling.",
                say.cells(group), draw_scaling.strategies, nothing or ("" if several else one_count)),
         figure("heatmap", "Latency over (ulysses, ring)",
-               "Seconds an image; dark is slow, the frame marks the best. Hatched cells failed, – was not run, n/a can not run here.",
+               "Seconds an image; dark is slow, the frame marks the best. Hatched cells failed, a dash was not run, "
+               "n/a can not run here.",
                say.cells(group), draw_scaling.heat_map, nothing or ("" if several else one_count)),
         figure("speedups", "Speedups and efficiency",
                f"Scaling: over {group.engine} itself on one. "
