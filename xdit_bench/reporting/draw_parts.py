@@ -191,7 +191,8 @@ def vae_effect(group: Group, layout: Layout) -> Figure:
     figure, axes = panels(cells, replace(layout, columns=min(max(across, 2), layout.columns)), height=1.9)
     found = [e for s in sizes for m in modes for n in counts if (e := vae_entry(group, s, m, n))]
     limit = next((e.limit_bytes for e in found if e.limit_bytes), None)
-    near = limit if limit and limit <= 2 * max((e.peak_bytes or 0.0 for e in found), default=0.0) else None
+    reached = any(e.status == "oom" for e in found)
+    near = limit if limit and (reached or limit <= 2 * max((e.peak_bytes or 0.0 for e in found), default=0.0)) else None
     for i, size in enumerate(sizes):
         # in a column of a paper all panels of a size stay together
         mine = axes[i::across] if layout.columns >= across else axes[i * cells // across : (i + 1) * cells // across]

@@ -504,6 +504,9 @@ def test_what_ran_out_of_memory_reaches_the_line_it_passed() -> None:
     (group,) = group_records([record(vae="tiled", extra=_peaks(27), **cap), oom(vae="single", **cap)])
     under = vae_effect(group, PAGE).axes[1]
     assert max(bar.get_height() for bar in under.patches) == pytest.approx(48.0)
+    (group,) = group_records([record(vae="tiled", extra=_peaks(27)), oom(vae="single")])
+    under = vae_effect(group, PAGE).axes[1]
+    assert max(bar.get_height() for bar in under.patches) == pytest.approx(H200["capacity_bytes"] / 1e9)
 
 
 def test_a_size_where_one_vae_mode_alone_was_tried_has_no_panel() -> None:
