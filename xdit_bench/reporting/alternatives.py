@@ -119,7 +119,7 @@ def vae(group: Group) -> str:
                     held = f" of which the decode {words.seconds(decode)}" if decode and entry.decode != "none" else ""
                     facts = f"{words.seconds(entry.total_s)}{held}, peak {words.gigabytes(entry.peak_bytes)}{pressure}"
                     where = f" on {group.count(gpus)}" if len(counts) > 1 else ""
-                    said.append(f"vae={mode}{where} {facts if entry.ok else entry.outcome}")
+                    said.append(f"vae={mode}{where} ({entry.execution}) {facts if entry.ok else entry.outcome}")
         return ", ".join(said)
 
     return _each(group, say, draw_parts.vae_sizes(group))

@@ -13,10 +13,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from xdit_bench.reporting.frontier import MODES, Limit, Row, limits
+from xdit_bench.reporting.frontier import Limit, Row, limits
 from xdit_bench.reporting.marks import bar_style
 from xdit_bench.reporting.study import Group
-from xdit_bench.reporting.style import CYCLE, INK, PAPER, Layout
+from xdit_bench.reporting.style import INK, MUTED, PAPER, VAE_COLOURS, Layout
 
 LABEL = 32  # characters; a record from elsewhere may name anything as its engine
 CHARACTER, LETTER = 0.047, 0.055  # inches: the width of a character beside a bar, and before one
@@ -91,7 +91,8 @@ def _reach(limit: Limit, inches: float, right: float) -> float:
 
 
 def _bar(axis: Axes, limit: Limit, y: int, pixels_an_inch: float) -> None:
-    axis.barh(y, limit.fits, 0.72, **bar_style(limit.group, _colour(limit.vae)))
+    if limit.fits:  # the edge of a bar of no length would show
+        axis.barh(y, limit.fits, 0.72, **bar_style(limit.group, VAE_COLOURS.get(limit.vae, MUTED)))
     said, box = _said(limit), {"facecolor": PAPER, "edgecolor": "none", "pad": 0.4}  # over the grid's lines
     words: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 6, "bbox": box}
     if _crossed(limit):
@@ -101,10 +102,6 @@ def _bar(axis: Axes, limit: Limit, y: int, pixels_an_inch: float) -> None:
         if not between:
             return
     axis.annotate(said, (limit.fits, y), (3, 0), **words)
-
-
-def _colour(mode: str) -> str:
-    return CYCLE[MODES.index(mode) if mode in MODES else len(MODES)]
 
 
 def _title(group: Group) -> str:

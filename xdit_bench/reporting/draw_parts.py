@@ -7,6 +7,7 @@ Owns drawing alone; see `draw_scaling` for latency over GPUs, `draw_peers` for c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,8 +16,17 @@ from matplotlib.figure import Figure
 
 from xdit_bench.reporting import words
 from xdit_bench.reporting.draw_headline import why_none
-from xdit_bench.reporting.entry import Entry, Size, pick
-from xdit_bench.reporting.marks import bar_style, failed_bar, frame_bars, label_rows, legend, legend_patch, shown_sizes
+from xdit_bench.reporting.entry import Entry, Size, pick, seconds_or_inf
+from xdit_bench.reporting.marks import (
+    bar_style,
+    failed_bar,
+    frame_bars,
+    label_rows,
+    legend,
+    legend_patch,
+    segment_style,
+    shown_sizes,
+)
 from xdit_bench.reporting.study import Group
 from xdit_bench.reporting.style import (
     BASELINE,
@@ -30,13 +40,16 @@ from xdit_bench.reporting.style import (
     RED,
     SKY,
     STAGE_COLOURS,
+    VAE_COLOURS,
     Layout,
     empty,
     panels,
+    tint,
 )
 
 BOX = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
 TERMS = 7  # of a step that a figure tells apart; the smallest are drawn as one
+SLIVER = 0.002  # of a step: a term too small to be seen
 TERM_COLOURS = {
     "gemm": BLUE, "attention": ORANGE, "elementwise": GREEN, "communication": RED, "all_to_all": RED, "ring": PURPLE,
     "launch": SKY, "all else": MUTED,
@@ -72,7 +85,7 @@ def stages(group: Group, layout: Layout) -> Figure:
                 continue
             below = 0.0
             for stage, value in entry.stages.items():
-                axis.bar(x, value, 0.62, bottom=below, **bar_style(group, STAGE_COLOURS[stage]))
+                axis.bar(x, value, 0.62, bottom=below, **segment_style(group, STAGE_COLOURS[stage]))
                 below += value
             _above(axis, x, below, words.digits(entry.total_s))
         axis.set_ylim(0, 1.1 * max(totals))
@@ -100,10 +113,8 @@ def memory(group: Group, layout: Layout) -> Figure:
         for x, (_, entry) in enumerate(bars):
             if entry and entry.ok and entry.peak_bytes:
                 _memory_bar(axis, group, x, entry, scale)
-            elif entry and entry.ok:
-                axis.text(x, top * 0.03, "no peak", rotation=90, ha="center", va="bottom", color=MUTED)
-            elif entry:
-                failed_bar(axis, x, top * 0.8, entry)
+            elif entry:  # what ran out passed the line
+                _no_bar(axis, x, limit / scale if limit else top * 0.8, entry)
         if limit:
             top = max(top, limit / scale)
             _limit_line(axis, group, limit / scale, name)
@@ -124,8 +135,8 @@ def _limit_line(axis: Axes, group: Group, limit: float, name: str) -> None:
 
 def _memory_bar(axis: Axes, group: Group, x: float, entry: Entry, scale: float) -> None:
     peak, weights = entry.peak_bytes or 0.0, min(entry.parameters_bytes or 0.0, entry.peak_bytes or 0.0)
-    axis.bar(x, weights / scale, 0.62, **bar_style(group, BLUE))
-    axis.bar(x, (peak - weights) / scale, 0.62, bottom=weights / scale, **bar_style(group, SKY))
+    axis.bar(x, weights / scale, 0.62, **segment_style(group, BLUE))
+    axis.bar(x, (peak - weights) / scale, 0.62, bottom=weights / scale, **segment_style(group, SKY))
     _peak_label(axis, x, peak / scale, (entry.limit_bytes or 0.0) / scale)
     if entry.verdict == "pressure":
         axis.text(x, peak / scale / 3, "pressure", rotation=90, ha="center", va="center", weight="bold", bbox=BOX)
@@ -149,7 +160,7 @@ def energy(group: Group, layout: Layout) -> Figure:
     figure, axes = panels(len(sizes), layout, height=2.1)
     for axis, size in zip(axes, sizes, strict=True):
         axis.set_title(words.panel(group, size))
-        bars = [(label, e) for label, e in _bars_over_gpus(group, size) if e and not (e.ok and e.energy_j is None)]
+        bars = [(label, e) for label, e in _bars_over_gpus(group, size) if e]
         top = max((e.energy_j for _, e in bars if e.ok and e.energy_j), default=None)
         if top is None:
             empty(axis, "no energy was recorded here")
@@ -159,7 +170,7 @@ def energy(group: Group, layout: Layout) -> Figure:
                 axis.bar(x, entry.energy_j, 0.62, **bar_style(group, BLUE))
                 _above(axis, x, entry.energy_j, words.digits(entry.energy_j))
             else:
-                failed_bar(axis, x, top * 0.8, entry)
+                _no_bar(axis, x, top * 0.8, entry)
         axis.set_ylim(0, 1.1 * top)
         _bar_ticks(axis, group, bars)
     label_rows(axes, "joules an image")
@@ -168,19 +179,20 @@ def energy(group: Group, layout: Layout) -> Figure:
 
 def vae_effect(group: Group, layout: Layout) -> Figure:
     """What the decode costs by VAE mode, a column a resolution, two rows a GPU count: seconds of the image (the decode
-    filled) above the peak memory. A size has its own scale: the decode of a small image would vanish beside that of a
-    large one."""
+    in full colour) above the peak memory. A size has its own scale: the decode of a small image would vanish beside
+    that of a large one."""
     modes, counts = vae_modes(group)
     sizes = vae_sizes(group)
-    if len(modes) < 2 or not sizes:
+    if not sizes:
         figure, (axis,) = panels(1, layout)
-        empty(axis, "needs two VAE modes\nat one size and GPU count")
+        empty(axis, "needs two VAE modes at one size,\nGPU count and execution")
         return figure
     across, cells = len(sizes), 2 * len(counts) * len(sizes)
     figure, axes = panels(cells, replace(layout, columns=min(max(across, 2), layout.columns)), height=1.9)
     found = [e for s in sizes for m in modes for n in counts if (e := vae_entry(group, s, m, n))]
     limit = next((e.limit_bytes for e in found if e.limit_bytes), None)
-    near = limit if limit and limit <= 2 * max((e.peak_bytes or 0.0 for e in found), default=0.0) else None
+    reached = any(e.status == "oom" for e in found)
+    near = limit if limit and (reached or limit <= 2 * max((e.peak_bytes or 0.0 for e in found), default=0.0)) else None
     for i, size in enumerate(sizes):
         # in a column of a paper all panels of a size stay together
         mine = axes[i::across] if layout.columns >= across else axes[i * cells // across : (i + 1) * cells // across]
@@ -192,8 +204,9 @@ def vae_effect(group: Group, layout: Layout) -> Figure:
             over, under = mine[2 * place : 2 * place + 2]
             _vae_seconds(over, group, entries, top_s)
             _vae_memory(under, group, entries, top_bytes, near)
-            over.set_title(f"{words.px(size)}, {group.count(gpus)}")
-            label_rows([over], "seconds an image,\ndecode filled")
+            title = (words.px(size), group.count(gpus), vae_execution(group, size, gpus))
+            over.set_title(", ".join(filter(None, title)))
+            label_rows([over], "seconds an image,\ndecode in full colour")
             for axis in (over, under):
                 axis.set_xticks(range(len(modes)), modes)
                 frame_bars(axis, len(modes))
@@ -204,24 +217,24 @@ def _vae_seconds(axis: Axes, group: Group, entries: Sequence[Entry | None], top:
     axis.set_ylim(0, 1.12 * top)
     for x, entry in enumerate(entries):
         if entry is None or entry.total_s is None:
-            _no_bar(axis, x, top, entry)
+            _no_bar(axis, x, top * 0.8, entry, 0.7)
             continue
-        colour, decode = CYCLE[x % len(CYCLE)], entry.stages.get("vae", 0.0)
-        axis.bar(x, entry.total_s - decode, 0.7, bottom=decode, facecolor=PAPER, edgecolor=colour, linewidth=0.8)
-        axis.bar(x, decode, 0.7, **bar_style(group, colour))
+        colour, decode = VAE_COLOURS.get(entry.vae, MUTED), entry.stages.get("vae", 0.0)
+        axis.bar(x, entry.total_s - decode, 0.7, bottom=decode, **segment_style(group, tint(colour)))
+        axis.bar(x, decode, 0.7, **segment_style(group, colour))
         _above(axis, x, entry.total_s, words.digits(entry.total_s))
         if decode and entry.total_s - decode > 0.15 * top:
             axis.annotate(words.digits(decode), (x, decode), (0, 1), textcoords="offset points", ha="center",
-                          va="bottom", fontsize=6.5, color=MUTED)  # fmt: skip
+                          va="bottom", fontsize=6.5)  # fmt: skip
 
 
 def _vae_memory(axis: Axes, group: Group, entries: Sequence[Entry | None], top: float, limit: float | None) -> None:
     scale, name = (1e9, "GB") if top >= 1e9 else (1e6, "MB")
     for x, entry in enumerate(entries):
         if entry is None or not entry.ok or not entry.peak_bytes:
-            _no_bar(axis, x, top / scale, entry)
+            _no_bar(axis, x, (limit or top * 0.8) / scale, entry, 0.7)
             continue
-        axis.bar(x, entry.peak_bytes / scale, 0.7, **bar_style(group, CYCLE[x % len(CYCLE)]))
+        axis.bar(x, entry.peak_bytes / scale, 0.7, **bar_style(group, VAE_COLOURS.get(entry.vae, MUTED)))
         _peak_label(axis, x, entry.peak_bytes / scale, (entry.limit_bytes or 0.0) / scale)
         if entry.verdict == "pressure":
             axis.text(x, entry.peak_bytes / scale / 3, "pressure", rotation=90, ha="center", va="center",
@@ -233,20 +246,24 @@ def _vae_memory(axis: Axes, group: Group, entries: Sequence[Entry | None], top: 
     axis.set_ylabel(f"peak {name}")
 
 
-def _no_bar(axis: Axes, x: float, top: float, entry: Entry | None) -> None:
-    """A failure as everywhere; what was not run, or not recorded, in words."""
+def _no_bar(axis: Axes, x: float, height: float, entry: Entry | None, width: float = 0.62) -> None:
+    """A failure as everywhere, of some height; what was not run, or not recorded, in words."""
     if entry and not entry.ok:
-        failed_bar(axis, x, top * 0.8, entry, 0.7)
+        failed_bar(axis, x, height, entry, width)
     else:
         said = "not recorded" if entry else "not run"
-        axis.text(x, top * 0.03, said, rotation=90, ha="center", va="bottom", color=MUTED, fontsize=6.5)
+        axis.text(x, height * 0.04, said, rotation=90, ha="center", va="bottom", color=MUTED, fontsize=6.5)
 
 
 def vae_sizes(group: Group) -> list[Size]:
-    """The three largest sizes that any VAE mode was tried at: there the decode costs most."""
+    """The three largest sizes that two VAE modes or more were tried at beside each other: there the decode costs
+    most."""
     modes, counts = vae_modes(group)
-    tried = {size for size in group.sizes for m in modes for n in counts if vae_entry(group, size, m, n)}
-    return [size for size in group.sizes if size in tried][-VAE_SIZES:]
+
+    def compared(size: Size) -> bool:
+        return any(sum(vae_entry(group, size, m, n) is not None for m in modes) > 1 for n in counts)
+
+    return [size for size in group.sizes if compared(size)][-VAE_SIZES:]
 
 
 def vae_modes(group: Group) -> tuple[list[str], list[int]]:
@@ -260,7 +277,7 @@ def vae_modes(group: Group) -> tuple[list[str], list[int]]:
     if not several:
         return [], [1]
     counts = sorted({min(several), max(several)})
-    order = ("single", "tiled", "parallel", "distvae", "none")
+    order = tuple(VAE_COLOURS)
     found = set().union(*(several[count] for count in counts))
     if len(several[counts[0]]) == 1:  # a mode a GPU count: nothing to compare
         found = several[counts[0]]
@@ -268,8 +285,28 @@ def vae_modes(group: Group) -> tuple[list[str], list[int]]:
 
 
 def vae_entry(group: Group, size: Size, mode: str, gpus: int) -> Entry | None:
-    """The fastest success, else the failure, of one VAE mode at one size and GPU count."""
-    return pick(e for e in group.entries if (e.size, e.vae, e.gpus, e.engine) == (size, mode, gpus, group.engine))
+    """The fastest success, else the failure, of one VAE mode at one size and GPU count, all in one execution."""
+    found, execution = _vae_found(group, size, gpus), vae_execution(group, size, gpus)
+    return pick(e for e in found if (e.vae, e.execution) == (mode, execution))
+
+
+def vae_execution(group: Group, size: Size, gpus: int) -> str:
+    """The execution in which most VAE modes ran, as a graph's gain would pass for a mode's; of equals the one with the
+    fastest parallel decode. Empty where nothing was tried."""
+    found = _vae_found(group, size, gpus)
+
+    def rank(execution: str) -> tuple[int, float, int]:
+        mine = [e for e in found if e.execution == execution]
+        fastest = min((seconds_or_inf(e) for e in mine if e.ok and e.vae == "parallel"), default=math.inf)
+        return len({e.vae for e in mine if e.ok}), -fastest, len({e.vae for e in mine})
+
+    return max(sorted({e.execution for e in found}), key=rank, default="")
+
+
+def _vae_found(group: Group, size: Size, gpus: int) -> list[Entry]:
+    """What was tried; a mode that rules out the split or the size was not."""
+    wanted = (size, gpus, group.engine)
+    return [e for e in group.entries if (e.size, e.gpus, e.engine) == wanted and e.status != "infeasible"]
 
 
 def attribution(group: Group, layout: Layout) -> Figure:
@@ -291,10 +328,12 @@ def attribution(group: Group, layout: Layout) -> Figure:
         for x, (_, entry) in enumerate(bars):
             below = 0.0
             found = entry.terms if entry else {}
+            whole = 1e3 * sum(found.values())
             rest = sum(value for name, value in found.items() if name not in shown)
             for name, colour in colours.items():
                 value = 1e3 * (rest if name == "all else" else found.get(name, 0.0))
-                axis.bar(x, value, 0.62, bottom=below, **bar_style(group, colour))
+                if value > SLIVER * whole:
+                    axis.bar(x, value, 0.62, bottom=below, **segment_style(group, colour))
                 below += value
             _above(axis, x, below, words.digits(below))
             top = max(top, below)

@@ -26,7 +26,6 @@ from xdit_bench.reporting.marks import label_rows, legend, shown_sizes
 from xdit_bench.reporting.study import Group, Speedup
 from xdit_bench.reporting.style import (
     BASELINE,
-    BLUE,
     CYCLE,
     FAILED_HATCH,
     INK,
@@ -39,7 +38,7 @@ from xdit_bench.reporting.style import (
 )
 
 Lines = dict[Size, list[tuple[int, Speedup]]]  # a ratio by GPU count, a line a size
-STRATEGIES = {"Ulysses": BLUE, "ring": CYCLE[1], "hybrid": CYCLE[2]}
+STRATEGIES = ("Ulysses", "ring", "hybrid")
 
 
 def strategy(entry: Entry) -> str:
@@ -61,9 +60,7 @@ def strategies(group: Group, layout: Layout) -> Figure:
     for axis, size in zip(axes, sizes, strict=True):
         drawn |= _strategy_panel(axis, group, size)
         axis.set_title(words.panel(group, size))
-    handles = [
-        Line2D([], [], color=c, marker=m, label=n) for (n, c), m in zip(STRATEGIES.items(), MARKERS, strict=False)
-    ]
+    handles = [Line2D([], [], **_line_style(group, index), label=name) for index, name in enumerate(STRATEGIES)]
     handles.append(Line2D([], [], color=INK, marker="o", linestyle="none", label="one GPU"))
     handles.append(Line2D([], [], color=MUTED, linestyle=":", label="ideal"))
     handles.append(Line2D([], [], color=INK, marker="x", linestyle="none", label="failed"))
@@ -87,7 +84,7 @@ def _strategy_panel(axis: Axes, group: Group, size: Size) -> set[str]:
             elif entry and entry.status != "infeasible":
                 failures.append((gpus, entry))
         if len(points) > 1 or (points and not (single and single.ok)):
-            _series(axis, group, points, list(STRATEGIES).index(name), name, size=7.5 - 1.6 * len(drawn))
+            _series(axis, group, points, STRATEGIES.index(name), name, size=7.5 - 1.6 * len(drawn))
             drawn.append(name)
         values += [value for _, value in points]
     if not values:

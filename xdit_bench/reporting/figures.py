@@ -58,7 +58,11 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
     empty = {
         "memory": _unless(any(e.peak_bytes for e in group.entries), "no record holds a peak"),
         "frontier": _unless(bool(limits(kin)), "no point ran out of memory"),
-        "vae": _unless(len(modes) > 1, f"needs two VAE modes; this group has {words.listing(modes) or 'none'}"),
+        "vae": _unless(
+            bool(draw_parts.vae_sizes(group)),
+            "needs two VAE modes at one size, GPU count and execution; this group has "
+            + (words.listing(modes) or "none"),
+        ),
         "engines": _unless(
             len(runners) > 1,
             "needs two engines or executions with a step time",
@@ -111,8 +115,8 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
                say.memory(group), draw_parts.memory, nothing or empty["memory"]),
         largest,
         figure("vae", "VAE effect",
-               "The whole image by VAE mode, its decode filled, and the peak memory; of the largest sizes. "
-               "Tiled decode is approximate.",
+               "The whole image by VAE mode, its decode in full colour, and the peak memory; of the largest sizes. "
+               "Bars of a panel share the execution in its title. Tiled decode is approximate.",
                say.vae(group), draw_parts.vae_effect, nothing or empty["vae"]),
         figure("engines", "One step, engine by engine",
                "The best factorization of each engine and execution.", say.engine(group), draw_peers.engines,

@@ -40,6 +40,11 @@ def bar_style(group: Group, colour: str) -> dict[str, Any]:
     return {"facecolor": colour, "edgecolor": colour, "linewidth": 0.9}
 
 
+def segment_style(group: Group, colour: str) -> dict[str, Any]:
+    """A part of a stacked bar: an edge would make a thin part thicker than it is."""
+    return {**bar_style(group, colour), "linewidth": 0}
+
+
 def failed_bar(axes: Axes, x: float, height: float, entry: Entry, width: float = 0.62) -> None:
     """A failure is drawn, never left out: a hatched grey bar with its name."""
     axes.bar(x, height, width, facecolor=PAPER, edgecolor=MUTED, hatch=FAILED_HATCH, linewidth=0.7)

@@ -29,6 +29,7 @@ CYCLE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, MUTED)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 STAGE_COLOURS = {"text": SKY, "denoise": BLUE, "vae": ORANGE}
+VAE_COLOURS = {"single": BLUE, "tiled": ORANGE, "parallel": GREEN, "distvae": PURPLE, "none": RED}
 FAILED_HATCH, PREDICTED_HATCH = "xxxx", "////"
 FORMATS = ("png", "svg", "pdf")
 DPI = 200
@@ -40,6 +41,7 @@ DARK = {
     BLUE: "#4aa8e0", ORANGE: "#f0b429", GREEN: "#2fc29a", RED: "#f0813f", PURPLE: "#dd96bd", SKY: "#8fd0f5",
     BASELINE: "#ff6b7d",
 }  # fmt: skip
+
 
 RC: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -83,6 +85,15 @@ RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
 }
+
+
+def tint(ink: str, paper: str = PAPER) -> str:
+    """A third of an ink on paper, solid: the grid would show through a bar that is transparent."""
+    pairs = ((int(ink[at : at + 2], 16), int(paper[at : at + 2], 16)) for at in (1, 3, 5))
+    return "#" + "".join(f"{(one + 2 * other) // 3:02x}" for one, other in pairs)
+
+
+DARK |= {tint(ink): tint(DARK[ink], DARK[PAPER]) for ink in CYCLE}
 
 
 @dataclass(frozen=True)

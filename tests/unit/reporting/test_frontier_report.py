@@ -7,12 +7,15 @@ import itertools
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_hex
 from synthetic import frontier, record, study
 
+from xdit_bench.reporting import draw_frontier
 from xdit_bench.reporting.answer import answer
 from xdit_bench.reporting.frontier import families, limits
 from xdit_bench.reporting.page import write_report
 from xdit_bench.reporting.study import group_records
+from xdit_bench.reporting.style import PAGE, VAE_COLOURS
 from xdit_bench.reporting.tables import best_table, failures_table, frontier_table, points_table
 from xdit_bench.results.schema import Record
 
@@ -99,3 +102,10 @@ def test_the_page_opens_with_the_frontier_at_both_widths(search: list[Record], t
     page = (tmp_path / "f" / "index.html").read_text()
     assert 'id="group-1"' not in page, "its one figure stands above everything"
     assert 'href="#group-1"' not in page
+
+
+def test_nothing_that_fits_is_no_bar_and_a_mode_keeps_its_colour() -> None:
+    (family,) = families(group_records(frontier({(48.0, 1, "single"): 0, (48.0, 1, "distvae"): 2048})))
+    (axis,) = draw_frontier.frontier(family, PAGE).axes
+    (bar,) = axis.patches
+    assert to_hex(bar.get_facecolor()) == VAE_COLOURS["distvae"]

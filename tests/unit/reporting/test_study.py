@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
 from synthetic import CPU, H200, oom, record, study
 
 from xdit_bench.errors import ResultsError
-from xdit_bench.reporting.draw_parts import vae_modes
+from xdit_bench.reporting import alternatives
+from xdit_bench.reporting.draw_parts import attribution, energy, memory, vae_effect, vae_entry, vae_modes, vae_sizes
 from xdit_bench.reporting.draw_scaling import speedups, strategies
 from xdit_bench.reporting.entry import Entry, number
+from xdit_bench.reporting.figures import group_figures
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.study import group_records, whole_card
-from xdit_bench.reporting.style import PAGE, drawing, settle
+from xdit_bench.reporting.style import CYCLE, PAGE, PAPER, VAE_COLOURS, drawing, settle
 from xdit_bench.reporting.tables import best_table, report_tables
 from xdit_bench.reporting.words import digits, panel, short
 from xdit_bench.results.schema import Record
@@ -440,3 +445,91 @@ def test_tables_name_a_group_by_what_sets_it_apart_in_that_report() -> None:
     rows, note = named([*models, record(model="flux_dev", status="oom", res=2048)], "failures")
     assert rows == []
     assert note == "All of flux_dev."
+
+
+def test_bars_of_a_vae_panel_are_of_the_execution_in_which_most_modes_ran() -> None:
+    slow = [record(3.0, vae=vae, res=2048) for vae in ("single", "tiled", "parallel")]
+    (group,) = group_records([*slow, record(1.0, vae="parallel", execution="graph", res=2048),
+                              oom(vae="single", execution="graph", res=2048)])  # fmt: skip
+    found = [vae_entry(group, (2048, 2048), mode, 1) for mode in ("single", "tiled", "parallel")]
+    assert [e and (e.execution, e.ok) for e in found] == [("eager", True)] * 3
+    assert vae_effect(group, PAGE).axes[0].get_title() == "2048px, 1 GPU, eager"
+    assert "vae=parallel (eager) 3.00 s" in alternatives.vae(group)
+    both = [record(total, vae=vae, execution=how)
+            for how, total in (("eager", 3.0), ("graph", 1.0)) for vae in ("single", "parallel")]  # fmt: skip
+    (group,) = group_records(both)
+    single = vae_entry(group, (1024, 1024), "single", 1)
+    assert single is not None
+    assert single.execution == "graph", "of equals the one with the fastest parallel decode"
+
+
+def _peaks(gigabytes: float, **more: object) -> dict[str, object]:
+    return {"memory": {"verdict": "fits", "peak_bytes": 1e9 * gigabytes, **more}}
+
+
+def test_terms_of_no_time_are_not_drawn_and_no_edge_thickens_the_others() -> None:
+    terms = {"gemm_s": 0.1, "attention_s": 0.05}
+    records = [record(1.0, extra={"attribution": {**terms, "launch_s": 1e-5}}),
+               record(0.6, ulysses=2, extra={"attribution": {**terms, "ring_s": 0.02}})]  # fmt: skip
+    (axis,) = attribution(group_records(records)[0], PAGE).axes
+    bars = [bar for bar in axis.patches if isinstance(bar, Rectangle)]
+    assert sorted(round(1e3 * bar.get_height()) for bar in bars) == [20_000, 50_000, 50_000, 100_000, 100_000]
+    assert {bar.get_linewidth() for bar in bars} == {0.0}
+
+
+def test_a_vae_mode_has_one_colour_in_every_figure() -> None:
+    assert len(set(VAE_COLOURS.values()) & set(CYCLE)) == len(VAE_COLOURS) == 5
+    (group,) = group_records([record(vae=vae, extra=_peaks(40)) for vae in ("tiled", "none")])
+    for axis in vae_effect(group, PAGE).axes:
+        colours = {to_hex(bar.get_facecolor()) for bar in axis.patches}
+        assert {VAE_COLOURS["tiled"], VAE_COLOURS["none"]} & colours
+        assert not set(CYCLE) & colours - {VAE_COLOURS["tiled"], VAE_COLOURS["none"]}
+
+
+def _texts(axis: Axes) -> list[str]:
+    return [text.get_text() for text in axis.texts]
+
+
+def test_a_bar_without_an_energy_reading_says_so_beside_one_that_has_it() -> None:
+    read = record(1.0, extra={"telemetry": {"energy_j_per_image": 600.0}})
+    (group,) = group_records([read, record(0.6, ulysses=2)])
+    (axis,) = energy(group, PAGE).axes
+    assert _texts(axis) == ["600", "not recorded"]
+    assert len(axis.get_xticks()) == 2
+
+
+@pytest.mark.parametrize(("source", "line", "hatch"), [("measured", "-", None), ("predicted", "--", "////")])
+def test_predicted_is_dashed_in_the_legend_and_hatched_in_the_whole_image(
+    source: str, line: str, hatch: str | None
+) -> None:
+    (group,) = group_records(study(sizes=(1024,), source=source))
+    (legend,) = strategies(group, PAGE).legends
+    assert [one.get_linestyle() for one in legend.get_lines()[:3]] == [line] * 3
+    assert (legend.get_lines()[0].get_markerfacecolor() == PAPER) == (source == "predicted")
+    (group,) = group_records([record(vae=vae, source=source) for vae in ("single", "parallel")])
+    bars = vae_effect(group, PAGE).axes[0].patches
+    assert {bar.get_hatch() for bar in bars} == {hatch}
+    assert (to_hex(bars[0].get_facecolor()) == PAPER) == (source == "predicted")
+
+
+def test_what_ran_out_of_memory_reaches_the_line_it_passed() -> None:
+    cap = {"memory_cap_gb": 48.0}
+    (group,) = group_records([record(extra=_peaks(27), **cap), oom(ulysses=2, **cap), record(ulysses=4, **cap)])
+    (axis,) = memory(group, PAGE).axes
+    assert max(bar.get_height() for bar in axis.patches) == pytest.approx(48.0)
+    assert "not recorded" in _texts(axis)
+    (group,) = group_records([record(vae="tiled", extra=_peaks(27), **cap), oom(vae="single", **cap)])
+    under = vae_effect(group, PAGE).axes[1]
+    assert max(bar.get_height() for bar in under.patches) == pytest.approx(48.0)
+    (group,) = group_records([record(vae="tiled", extra=_peaks(27)), oom(vae="single")])
+    under = vae_effect(group, PAGE).axes[1]
+    assert max(bar.get_height() for bar in under.patches) == pytest.approx(H200["capacity_bytes"] / 1e9)
+
+
+def test_a_size_where_one_vae_mode_alone_was_tried_has_no_panel() -> None:
+    both = [record(vae=vae) for vae in ("single", "parallel")]
+    (group,) = group_records([*both, record(res=2048), record(res=512), oom(res=512, vae="single")])
+    assert vae_sizes(group) == [(512, 512), (1024, 1024)]
+    (group,) = group_records([record(), record(vae="single", res=2048)])
+    (figure,) = (figure for figure in group_figures(group, ()) if figure.name == "vae")
+    assert figure.why_empty.startswith("needs two VAE modes at one size")
