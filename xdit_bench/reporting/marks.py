@@ -41,8 +41,9 @@ def bar_style(group: Group, colour: str) -> dict[str, Any]:
 
 
 def segment_style(group: Group, colour: str) -> dict[str, Any]:
-    """A part of a stacked bar: an edge would make a thin part thicker than it is."""
-    return {**bar_style(group, colour), "linewidth": 0}
+    """A part of a stacked bar: an edge would make a thin part thicker than it is. A hatch alone would not show a thin
+    part at all, so that what is predicted keeps a hairline."""
+    return {**bar_style(group, colour), "linewidth": 0.3 if group.setting.source == "predicted" else 0}
 
 
 def failed_bar(axes: Axes, x: float, height: float, entry: Entry, width: float = 0.62) -> None:
