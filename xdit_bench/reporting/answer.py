@@ -175,7 +175,9 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
     if scalings:
         parts.append(f"{words.listing(scalings)} over {group.engine} itself on one {_one(group)}")
     if not parts:
-        return "None can be stated, because no one-GPU point of this group succeeded beside another."
+        beside = "one-GPU point of this group succeeded beside another"
+        cold = any(entry.cold for entry in group.entries)
+        return f"None can be stated, because no {beside}{', both timed with a warm-up' * cold}."
     return f"{'; '.join(parts)}{_more(left, 'size')}."
 
 

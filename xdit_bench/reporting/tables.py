@@ -263,7 +263,7 @@ def _interval(entry: Entry) -> Cell:
         if not entry.ok or entry.record.source != "measured":
             return Cell(words.MISSING)
         images = len(entry.record.latency_s["total"].get("samples") or [None])
-        cold = "cold " if entry.record.telemetry.get("warmup_s") == [] else ""
+        cold = "cold " if entry.cold else ""
         return Cell(f"one {cold}image" if images == 1 else f"{images} {cold}images")
     half = (entry.high_s - entry.low_s) / 2 / entry.total_s
     if entry.record.source == "predicted":  # its two sides differ
@@ -283,6 +283,7 @@ def _bytes(groups: Sequence[Group], group: Group, entry: Entry) -> Cell:
     mark = " capped" if entry.capped else ""
     if entry.verdict == "pressure":
         free = whole_card(groups, group, entry)
+        free = None if free is None or entry.cold or free.cold else free
         slower = entry.total_s / free.total_s if entry.total_s and free and free.total_s else None
         said = [f"{words.times(slower)} the whole card's time"] if slower else []
         if entry.record.source == "measured":

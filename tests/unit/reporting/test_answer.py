@@ -108,6 +108,12 @@ def test_a_study_without_a_baseline_states_no_speedup() -> None:
     assert "None can be stated" in head([record(ulysses=2)]).sentences[1].text
 
 
+def test_where_what_could_be_compared_is_cold_the_speedup_says_so() -> None:
+    cold = record(2.0, engine="stock", vae="single", samples=[2.0], extra={"telemetry": {"warmup_s": []}})
+    said = head([cold, record(ulysses=2)]).sentences[1].text
+    assert said.endswith("no one-GPU point of this group succeeded beside another, both timed with a warm-up.")
+
+
 def test_warnings_are_counted_once_each() -> None:
     warned = [record(res=res, extra={"warnings": ["NCCL_P2P_DISABLE=1 cripples this run"]}) for res in (1024, 2048)]
     assert head(warned).warnings == ("NCCL_P2P_DISABLE=1 cripples this run (2 points)",)

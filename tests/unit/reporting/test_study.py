@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from synthetic import CPU, H200, oom, record, study
 
 from xdit_bench.errors import ResultsError
+from xdit_bench.reporting.alternatives import headline
 from xdit_bench.reporting.draw_parts import vae_modes
 from xdit_bench.reporting.draw_scaling import speedups, strategies
 from xdit_bench.reporting.entry import Entry, number
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.study import group_records, whole_card
 from xdit_bench.reporting.style import PAGE, drawing, settle
-from xdit_bench.reporting.tables import best_table, report_tables
+from xdit_bench.reporting.tables import best_table, points_table, report_tables
 from xdit_bench.reporting.words import digits, panel, short
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import newest
@@ -241,6 +243,26 @@ def test_a_point_of_one_image_has_no_interval_and_no_tie() -> None:
     cold = record(1.0, samples=[1.0])
     cold.telemetry["warmup_s"] = []
     assert best_table(group_records([cold])).rows[0][7].text == "one cold image"
+
+
+def test_no_speedup_is_made_of_a_point_timed_without_a_warm_up() -> None:
+    cold: dict[str, Any] = {"samples": [11.5], "extra": {"telemetry": {"warmup_s": []}}}
+    stock, one, two = {"engine": "stock", "vae": "single"}, {"vae": "single"}, {"ulysses": 2}
+    group = group_records([record(31.8, **stock), record(11.5, **cold, **one), record(28.4, **two)])[0]
+    alone, pair = (next(e for e in group.entries if e.runner == "usp/eager" and e.gpus == n) for n in (1, 2))
+    assert (group.gain(alone), group.scaling(alone), group.scaling(pair)) == (None, None, None)
+    assert group.gain(pair) is not None
+    assert group.over_baseline((1024, 1024)) is None, "the best is cold"
+    assert "best is" not in headline(group)
+    rows = {row[-12].text: (row[-12].text, row[-5].text, row[-4].text) for row in points_table([group]).rows}
+    assert rows["11.5 s"][1:] == ("–", "–"), "a row with its time"
+    warm = group_records([record(12.0), record(11.5, **cold, **one), record(6.0, **two)])[0]
+    scaling = warm.scaling(next(e for e in warm.entries if e.gpus == 2))
+    assert scaling is not None
+    assert scaling.value == pytest.approx(2.0)
+    base = group_records([record(11.5, **cold, **stock), record(6.0, **two)])[0]
+    assert base.gain(next(e for e in base.entries if e.gpus == 2)) is None
+    assert base.over_baseline((1024, 1024)) is None
 
 
 def test_a_legend_of_many_rows_leaves_the_panels_their_height() -> None:
