@@ -245,13 +245,22 @@ def _runs_out(group: Group) -> str:
     said = f"{words.px(first.size)} {first.runner} with vae={first.vae} runs out on {group.count(first.gpus)}"
     fits = [e for e in group.entries if e.ok]
     images = [e for e in fits if e.decode != "none"] or fits  # latents that nobody decoded are no image
-    best = max(
-        images, key=lambda e: (e.size[0] * e.size[1], e.decode == "exact", -e.gpus, -seconds_or_inf(e)), default=None
-    )
-    if best is None:
+    if not images:
         return said
-    where = f"on {group.count(best.gpus)} with vae={best.vae}"
-    return f"{said}; the largest image run that fits is {words.px(best.size)}, {where}"
+
+    def reach(entry: Entry) -> tuple[int, int]:
+        return entry.size[0] * entry.size[1], -entry.gpus
+
+    def most(entries: Iterable[Entry]) -> Entry:
+        return max(entries, key=lambda e: (*reach(e), -seconds_or_inf(e)))
+
+    tiled = [e for e in images if e.decode == "approximate"]
+    best = most([e for e in images if e.decode == "exact"] or images)
+    where = f"{words.px(best.size)}, on {group.count(best.gpus)} with vae={best.vae}"
+    if best.decode != "exact" or not tiled or reach(further := most(tiled)) <= reach(best):
+        return f"{said}; the largest image run that fits is {where}"
+    approximate = f"{words.px(further.size)} on {group.count(further.gpus)} with vae={further.vae}"
+    return f"{said}; the largest image run that fits with an exact decode is {where} (approximate: {approximate})"
 
 
 def rechecks(records: Iterable[Record]) -> list[float]:

@@ -61,6 +61,21 @@ def test_capped_points_say_where_they_run_out_and_what_still_fits_as_an_image() 
     assert "the largest image run that fits is 1024px, on 1 GPU with vae=parallel" in memory
 
 
+def test_a_tiled_decode_that_fits_on_fewer_gpus_or_larger_is_told_from_the_exact_one() -> None:
+    out, exact = record(res=2048, status="oom", vae="single"), record(res=2048, ulysses=2)
+
+    def said(*more: Record) -> str:
+        return head([out, exact, *more]).sentences[2].text.split("; ")[1]
+
+    assert said() == "the largest image run that fits is 2048px, on 2 GPUs with vae=parallel."
+    assert said(record(res=1024, vae="tiled")) == said(), "a smaller one says nothing"
+    assert said(record(res=2048, vae="tiled", ulysses=2)) == said()
+    fewer, larger = record(res=2048, vae="tiled"), record(res=4096, vae="tiled", ulysses=2)
+    begin = "the largest image run that fits with an exact decode is 2048px, on 2 GPUs with vae=parallel"
+    assert said(fewer) == f"{begin} (approximate: 2048px on 1 GPU with vae=tiled)."
+    assert said(fewer, larger) == f"{begin} (approximate: 4096px on 2 GPUs with vae=tiled)."
+
+
 def test_where_every_point_is_capped_each_cap_has_its_say() -> None:
     below_48 = {"memory_cap_gb": 48.0, "vae": "parallel"}
     records = [record(res=res, memory_cap_gb=80.0) for res in (1024, 2048, 4096)]
