@@ -153,7 +153,9 @@ def _best(group: Group, sizes: Sequence[Size]) -> str:
 
 
 def _speedup(group: Group, sizes: Sequence[Size]) -> str:
-    gains, scalings, left = [], [], 0
+    gains: list[str] = []
+    scalings: dict[str, list[str]] = {}  # by what ran on one GPU: a report may hold several executions
+    left = 0
     shown = spread(sizes, SHOWN)
     for size in sizes:
         entry = group.best(size)
@@ -168,12 +170,12 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
             gains.append(f"{words.times(gain.value)} at {words.px(size)}{pressed}")
         if scaling and scaling.base is not entry:
             rebased = f" (over {group.count(scaling.base.gpus)}, as fewer failed)" if scaling.rebased else ""
-            scalings.append(f"{words.times(scaling.value)} at {words.px(size)}{rebased}")
+            said = scalings.setdefault(scaling.base.runner, [])
+            said.append(f"{words.times(scaling.value)} at {words.px(size)}{rebased}")
     parts = []
     if gains:
         parts.append(f"{words.listing(gains)} over plain diffusers on one {_one(group)}")
-    if scalings:
-        parts.append(f"{words.listing(scalings)} over {group.engine} itself on one {_one(group)}")
+    parts += [f"{words.listing(said)} over {runner} on one {_one(group)}" for runner, said in scalings.items()]
     if not parts:
         beside = "one-GPU point of this group succeeded beside another"
         cold = any(entry.cold for entry in group.entries)

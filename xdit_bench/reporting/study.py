@@ -219,7 +219,9 @@ class Group:
                 if gpus > 1 and (one is None or one.ok) and not stock:
                     return None  # one GPU was not tried
                 why_not_one = f" ({self.count(1)}: {one.outcome})" if one and not one.ok else why
-                return entry, f"{self.count(gpus)}, {entry.engine}{why_not_one}"
+                best = self.best(size)
+                other = best is not None and best.execution != entry.execution  # scaling stands on the best's own
+                return entry, f"{self.count(gpus)}, {entry.runner if other else entry.engine}{why_not_one}"
         return None
 
     def over_baseline(self, size: Size) -> Speedup | None:

@@ -129,6 +129,16 @@ def test_where_what_could_be_compared_is_cold_the_speedup_says_so() -> None:
     assert said.endswith("no one-GPU point of this group succeeded beside another, both timed with a warm-up.")
 
 
+def test_a_speedup_names_the_execution_that_it_stands_on() -> None:
+    small = [record(2.0, execution="graph"), record(1.0, execution="graph", ulysses=2)]
+    large = [record(5.42, res=2048, execution="graph"), record(5.55, res=2048), record(2.99, res=2048, ulysses=2)]
+    said = head([*small, *large]).sentences[1].text
+    assert said == "2.00x at 1024px over usp/graph on one GPU; 1.86x at 2048px over usp/eager on one GPU."
+    group = group_records([*small, *large])[0]
+    lines = [line[1] for size in group.sizes if (line := group.baseline(size))]
+    assert lines == ["1 GPU, usp", "1 GPU, usp/graph"], "named where the arrow divides by another execution"
+
+
 def test_warnings_are_counted_once_each() -> None:
     warned = [record(res=res, extra={"warnings": ["NCCL_P2P_DISABLE=1 cripples this run"]}) for res in (1024, 2048)]
     assert head(warned).warnings == ("NCCL_P2P_DISABLE=1 cripples this run (2 points)",)
