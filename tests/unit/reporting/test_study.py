@@ -230,6 +230,25 @@ def test_overlapping_intervals_are_a_tie() -> None:
     assert apart.tie(alone) is None
 
 
+def test_the_rule_of_a_tie_is_told_as_it_is_of_measurements_and_of_predictions() -> None:
+    measured, predicted = record(), record(source="predicted", machine={"fingerprint": "p"})
+
+    def rule(*records: Record) -> str:
+        return best_table(group_records(records)).note.split("A tie: ")[1]
+
+    assert rule(measured) == "the intervals overlap."
+    assert rule(predicted) == "the difference is within the model's error."
+    assert rule(measured, predicted) == (
+        "the intervals overlap; the difference of predictions is within the model's error."
+    )
+
+
+def test_the_note_of_cpu_ranks_speaks_of_no_gpu() -> None:
+    note = best_table(group_records([record(machine=CPU)])).note
+    assert "on one rank" in note
+    assert "GPU" not in note
+
+
 def test_a_point_of_one_image_has_no_interval_and_no_tie() -> None:
     groups = group_records([record(1.0, ulysses=2, samples=[1.0]), record(1.001, ring=2), record(2.0)])
     best = groups[0].best((1024, 1024))
@@ -424,6 +443,7 @@ def test_plain_diffusers_of_another_decode_is_no_base_of_a_gain() -> None:
     [
         (0.00005, "5.00e-05"), (0.00123, "0.00123"), (0.058, "0.0580"), (0.09, "0.0900"), (0.0897, "0.0897"),
         (0.09996, "0.100"), (0.1, "0.100"), (0.931, "0.931"), (0.99951, "1.00"), (9.996, "10.0"), (12.34, "12.3"),
+        (1.39e-14, "0"), (-1e-12, "0"),
         (99.96, "100"), (999.4, "999"), (1234.0, "1234"), (0.0, "0"), (-0.06, "-0.0600"), (None, "–"),
     ],
 )  # fmt: skip
