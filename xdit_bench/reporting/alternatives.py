@@ -28,11 +28,9 @@ def headline(group: Group) -> str:
             if entry:
                 what = words.seconds(entry.total_s) if entry.ok else entry.outcome
                 bars.append(f"{group.count(gpus)} ({entry.factors}) {what}")
-        baseline, best = group.baseline(size), group.best(size)
+        baseline, ratio = group.baseline(size), group.over_baseline(size)
         line = f"; baseline ({baseline[1]}) {words.seconds(baseline[0].total_s)}" if baseline else "; no baseline"
-        gain = ""
-        if baseline and best and best is not baseline[0] and baseline[0].total_s and best.total_s:
-            gain = f"; best is {words.times(baseline[0].total_s / best.total_s)} the baseline's speed"
+        gain = f"; best is {words.times(ratio.value)} the baseline's speed" if ratio else ""
         parts.append(f"{words.panel(group, size)}: {', '.join(bars) or 'not run'}{line}{gain}")
     return ". ".join(parts) + "."
 
@@ -173,7 +171,7 @@ def published(matches: Sequence[Match]) -> str:
 def frontier(kin: Sequence[Group]) -> str:
     """What fits and what runs out, by cap, VAE mode and GPU count."""
     return ". ".join(
-        f"{limit.label}: {limit.said}{'' if limit.open else ' fits'}"
+        f"{limit.label}: {limit.said}{' fits' if limit.fits and not limit.open else ''}"
         + (f", {limit.fails}px runs out" if limit.fails else "")
         for limit in limits(kin)
     )

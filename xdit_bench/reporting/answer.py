@@ -153,7 +153,9 @@ def _best(group: Group, sizes: Sequence[Size]) -> str:
 
 
 def _speedup(group: Group, sizes: Sequence[Size]) -> str:
-    gains, scalings, left = [], [], 0
+    gains: list[str] = []
+    scalings: dict[str, list[str]] = {}  # by what ran on one GPU: a report may hold several executions
+    left = 0
     shown = spread(sizes, SHOWN)
     for size in sizes:
         entry = group.best(size)
@@ -168,14 +170,16 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
             gains.append(f"{words.times(gain.value)} at {words.px(size)}{pressed}")
         if scaling and scaling.base is not entry:
             rebased = f" (over {group.count(scaling.base.gpus)}, as fewer failed)" if scaling.rebased else ""
-            scalings.append(f"{words.times(scaling.value)} at {words.px(size)}{rebased}")
+            said = scalings.setdefault(scaling.base.runner, [])
+            said.append(f"{words.times(scaling.value)} at {words.px(size)}{rebased}")
     parts = []
     if gains:
         parts.append(f"{words.listing(gains)} over plain diffusers on one {_one(group)}")
-    if scalings:
-        parts.append(f"{words.listing(scalings)} over {group.engine} itself on one {_one(group)}")
+    parts += [f"{words.listing(said)} over {runner} on one {_one(group)}" for runner, said in scalings.items()]
     if not parts:
-        return "None can be stated, because no one-GPU point of this group succeeded beside another."
+        beside = "one-GPU point of this group succeeded beside another"
+        cold = any(entry.cold for entry in group.entries)
+        return f"None can be stated, because no {beside}{', both timed with a warm-up' * cold}."
     return f"{'; '.join(parts)}{_more(left, 'size')}."
 
 
@@ -243,13 +247,22 @@ def _runs_out(group: Group) -> str:
     said = f"{words.px(first.size)} {first.runner} with vae={first.vae} runs out on {group.count(first.gpus)}"
     fits = [e for e in group.entries if e.ok]
     images = [e for e in fits if e.decode != "none"] or fits  # latents that nobody decoded are no image
-    best = max(
-        images, key=lambda e: (e.size[0] * e.size[1], e.decode == "exact", -e.gpus, -seconds_or_inf(e)), default=None
-    )
-    if best is None:
+    if not images:
         return said
-    where = f"on {group.count(best.gpus)} with vae={best.vae}"
-    return f"{said}; the largest image run that fits is {words.px(best.size)}, {where}"
+
+    def reach(entry: Entry) -> tuple[int, int]:
+        return entry.size[0] * entry.size[1], -entry.gpus
+
+    def most(entries: Iterable[Entry]) -> Entry:
+        return max(entries, key=lambda e: (*reach(e), -seconds_or_inf(e)))
+
+    tiled = [e for e in images if e.decode == "approximate"]
+    best = most([e for e in images if e.decode == "exact"] or images)
+    where = f"{words.px(best.size)}, on {group.count(best.gpus)} with vae={best.vae}"
+    if best.decode != "exact" or not tiled or reach(further := most(tiled)) <= reach(best):
+        return f"{said}; the largest image run that fits is {where}"
+    approximate = f"{words.px(further.size)} on {group.count(further.gpus)} with vae={further.vae}"
+    return f"{said}; the largest image run that fits with an exact decode is {where} (approximate: {approximate})"
 
 
 def rechecks(records: Iterable[Record]) -> list[float]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.marks import bar_style, failed_bar, frame_bars, label_rows, shown_sizes
-from xdit_bench.reporting.study import Group, spread
+from xdit_bench.reporting.study import Group, Speedup, spread
 from xdit_bench.reporting.style import BASELINE, BLUE, INK, MUTED, PAPER, Layout, empty, panels
 
 
@@ -54,7 +54,7 @@ def _headline_panel(axis: Axes, group: Group, size: Size, *, narrow: bool) -> No
         elif entry.total_s is None:
             failed_bar(axis, x, top * 0.8, entry)
         else:
-            _timed_bar(axis, group, x, entry, level, _beside(group, size, entry, baseline, axis.get_ylim()[1]))
+            _timed_bar(axis, group, x, entry, level, _beside(group, size, entry, axis.get_ylim()[1]))
             labels[-1] += f"{chr(10) if wrap else ' '}({entry.factors})"
     axis.set_xticks(range(len(cells)), labels)
     frame_bars(axis, len(cells))
@@ -64,7 +64,7 @@ def _headline_panel(axis: Axes, group: Group, size: Size, *, narrow: bool) -> No
         axis.annotate(f"╌ {baseline[1]}: {words.seconds(level)}", (1, 1), (0, 1), xycoords="axes fraction",
                       textcoords="offset points", ha="right", va="top", color=BASELINE, fontsize=6.5,
                       bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6})  # fmt: skip
-        _arrow(axis, group.best(size), baseline[0], level, cells)
+        _arrow(axis, group.best(size), group.over_baseline(size), level, cells)
 
 
 def why_none(group: Group, size: Size) -> str:
@@ -82,12 +82,12 @@ def _arrow_end(best: Entry, high: float) -> float:
     return max(best.total_s or 0.0, best.high_s or 0.0) + 0.085 * high
 
 
-def _beside(group: Group, size: Size, entry: Entry, baseline: tuple[Entry, str] | None, high: float) -> str:
+def _beside(group: Group, size: Size, entry: Entry, high: float) -> str:
     """The speedup as a line of the best bar's label, where there is no room for an arrow."""
-    if baseline is None or entry is baseline[0] or entry is not group.best(size):
+    ratio = group.over_baseline(size)
+    if ratio is None or entry is not group.best(size) or _room(entry, ratio.base.total_s or 0.0, high):
         return ""
-    level = baseline[0].total_s or 0.0
-    return "" if _room(entry, level, high) else words.times(level / (entry.total_s or level)) + "\n"
+    return words.times(ratio.value) + "\n"
 
 
 def _timed_bar(axis: Axes, group: Group, x: float, entry: Entry, level: float | None, above: str) -> None:
@@ -116,14 +116,14 @@ def _whisker(axis: Axes, x: float, entry: Entry) -> float:
     return max(entry.total_s, entry.high_s)
 
 
-def _arrow(axis: Axes, best: Entry | None, base: Entry, level: float, cells: list[Entry | None]) -> None:
+def _arrow(axis: Axes, best: Entry | None, ratio: Speedup | None, level: float, cells: list[Entry | None]) -> None:
     """An arrow from the baseline down to the best bar, with the speedup beside it."""
-    if best is None or best.total_s is None or best is base or best not in cells:
+    if best is None or ratio is None or best not in cells:
         return
     high, x = axis.get_ylim()[1], cells.index(best)
     if not _room(best, level, high):
         return
-    text, end = words.times(level / best.total_s), _arrow_end(best, high)
+    text, end = words.times(ratio.value), _arrow_end(best, high)
     box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
     axis.annotate("", (x, end), (x, level), zorder=4,
                   arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.0, "shrinkA": 0, "shrinkB": 0})  # fmt: skip

@@ -98,6 +98,11 @@ class Entry:
         return self.status == "ok" and self.total_s is not None
 
     @property
+    def cold(self) -> bool:
+        """Timed without a warm-up: such an image is not like those after it, so its time makes no ratio."""
+        return self.record.telemetry.get("warmup_s") == []
+
+    @property
     def gpus(self) -> int:
         """Ranks of the point."""
         return self.ulysses * self.ring

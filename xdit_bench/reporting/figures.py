@@ -110,8 +110,9 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
         figure("stages", "Where an image's time goes",
                "Text encoders, denoising and VAE decode of the best factorization, timed apart.",
                say.stage(group), draw_parts.stages, nothing),
-        figure("memory", "Peak memory of the fullest GPU",
-               "Weights, and activations with all the rest; the dashed line is the memory there was.",
+        figure("memory", f"Peak memory of the fullest {'rank' if group.on_cpu else 'GPU'}",
+               "Weights, and activations with all the rest"
+               + ("." if group.on_cpu else "; the dashed line is the memory there was."),
                say.memory(group), draw_parts.memory, nothing or empty["memory"]),
         largest,
         figure("vae", "VAE effect",

@@ -24,7 +24,8 @@ Row = tuple[str, str, int]  # engine, VAE mode, GPUs
 class Limit:
     """The largest square that fits and the smallest above it that ran out, with the records that say so.
 
-    `ended` is a failure of another kind above what fits: whether that size fits is not known.
+    `ended` is a failure of another kind above what fits: whether that size fits is not known. `smallest` is the
+    smallest side that was tried.
     """
 
     group: Group
@@ -34,6 +35,7 @@ class Limit:
     best: Entry | None
     failure: Entry | None
     ended: Entry | None
+    smallest: int
 
     @property
     def fits(self) -> int:
@@ -57,11 +59,11 @@ class Limit:
 
     @property
     def said(self) -> str:
-        """`5120px`, `8192px or more`, `nothing`: what fits, and how sure that is."""
+        """`5120px`, `8192px or more`, `nothing tried fits (3072px the smallest)`: what fits, and how sure that is."""
         if self.open:
             return f"{self.fits}px at least (search cut off)" if self.fits else "no size yet (search cut off)"
         if not self.fits:
-            return "nothing"
+            return f"nothing tried fits ({self.smallest}px the smallest)"  # a smaller one may fit
         beyond = "" if self.fails else f" ({self.ended.outcome} above)" if self.ended else " or more"
         return f"{self.fits}px{beyond}"
 
@@ -113,7 +115,8 @@ def _limit(group: Group, wanted: Row, larger: Sequence[Entry]) -> Limit:
     above = [e for e in (*own, *larger) if row(e) == wanted and _square(e) and e.size[0] > fits]
     failure = min((e for e in above if e.status == "oom"), key=lambda e: e.size, default=None)
     ends = [e for e in own if e in above and e.status not in ("oom", "skipped")]
-    return Limit(group, *wanted, best, failure, min(ends, key=lambda e: e.size, default=None))
+    smallest = min(e.size[0] for e in [e for e in own if e.status != "skipped"] or own)
+    return Limit(group, *wanted, best, failure, min(ends, key=lambda e: e.size, default=None), smallest)
 
 
 def _fits(entry: Entry) -> bool:

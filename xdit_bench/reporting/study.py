@@ -186,7 +186,7 @@ class Group:
         return self._stock.get((size, decode or self.decode(size)))
 
     def gain(self, entry: Entry) -> Speedup | None:
-        """What a user gains: over plain diffusers on one GPU. None where that has no time."""
+        """What a user gains: over plain diffusers on one GPU. None where that has no time, or either is cold."""
         base = None if self.decode_alone else self.stock(entry.size, entry.decode)
         if base is None or not base.ok:
             return None
@@ -202,12 +202,13 @@ class Group:
         return kin
 
     def scaling(self, entry: Entry) -> Speedup | None:
-        """Over the same engine and execution on one GPU, or on the fewest GPUs that fit."""
+        """Over the same engine and execution on one GPU, or on the fewest GPUs that fit; None where either is cold."""
         kin = self._kin.get(_kind(entry), [])
         if not kin or self.decode_alone:
             return None
         fewest = min(e.gpus for e in kin)
         alike = [e for e in kin if e.gpus == fewest]
+        alike = [e for e in alike if not e.cold] or alike
         base = min([e for e in alike if e.vae == entry.vae] or alike, key=seconds_or_inf)
         if base.gpus > 1 and not self._one_failed(entry):
             return None  # one GPU was not tried: a ratio over two would pass for a speedup
@@ -230,8 +231,15 @@ class Group:
                 if gpus > 1 and (one is None or one.ok) and not stock:
                     return None  # one GPU was not tried
                 why_not_one = f" ({self.count(1)}: {one.outcome})" if one and not one.ok else why
-                return entry, f"{self.count(gpus)}, {entry.engine}{why_not_one}"
+                best = self.best(size)
+                other = best is not None and best.execution != entry.execution  # scaling stands on the best's own
+                return entry, f"{self.count(gpus)}, {entry.runner if other else entry.engine}{why_not_one}"
         return None
+
+    def over_baseline(self, size: Size) -> Speedup | None:
+        """The best over the dashed line; None where it is the line itself, or either is cold."""
+        baseline, best = self.baseline(size), self.best(size)
+        return _ratio(best, *baseline) if baseline and best and best is not baseline[0] else None
 
 
 def spread(sizes: Sequence[Size], count: int) -> list[Size]:
@@ -314,6 +322,6 @@ def _kind(entry: Entry) -> tuple[Any, ...]:
 
 
 def _ratio(entry: Entry, base: Entry, over: str) -> Speedup | None:
-    if entry.total_s is None or base.total_s is None:
+    if entry.total_s is None or base.total_s is None or entry.cold or base.cold:
         return None
     return Speedup(base.total_s / entry.total_s, base, over)

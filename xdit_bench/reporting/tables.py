@@ -101,10 +101,20 @@ def best_table(groups: Sequence[Group]) -> Table:
                 ))  # fmt: skip
     columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", ">Seconds", ">Interval", ">Step",
                ">Scaling", ">Gain", ">Peak memory", "Note")  # fmt: skip
+    one = "rank" if all(group.on_cpu for group in groups) else "GPU"
     note = (
-        "Scaling: over the same engine on one GPU. Gain: over plain diffusers on one GPU. A tie: the intervals overlap."
+        f"Scaling: over the same engine and execution on one {one}. Gain: over plain diffusers on one {one}. "
+        f"A tie: {_tied({group.setting.source for group in groups})}."
     )
     return Table("best", "Best configurations", columns, tuple(rows), note)
+
+
+def _tied(sources: set[str]) -> str:
+    """The rule of `Group.tie` in words: predictions have errors in common, which their intervals hold."""
+    said = ["the intervals overlap"] if "measured" in sources else []
+    if "predicted" in sources:
+        said.append(f"the difference {'of predictions ' if said else ''}is within the model's error")
+    return "; ".join(said)
 
 
 def _remarks(entry: Entry, tie: Entry | None) -> str:
@@ -176,7 +186,7 @@ def _distance(value: float | None) -> Cell:
 
 
 def _measure(value: float, memory: bool) -> str:
-    return f"{value:.2f} GB" if memory else f"{value:.3f}"
+    return f"{round(value, 2) + 0.0:.2f} GB" if memory else f"{value:.3f}"
 
 
 def _run(entry: Entry) -> str:
@@ -263,7 +273,7 @@ def _interval(entry: Entry) -> Cell:
         if not entry.ok or entry.record.source != "measured":
             return Cell(words.MISSING)
         images = len(entry.record.latency_s["total"].get("samples") or [None])
-        cold = "cold " if entry.record.telemetry.get("warmup_s") == [] else ""
+        cold = "cold " if entry.cold else ""
         return Cell(f"one {cold}image" if images == 1 else f"{images} {cold}images")
     half = (entry.high_s - entry.low_s) / 2 / entry.total_s
     if entry.record.source == "predicted":  # its two sides differ
@@ -283,6 +293,7 @@ def _bytes(groups: Sequence[Group], group: Group, entry: Entry) -> Cell:
     mark = " capped" if entry.capped else ""
     if entry.verdict == "pressure":
         free = whole_card(groups, group, entry)
+        free = None if free is None or entry.cold or free.cold else free
         slower = entry.total_s / free.total_s if entry.total_s and free and free.total_s else None
         said = [f"{words.times(slower)} the whole card's time"] if slower else []
         if entry.record.source == "measured":

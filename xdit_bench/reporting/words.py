@@ -15,12 +15,12 @@ MISSING = "–"
 
 
 def digits(value: float | None) -> str:
-    """Three significant digits: 0.00123, 0.0900, 0.931, 12.3; whole numbers from 100 on: 1234."""
+    """Three significant digits: 0.00123, 0.0900, 0.931, 12.3; whole numbers from 100 on: 1234; 0 below 1e-9."""
     if value is None:
         return MISSING
-    if value == 0:
-        return "0"
     size = abs(value)
+    if size < 1e-9:
+        return "0"
     if size < 0.09995:
         return f"{value:#.3g}"
     places = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.9995 else 3

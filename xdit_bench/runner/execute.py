@@ -33,10 +33,7 @@ from xdit_bench.runner.progress import Progress
 from xdit_bench.runner.session import Session
 from xdit_bench.topology.probe import code_version
 
-COLD = (
-    "timed without a warm-up (measure.warmup=0): a process's first image is slower than those after it, or, where "
-    "memory is scarce, three times as fast"
-)
+COLD = "timed without a warm-up (measure.warmup=0): such an image is not like those after it; no speedup is made of it"
 START_ATTEMPTS = 2  # pools in a row that may fail to start before the rest of a plan is given up
 
 

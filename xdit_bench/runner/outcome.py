@@ -22,7 +22,7 @@ from xdit_bench.results.schema import STATUSES, Record
 from xdit_bench.runner.board import place
 from xdit_bench.runner.pool import Answer, killed_by
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 BUSY_SHARE = 0.1  # of a machine's cores (one core at least), from which other work is warned of
 START_STAGE = "start"  # of a failure that kept ranks from existing
 # a peer's death reaches the others as one of these; it is never the cause
@@ -213,10 +213,14 @@ def _explain(cause: Answer, deadline_s: float) -> tuple[str, str]:
 
 
 def _bytes(body: dict[str, Any]) -> str:
-    """`: asked for 2.50 GiB with 1.20 GiB free`, as far as it is known."""
-    words = {"bytes_asked": "asked for {:.2f} GiB", "bytes_free": "with {:.2f} GiB free"}
-    known = [phrase.format(body[key] / GIB) for key, phrase in words.items() if body.get(key) is not None]
+    """`: asked for 2.50 GiB with 12.00 MiB free`, as far as it is known."""
+    words = {"bytes_asked": "asked for {}", "bytes_free": "with {} free"}
+    known = [phrase.format(_size(body[key])) for key, phrase in words.items() if body.get(key) is not None]
     return f": {' '.join(known)}" if known else ""
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= 0.1 * GIB else f"{count / MIB:.2f} MiB"
 
 
 def _whereabouts(answer: Answer) -> str:

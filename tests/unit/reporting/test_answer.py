@@ -61,6 +61,21 @@ def test_capped_points_say_where_they_run_out_and_what_still_fits_as_an_image() 
     assert "the largest image run that fits is 1024px, on 1 GPU with vae=parallel" in memory
 
 
+def test_a_tiled_decode_that_fits_on_fewer_gpus_or_larger_is_told_from_the_exact_one() -> None:
+    out, exact = record(res=2048, status="oom", vae="single"), record(res=2048, ulysses=2)
+
+    def said(*more: Record) -> str:
+        return head([out, exact, *more]).sentences[2].text.split("; ")[1]
+
+    assert said() == "the largest image run that fits is 2048px, on 2 GPUs with vae=parallel."
+    assert said(record(res=1024, vae="tiled")) == said(), "a smaller one says nothing"
+    assert said(record(res=2048, vae="tiled", ulysses=2)) == said()
+    fewer, larger = record(res=2048, vae="tiled"), record(res=4096, vae="tiled", ulysses=2)
+    begin = "the largest image run that fits with an exact decode is 2048px, on 2 GPUs with vae=parallel"
+    assert said(fewer) == f"{begin} (approximate: 2048px on 1 GPU with vae=tiled)."
+    assert said(fewer, larger) == f"{begin} (approximate: 4096px on 2 GPUs with vae=tiled)."
+
+
 def test_where_every_point_is_capped_each_cap_has_its_say() -> None:
     below_48 = {"memory_cap_gb": 48.0, "vae": "parallel"}
     records = [record(res=res, memory_cap_gb=80.0) for res in (1024, 2048, 4096)]
@@ -106,6 +121,22 @@ def test_a_study_without_success_says_what_happened() -> None:
 
 def test_a_study_without_a_baseline_states_no_speedup() -> None:
     assert "None can be stated" in head([record(ulysses=2)]).sentences[1].text
+
+
+def test_where_what_could_be_compared_is_cold_the_speedup_says_so() -> None:
+    cold = record(2.0, engine="stock", vae="single", samples=[2.0], extra={"telemetry": {"warmup_s": []}})
+    said = head([cold, record(ulysses=2)]).sentences[1].text
+    assert said.endswith("no one-GPU point of this group succeeded beside another, both timed with a warm-up.")
+
+
+def test_a_speedup_names_the_execution_that_it_stands_on() -> None:
+    small = [record(2.0, execution="graph"), record(1.0, execution="graph", ulysses=2)]
+    large = [record(5.42, res=2048, execution="graph"), record(5.55, res=2048), record(2.99, res=2048, ulysses=2)]
+    said = head([*small, *large]).sentences[1].text
+    assert said == "2.00x at 1024px over usp/graph on one GPU; 1.86x at 2048px over usp/eager on one GPU."
+    group = group_records([*small, *large])[0]
+    lines = [line[1] for size in group.sizes if (line := group.baseline(size))]
+    assert lines == ["1 GPU, usp", "1 GPU, usp/graph"], "named where the arrow divides by another execution"
 
 
 def test_warnings_are_counted_once_each() -> None:

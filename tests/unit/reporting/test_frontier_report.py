@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 from matplotlib.colors import to_hex
-from synthetic import frontier, record, study
+from synthetic import frontier, oom, record, study
 
 from xdit_bench.reporting import draw_frontier
+from xdit_bench.reporting.alternatives import frontier as alternative
 from xdit_bench.reporting.answer import answer
+from xdit_bench.reporting.draw_frontier import frontier as draw
 from xdit_bench.reporting.frontier import families, limits
 from xdit_bench.reporting.page import write_report
 from xdit_bench.reporting.study import group_records
-from xdit_bench.reporting.style import PAGE, VAE_COLOURS
+from xdit_bench.reporting.style import COLUMN, PAGE, VAE_COLOURS, drawing
 from xdit_bench.reporting.tables import best_table, failures_table, frontier_table, points_table
 from xdit_bench.results.schema import Record
 
@@ -65,8 +67,22 @@ def test_of_two_machines_each_limit_says_whose_it_is(search: list[Record]) -> No
 def test_a_crash_is_no_limit_of_memory(search: list[Record]) -> None:
     crash = record(status="crashed", res=6144, steps=0, vae="tiled")
     (row,) = [r for r in frontier_table(group_records([*search, crash])).rows if r[1].text == "tiled"]
-    assert row[4].text == "nothing"
+    assert row[4].text == "nothing tried fits (6144px the smallest)"
     assert "crashed at 6144px: crashed: made up" in row[8].text
+
+
+def test_where_nothing_tried_fits_the_smallest_that_was_tried_is_named() -> None:
+    point = {"vae": "single", "memory_cap_gb": 48.0}
+    tried = [oom(res=res, **point) for res in (4096, 3072)]
+    groups = group_records([*tried, record(status="skipped", res=2048, **point)])
+    said = "nothing tried fits (3072px the smallest)"
+    assert frontier_table(groups).rows[0][4].text == said
+    assert alternative(groups) == f"48 GB cap, usp, vae=single, 1 GPU: {said}, 3072px runs out"
+    with drawing():
+        figure = draw(groups, COLUMN)
+        figure.canvas.draw()
+    texts = [text.get_window_extent() for axis in figure.axes for text in axis.texts]
+    assert max(box.x1 for box in texts) <= figure.bbox.x1, "the words stay on a column's paper"
 
 
 def test_a_decode_alone_stands_in_no_ratio_and_no_ranking(search: list[Record]) -> None:

@@ -82,6 +82,8 @@ def test_bounds_are_those_of_the_sweep_file_and_both_verdicts_are_shown() -> Non
     assert texts[WHAT["peers"], "2"][-3:] == ["0.698", "≤ 0.780", "yes"]
     assert texts[WHAT["peers"], "1"][-3:] == ["0.904", "≤ 0.900", "no"]
     assert texts[WHAT["memory_gb"], "2"][-3:] == ["4.00 GB", "≥ 3.00 GB", "yes"]
+    (group,) = group_records([step(182, 36.3, engine="diffusers"), step(104, 36.301)])
+    assert "0.00 GB" in [cell.text for row in peers_table([group]).rows for cell in row], "no zero is negative"
     assert texts[WHAT["scaling"], "2"][-3:] == ["1.733", "≥ 1.750", "no"]
     assert texts[WHAT["peers_fa3"], "2"][-2:] == ["", ""]  # no bound at this size
     assert "xfuser/compile u2r1, fa3" in texts[WHAT["peers_fa3"], "2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from synthetic import CPU, H200, oom, record, study
 
 from xdit_bench.errors import ResultsError
 from xdit_bench.reporting import alternatives
+from xdit_bench.reporting.alternatives import headline
 from xdit_bench.reporting.draw_parts import attribution, energy, memory, vae_effect, vae_entry, vae_modes, vae_sizes
 from xdit_bench.reporting.draw_scaling import speedups, strategies
 from xdit_bench.reporting.entry import Entry, number
@@ -19,7 +21,7 @@ from xdit_bench.reporting.figures import group_figures
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.study import group_records, whole_card
 from xdit_bench.reporting.style import CYCLE, PAGE, PAPER, VAE_COLOURS, drawing, settle
-from xdit_bench.reporting.tables import best_table, report_tables
+from xdit_bench.reporting.tables import best_table, points_table, report_tables
 from xdit_bench.reporting.words import digits, panel, short
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import newest
@@ -250,6 +252,25 @@ def test_overlapping_intervals_are_a_tie() -> None:
     assert apart.tie(alone) is None
 
 
+def test_the_rule_of_a_tie_is_told_as_it_is_of_measurements_and_of_predictions() -> None:
+    measured, predicted = record(), record(source="predicted", machine={"fingerprint": "p"})
+
+    def rule(*records: Record) -> str:
+        return best_table(group_records(records)).note.split("A tie: ")[1]
+
+    assert rule(measured) == "the intervals overlap."
+    assert rule(predicted) == "the difference is within the model's error."
+    assert rule(measured, predicted) == (
+        "the intervals overlap; the difference of predictions is within the model's error."
+    )
+
+
+def test_the_note_of_cpu_ranks_speaks_of_no_gpu() -> None:
+    note = best_table(group_records([record(machine=CPU)])).note
+    assert "on one rank" in note
+    assert "GPU" not in note
+
+
 def test_a_point_of_one_image_has_no_interval_and_no_tie() -> None:
     groups = group_records([record(1.0, ulysses=2, samples=[1.0]), record(1.001, ring=2), record(2.0)])
     best = groups[0].best((1024, 1024))
@@ -263,6 +284,26 @@ def test_a_point_of_one_image_has_no_interval_and_no_tie() -> None:
     cold = record(1.0, samples=[1.0])
     cold.telemetry["warmup_s"] = []
     assert best_table(group_records([cold])).rows[0][7].text == "one cold image"
+
+
+def test_no_speedup_is_made_of_a_point_timed_without_a_warm_up() -> None:
+    cold: dict[str, Any] = {"samples": [11.5], "extra": {"telemetry": {"warmup_s": []}}}
+    stock, one, two = {"engine": "stock", "vae": "single"}, {"vae": "single"}, {"ulysses": 2}
+    group = group_records([record(31.8, **stock), record(11.5, **cold, **one), record(28.4, **two)])[0]
+    alone, pair = (next(e for e in group.entries if e.runner == "usp/eager" and e.gpus == n) for n in (1, 2))
+    assert (group.gain(alone), group.scaling(alone), group.scaling(pair)) == (None, None, None)
+    assert group.gain(pair) is not None
+    assert group.over_baseline((1024, 1024)) is None, "the best is cold"
+    assert "best is" not in headline(group)
+    rows = {row[-12].text: (row[-12].text, row[-5].text, row[-4].text) for row in points_table([group]).rows}
+    assert rows["11.5 s"][1:] == ("–", "–"), "a row with its time"
+    warm = group_records([record(12.0), record(11.5, **cold, **one), record(6.0, **two)])[0]
+    scaling = warm.scaling(next(e for e in warm.entries if e.gpus == 2))
+    assert scaling is not None
+    assert scaling.value == pytest.approx(2.0)
+    base = group_records([record(11.5, **cold, **stock), record(6.0, **two)])[0]
+    assert base.gain(next(e for e in base.entries if e.gpus == 2)) is None
+    assert base.over_baseline((1024, 1024)) is None
 
 
 def test_a_legend_of_many_rows_leaves_the_panels_their_height() -> None:
@@ -424,6 +465,7 @@ def test_plain_diffusers_of_another_decode_is_no_base_of_a_gain() -> None:
     [
         (0.00005, "5.00e-05"), (0.00123, "0.00123"), (0.058, "0.0580"), (0.09, "0.0900"), (0.0897, "0.0897"),
         (0.09996, "0.100"), (0.1, "0.100"), (0.931, "0.931"), (0.99951, "1.00"), (9.996, "10.0"), (12.34, "12.3"),
+        (1.39e-14, "0"), (-1e-12, "0"),
         (99.96, "100"), (999.4, "999"), (1234.0, "1234"), (0.0, "0"), (-0.06, "-0.0600"), (None, "–"),
     ],
 )  # fmt: skip

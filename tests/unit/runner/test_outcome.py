@@ -68,6 +68,11 @@ def test_out_of_memory_is_the_cause_whatever_came_before_it() -> None:
     assert record.latency_s == {}
 
 
+def test_little_memory_is_told_in_mebibytes() -> None:
+    outcome = judge([error(0, 0.1, kind="oom", bytes_asked=2 * 2**20, bytes_free=0)], 60)
+    assert outcome.reason.endswith("asked for 2.00 MiB with 0.00 MiB free")
+
+
 @pytest.mark.parametrize("echo", ["Connection closed by peer [127.0.0.1]:1", "NCCL error: remote process exited"])
 def test_peers_that_lost_a_dead_rank_are_not_the_cause(echo: str) -> None:
     died = Answer(1, "died", {"stage": "vae", "iteration": 0, "exit": -9}, 0.5)
