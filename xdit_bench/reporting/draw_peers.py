@@ -38,7 +38,7 @@ def parity(group: Group, layout: Layout) -> Figure:
         # equal distances are one mark: thousands of them on one spot say no more and take as long to draw
         spots = sorted({(e.runner, max(e.parity_l2 or 0.0, floor)) for e in entries if e.ok is not wrong})
         axis.plot([x for _, x in spots], [runners.index(runner) for runner, _ in spots], marker=marker, color=colour,
-                  alpha=0.75, linestyle="none", markeredgewidth=0, clip_on=False)  # fmt: skip
+                  alpha=0.75, linestyle="none", markeredgewidth=0)  # fmt: skip
     if bound:
         axis.axvline(bound, color=BASELINE, linestyle="--", linewidth=1.1)
         axis.annotate(f"bound {bound:g}", (bound, 1), (-3, -2), xycoords=("data", "axes fraction"),
