@@ -180,16 +180,16 @@ class _Work:
         if self.point.gpus > 1:
             ops += blocks * profile.shared_ops
         if self.point.ulysses > 1:
-            ops += blocks * len(profile.exchanges) * self._exchange_ops(self.point.ulysses)
+            ops += blocks * len(profile.exchanges) * self._exchange_ops(self.point.ulysses, profile.ops_per_collective)
         if self.point.ring > 1:
             ops += sum(call.count * way.ops for call, way in zip(self.calls, self._ways(), strict=True))
         return ops * self.topology.op_s(self.point.gpus)
 
-    def _exchange_ops(self, peers: int) -> float:
-        """Launches of an exchange between so many ranks."""
+    def _exchange_ops(self, puts: int, by_nccl: float) -> float:
+        """Launches of an exchange: of so many copies into peers' memory, else what NCCL's take."""
         if self.copies:
-            return self.profile.ops_per_meeting + peers * self.profile.ops_per_put
-        return self.profile.ops_per_collective
+            return self.profile.ops_per_meeting + puts * self.profile.ops_per_put
+        return by_nccl
 
     def _all_blocks(self, pair: tuple[float, float]) -> float:
         return pair[0] * self.blocks[0] + pair[1] * self.blocks[1]
@@ -272,8 +272,8 @@ class _Work:
             moved = 2 * self.row_bytes * tokens
             if gathers and moved * ring <= self.profile.gathered_bytes:
                 wait = max(0.0, slower * self.network.collect_s(moved).seconds - beside)
-                ops = self._exchange_ops(ring) if self.copies else self.profile.ops_per_batch
-                chosen.append(_Way((wait, 0.0, 0.0), self.profile.ops_per_ring + ops))
+                ops = self.profile.ops_per_ring + self._exchange_ops(ring, self.profile.ops_per_batch)
+                chosen.append(_Way((wait, 0.0, 0.0), ops))
             else:
                 chosen.append(self._block_by_block(call, moved, beside, slower))
         return chosen
@@ -293,8 +293,7 @@ class _Work:
             wait = max(0.0, hop - hidden - beside) + (steps - 1) * max(0.0, hop - hidden)
         again = attention_tiles_s(self.kernel, call.heads, call.queries, sms)  # every call begins its tiles anew
         merges = self._rows_s(steps * profile.merge_rows, self.shard.tokens)
-        sends = self._exchange_ops(1) if self.copies else profile.ops_per_batch
-        ops = profile.ops_per_ring + steps * (profile.ops_per_ring_step + sends)
+        ops = profile.ops_per_ring + steps * (profile.ops_per_ring_step + self._exchange_ops(1, profile.ops_per_batch))
         return _Way((wait, merges, steps * (slowed + again)), ops)
 
 

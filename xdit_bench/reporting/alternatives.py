@@ -31,7 +31,7 @@ def headline(group: Group) -> str:
         baseline, ratio = group.baseline(size), group.over_baseline(size)
         line = f"; baseline ({baseline[1]}) {words.seconds(baseline[0].total_s)}" if baseline else "; no baseline"
         gain = f"; best is {words.times(ratio.value)} the baseline's speed" if ratio else ""
-        parts.append(f"{words.panel(group, size)}: {', '.join(bars) or 'not run'}{line}{gain}")
+        parts.append(f"{words.panel(group, size)}: {', '.join(bars) or group.absent(size)}{line}{gain}")
     return ". ".join(parts) + "."
 
 

@@ -42,7 +42,6 @@ DARK = {
     BASELINE: "#ff6b7d",
 }  # fmt: skip
 
-
 RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: pictures are equal everywhere
