@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ from xdit_bench.reporting.answer import Head, answer, rechecks
 from xdit_bench.reporting.cells import Table, escape, markdown
 from xdit_bench.reporting.entry import number
 from xdit_bench.reporting.exports import export
-from xdit_bench.reporting.figures import Figure, group_figures
+from xdit_bench.reporting.figures import group_figures
 from xdit_bench.reporting.frontier import families
 from xdit_bench.reporting.images import Shot, side_by_side
-from xdit_bench.reporting.inline import inline, name_parts, palette
+from xdit_bench.reporting.inline import palette
 from xdit_bench.reporting.outliers import outliers
+from xdit_bench.reporting.pictures import Picture, Sheet, draw
 from xdit_bench.reporting.published import load_published, match
 from xdit_bench.reporting.spent import spent
 from xdit_bench.reporting.study import Group, group_records
-from xdit_bench.reporting.style import COLUMN, FORMATS, PAGE, drawing, save, settle, svg_text
+from xdit_bench.reporting.style import FORMATS
 from xdit_bench.reporting.tables import report_tables
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import newest
@@ -39,16 +41,6 @@ DRAWN_GROUPS = 4  # groups with figures of their own; the tables hold all
 BRIEF = ("headline", "ladder", "memory", "vae", "published")  # figures of a group after the first
 MARKDOWN_ROWS = 60
 ELSEWHERE = "Elsewhere in this study"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure: its files' stem relative to the report, and its SVG at both widths."""
-
-    figure: Figure
-    stem: str
-    wide: str = ""
-    narrow: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,26 +125,32 @@ def _write(
     # of a search below several caps one figure holds all
     apart = [group for group in groups if not group.decode_alone or kins[id(group)][0] is group]
     drawn = [group for group in apart if any(entry.ok for entry in group.entries)][:DRAWN_GROUPS] or apart[:1]
-    files: list[Path] = []
-    sections = []
-    with drawing():
-        for index, group in enumerate(drawn):
-            prefix = "" if index == 0 else f"g{index + 1}-"
-            # all caps beside each other in the section of the whole card, and where a search is all there is
-            whole = group.setting.memory_cap_gb is None or group.decode_alone
-            figures = group_figures(group, matches[groups.index(group)], kins[id(group)] if whole else [group])
-            brief = index > 0 and not group.decode_alone
-            figures = [f for f in figures if not brief or f.name in BRIEF or f is figures[0]]
-            # embedding fonts takes a PDF as long as the rest of its figure: papers get those of the first group
-            chosen = [name for name in formats if index == 0 or name != "pdf"] or formats
-            pictures = tuple(_draw(figures, folder, prefix, chosen, files, columns))
-            sections.append(Section(words.title(group), f"group-{index + 1}", pictures, _machine_facts(group)))
+    sheets: list[list[Sheet]] = []
+    for index, group in enumerate(drawn):
+        prefix = "" if index == 0 else f"g{index + 1}-"
+        # all caps beside each other in the section of the whole card, and where a search is all there is
+        whole = group.setting.memory_cap_gb is None or group.decode_alone
+        figures = group_figures(group, matches[groups.index(group)], kins[id(group)] if whole else [group])
+        brief = index > 0 and not group.decode_alone
+        figures = [f for f in figures if not brief or f.name in BRIEF or f is figures[0]]
+        # embedding fonts takes a PDF as long as the rest of its figure: papers get those of the first group
+        chosen = [name for name in formats if index == 0 or name != "pdf"] or formats
+        paper = [columns or (index == 0 and figure.name in ("headline", "frontier")) for figure in figures]
+        sheets.append(
+            [Sheet(f, f"figures/{prefix}{f.name}", chosen, column) for f, column in zip(figures, paper, strict=True)]
+        )
+    pictures = iter(draw([sheet for group_sheets in sheets for sheet in group_sheets], folder))
+    sections = tuple(
+        Section(words.title(group), f"group-{index + 1}", tuple(islice(pictures, len(here))), _machine_facts(group))
+        for index, (group, here) in enumerate(zip(drawn, sheets, strict=True))
+    )
+    files = [file for section in sections for picture in section.pictures for file in picture.files]
     exported, remarks = export(records, folder)
     shots, shots_note = side_by_side(groups, outputs, folder)
     report = Report(
         study=study,
         head=answer(groups, newest(records)),
-        sections=tuple(sections),
+        sections=sections,
         undrawn=tuple(words.title(group) for group in apart if group not in drawn),
         tables=tuple(report_tables(groups, [m for found in matches for m in found])),
         commands=_commands(records),
@@ -166,27 +164,6 @@ def _write(
         path.write_text(text, encoding="utf-8", newline="\n")
     _sweep_out(folder / "figures", files)
     return [path for path, _ in texts] + files + exported + [folder / shot.file for shot in shots]
-
-
-def _draw(
-    figures: Iterable[Figure], folder: Path, prefix: str, formats: Sequence[str], files: list[Path], columns: bool
-) -> Iterator[Picture]:
-    for figure in figures:
-        stem = f"figures/{prefix}{figure.name}"
-        if figure.why_empty:
-            yield Picture(figure, stem)
-            continue
-        page = settle(figure.draw(PAGE))
-        name_parts(page)
-        files += save(page, folder / stem, [format_ for format_ in formats if format_ != "svg"])
-        svg = svg_text(page)
-        if "svg" in formats:
-            files.append(folder / f"{stem}.svg")
-            files[-1].write_text(svg, encoding="utf-8", newline="\n")
-        if columns or stem in ("figures/headline", "figures/frontier"):  # what goes into papers first
-            files += save(settle(figure.draw(COLUMN)), folder / f"{stem}-column", formats)
-        wide, narrow = inline(page, svg, f"{prefix}{figure.name}-")
-        yield Picture(figure, stem, wide, narrow)
 
 
 def _sweep_out(figures: Path, kept: Sequence[Path]) -> None:

@@ -138,7 +138,7 @@ def settle(figure: Figure) -> Figure:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # not "none", whose placeholder makes each format draw once more
     return figure
 
 

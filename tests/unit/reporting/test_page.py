@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ import pytest
 from synthetic import CPU, H200, oom, record, study
 
 from xdit_bench.errors import ResultsError
+from xdit_bench.reporting import pictures
 from xdit_bench.reporting.exports import export
 from xdit_bench.reporting.page import write_report
 from xdit_bench.results.schema import Record
@@ -103,16 +105,31 @@ def test_the_markdown_holds_the_same_answer_headline_and_failures(report: Path) 
     assert all((report / link).is_file() for link in linked)
 
 
-def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_records_give_the_same_bytes_by_one_process_and_by_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hashes = []
-    for name in ("a", "b"):
-        written = write_report(
-            study(sizes=(1024,), splits=SPLITS), "demo", tmp_path / name, formats=("png", "svg", "pdf")
-        )
+    for cores in (1, 3, 3):
+        monkeypatch.setattr(pictures, "_cores", lambda cores=cores: cores)
+        folder = tmp_path / str(len(hashes))
+        written = write_report(study(sizes=(1024,), splits=SPLITS), "demo", folder, formats=("png", "svg", "pdf"))
         hashes.append({
-            str(path.relative_to(tmp_path / name)): hashlib.sha256(path.read_bytes()).hexdigest() for path in written
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in written
         })  # fmt: skip
-    assert hashes[0] == hashes[1]
+    assert hashes[0] == hashes[1] == hashes[2]
+
+
+def test_a_figure_that_fails_in_a_process_of_its_own_ends_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(figure: object, stem: Path, formats: object) -> list[Path]:
+        raise OSError(f"no space left for {stem.name}, process {os.getpid()}")
+
+    monkeypatch.setattr(pictures, "_cores", lambda: 2)
+    monkeypatch.setattr(pictures, "save", full)
+    with pytest.raises(ResultsError, match=r"no space left for .*set reports_dir") as refused:
+        write_report(study(sizes=(1024,), splits=SPLITS), "demo", tmp_path)
+    assert f"process {os.getpid()}" not in str(refused.value)
 
 
 def test_figures_of_an_earlier_report_are_taken_away(tmp_path: Path) -> None:
