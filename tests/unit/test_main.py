@@ -207,6 +207,15 @@ def test_shows_its_knobs_without_running(here: Path) -> None:
     assert not list(here.iterdir())
 
 
+@pytest.mark.parametrize("sweep", sorted(path.stem for path in (data_dir("conf") / "sweeps").glob("*.yaml")))
+def test_how_often_to_measure_is_the_persons_choice_in_every_sweep(
+    sweep: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"+sweeps={sweep}", "measure=quick", "--cfg", "job", "--package", "measure"]) == 0
+    shown = dict(line.split(": ") for line in capsys.readouterr().out.splitlines() if ": " in line)
+    assert (shown["repeats"], shown["max_repeats"]) == ("5", "5")
+
+
 @pytest.mark.slow
 def test_a_cell_its_engine_can_not_run_is_a_record(here: Path) -> None:
     argv = [

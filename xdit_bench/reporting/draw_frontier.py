@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from xdit_bench.reporting.frontier import Limit, Row, limits
 from xdit_bench.reporting.marks import bar_style
 from xdit_bench.reporting.study import Group
-from xdit_bench.reporting.style import INK, MUTED, PAPER, VAE_COLOURS, Layout
+from xdit_bench.reporting.style import INK, MUTED, OVER_GRID, VAE_COLOURS, Layout
 
 LABEL = 32  # characters; a record from elsewhere may name anything as its engine
 CHARACTER, LETTER = 0.047, 0.055  # inches: the width of a character beside a bar, and before one
@@ -93,8 +93,8 @@ def _reach(limit: Limit, inches: float, right: float) -> float:
 def _bar(axis: Axes, limit: Limit, y: int, pixels_an_inch: float) -> None:
     if limit.fits:  # the edge of a bar of no length would show
         axis.barh(y, limit.fits, 0.72, **bar_style(limit.group, VAE_COLOURS.get(limit.vae, MUTED)))
-    said, box = _said(limit), {"facecolor": PAPER, "edgecolor": "none", "pad": 0.4}  # over the grid's lines
-    words: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 6, "bbox": box}
+    said = _said(limit)
+    words: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 6, "bbox": OVER_GRID}
     if _crossed(limit):
         axis.plot(limit.fails, y, marker="x", color=INK, linestyle="none", markersize=4)
         between = _between(limit, pixels_an_inch)

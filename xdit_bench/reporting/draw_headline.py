@@ -16,7 +16,7 @@ from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.marks import bar_style, failed_bar, frame_bars, label_rows, shown_sizes
 from xdit_bench.reporting.study import Group, Speedup, spread
-from xdit_bench.reporting.style import BASELINE, BLUE, INK, MUTED, PAPER, Layout, empty, panels
+from xdit_bench.reporting.style import BASELINE, BLUE, INK, MUTED, OVER_GRID, Layout, empty, panels
 
 
 def headline(group: Group, layout: Layout) -> Figure:
@@ -63,7 +63,7 @@ def _headline_panel(axis: Axes, group: Group, size: Size, *, narrow: bool) -> No
         axis.axhline(level, color=BASELINE, linestyle=(0, (4, 2.5)), linewidth=1.1, zorder=3)
         axis.annotate(f"╌ {baseline[1]}: {words.seconds(level)}", (1, 1), (0, 1), xycoords="axes fraction",
                       textcoords="offset points", ha="right", va="top", color=BASELINE, fontsize=6.5,
-                      bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6})  # fmt: skip
+                      bbox=OVER_GRID)  # fmt: skip
         _arrow(axis, group.best(size), group.over_baseline(size), level, cells)
 
 
@@ -96,15 +96,14 @@ def _timed_bar(axis: Axes, group: Group, x: float, entry: Entry, level: float | 
     axis.bar(x, entry.total_s, 0.62, **bar_style(group, BLUE))
     tip, high = _whisker(axis, x, entry), axis.get_ylim()[1]
     crossed = level is not None and tip - 0.01 * high <= level <= tip + (0.16 if above else 0.09) * high
-    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
     if crossed and entry.total_s > (0.3 if above else 0.15) * high:
         start = min(entry.total_s, entry.low_s or entry.total_s)
         said = above + words.digits(entry.total_s)
         axis.annotate(said, (x, start), (0, -2.5), textcoords="offset points", ha="center",
-                      va="top", color=INK, fontsize=7, zorder=5, bbox=box)  # fmt: skip
+                      va="top", color=INK, fontsize=7, zorder=5, bbox=OVER_GRID)  # fmt: skip
     else:
         axis.annotate(above + words.digits(entry.total_s), (x, tip), (0, 1.5), textcoords="offset points", ha="center",
-                      va="bottom", color=INK, fontsize=7, zorder=5, bbox=box)  # fmt: skip
+                      va="bottom", color=INK, fontsize=7, zorder=5, bbox=OVER_GRID)  # fmt: skip
 
 
 def _whisker(axis: Axes, x: float, entry: Entry) -> float:
@@ -124,14 +123,14 @@ def _arrow(axis: Axes, best: Entry | None, ratio: Speedup | None, level: float, 
     if not _room(best, level, high):
         return
     text, end = words.times(ratio.value), _arrow_end(best, high)
-    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
     axis.annotate("", (x, end), (x, level), zorder=4,
                   arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.0, "shrinkA": 0, "shrinkB": 0})  # fmt: skip
     middle = (level + end) / 2
     beside = {side: cells[x + side] for side in (-1, 1) if 0 <= x + side < len(cells)}
     # a neighbour's bar, label and whisker end below the text, or the text stands above the line
     free = [side for side, cell in beside.items() if _tip(cell, high) + 0.1 * high < middle - 0.05 * high]
-    place: dict[str, Any] = {"textcoords": "offset points", "weight": "bold", "fontsize": 8.5, "zorder": 6, "bbox": box}
+    place: dict[str, Any] = {"textcoords": "offset points", "weight": "bold", "fontsize": 8.5, "zorder": 6}
+    place["bbox"] = OVER_GRID
     if free:
         side = free[0]
         axis.annotate(text, (x, middle), (4 * side, 0), ha="left" if side > 0 else "right", va="center", **place)

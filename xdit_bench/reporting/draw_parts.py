@@ -35,7 +35,7 @@ from xdit_bench.reporting.style import (
     GREEN,
     MUTED,
     ORANGE,
-    PAPER,
+    OVER_GRID,
     PURPLE,
     RED,
     SKY,
@@ -47,7 +47,6 @@ from xdit_bench.reporting.style import (
     tint,
 )
 
-BOX = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
 TERMS = 7  # of a step that a figure tells apart; the smallest are drawn as one
 SLIVER = 0.002  # of a step: a term too small to be seen
 TERM_COLOURS = {
@@ -139,7 +138,7 @@ def _memory_bar(axis: Axes, group: Group, x: float, entry: Entry, scale: float) 
     axis.bar(x, (peak - weights) / scale, 0.62, bottom=weights / scale, **segment_style(group, SKY))
     _peak_label(axis, x, peak / scale, (entry.limit_bytes or 0.0) / scale)
     if entry.verdict == "pressure":
-        axis.text(x, peak / scale / 3, "pressure", rotation=90, ha="center", va="center", weight="bold", bbox=BOX)
+        axis.text(x, peak / scale / 3, "pressure", rotation=90, ha="center", va="center", weight="bold", bbox=OVER_GRID)
 
 
 def _peak_label(axis: Axes, x: float, peak: float, limit: float) -> None:
@@ -147,11 +146,12 @@ def _peak_label(axis: Axes, x: float, peak: float, limit: float) -> None:
     inside = bool(limit) and 0.88 * limit < peak < 1.02 * limit
     side, up = ("top", -3) if inside else ("bottom", 1)
     axis.annotate(words.digits(peak), (x, peak), (0, up), textcoords="offset points", ha="center", va=side,
-                  fontsize=6.5, bbox=BOX if inside else None)  # fmt: skip
+                  fontsize=6.5, bbox=OVER_GRID)  # fmt: skip
 
 
 def _above(axis: Axes, x: float, top: float, said: str) -> None:
-    axis.annotate(said, (x, top), (0, 1), textcoords="offset points", ha="center", va="bottom", fontsize=6.5)
+    axis.annotate(said, (x, top), (0, 1), textcoords="offset points", ha="center", va="bottom", fontsize=6.5,
+                  bbox=OVER_GRID)  # fmt: skip
 
 
 def energy(group: Group, layout: Layout) -> Figure:
@@ -238,7 +238,7 @@ def _vae_memory(axis: Axes, group: Group, entries: Sequence[Entry | None], top: 
         _peak_label(axis, x, entry.peak_bytes / scale, (entry.limit_bytes or 0.0) / scale)
         if entry.verdict == "pressure":
             axis.text(x, entry.peak_bytes / scale / 3, "pressure", rotation=90, ha="center", va="center",
-                      fontsize=6.5, weight="bold", bbox=BOX)  # fmt: skip
+                      fontsize=6.5, weight="bold", bbox=OVER_GRID)  # fmt: skip
     if limit:
         top = max(top, limit)
         _limit_line(axis, group, limit / scale, name)

@@ -20,7 +20,19 @@ from xdit_bench.reporting.marks import bar_style, label_rows, legend, legend_pat
 from xdit_bench.reporting.peers import runner
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
-from xdit_bench.reporting.style import BASELINE, BLUE, CYCLE, INK, MUTED, ORANGE, PAPER, Layout, empty, panels
+from xdit_bench.reporting.style import (
+    BASELINE,
+    BLUE,
+    CYCLE,
+    INK,
+    MUTED,
+    ORANGE,
+    OVER_GRID,
+    PAPER,
+    Layout,
+    empty,
+    panels,
+)
 
 OURS = (BLUE, CYCLE[2], CYCLE[3], CYCLE[4])
 
@@ -85,7 +97,8 @@ def _engine_panel(
         else:
             failed = pick(alike)
             said, at, ink = failed.outcome if failed else "not run", 0.0, MUTED
-        axis.annotate(said, (at, y), (2.5, 0), textcoords="offset points", va="center", fontsize=6, color=ink)
+        axis.annotate(said, (at, y), (2.5, 0), textcoords="offset points", va="center", fontsize=6, color=ink,
+                      bbox=OVER_GRID)  # fmt: skip
     axis.set_yticks(
         range(len(rows)), [f"{count}× {name}" for count, name in rows] if starts_row(axis) else [""] * len(rows)
     )

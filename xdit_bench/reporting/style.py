@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 INK, MUTED, GRID, PAPER = "#1c2127", "#5c6670", "#d9dde2", "#ffffff"
+OVER_GRID = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}  # behind words that a grid line meets
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 BASELINE = "#c8102e"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, MUTED)
