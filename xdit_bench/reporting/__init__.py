@@ -13,6 +13,7 @@ style.py       every colour, size and format of a figure; marks.py the pieces th
 figures.py     which figures a group has, and their captions; alternatives.py says each in words
 draw_*.py      the drawing: headline, scaling, parts of a point, peers, ladder, OOM frontier, comparison
 inline.py      a figure made fit for a page: light, dark and phone
+pictures.py    figures drawn into their files, over all cores
 images.py      images of real weights side by side
 tables.py      the tables as data, for HTML and Markdown alike; cells.py what they are made of
 exports.py     CSV, Parquet and JUnit XML
