@@ -129,8 +129,9 @@ def _arrow(axis: Axes, best: Entry | None, ratio: Speedup | None, level: float, 
     beside = {side: cells[x + side] for side in (-1, 1) if 0 <= x + side < len(cells)}
     # a neighbour's bar, label and whisker end below the text, or the text stands above the line
     free = [side for side, cell in beside.items() if _tip(cell, high) + 0.1 * high < middle - 0.05 * high]
-    place: dict[str, Any] = {"textcoords": "offset points", "weight": "bold", "fontsize": 8.5, "zorder": 6}
-    place["bbox"] = OVER_GRID
+    place: dict[str, Any] = {
+        "textcoords": "offset points", "weight": "bold", "fontsize": 8.5, "zorder": 6, "bbox": OVER_GRID
+    }  # fmt: skip
     if free:
         side = free[0]
         axis.annotate(text, (x, middle), (4 * side, 0), ha="left" if side > 0 else "right", va="center", **place)

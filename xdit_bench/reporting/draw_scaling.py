@@ -31,7 +31,7 @@ from xdit_bench.reporting.style import (
     INK,
     MARKERS,
     MUTED,
-    OVER_GRID,
+    OVER_HATCH,
     PAPER,
     Layout,
     empty,
@@ -230,7 +230,7 @@ def _heat_panel(axis: Axes, group: Group, size: Size, ulysses: list[int], rings:
             axis.add_patch(Rectangle(box, 1, 1, facecolor=PAPER, edgecolor=MUTED, linewidth=0.5, hatch=hatch))
             label = "–" if entry is None else "n/a" if entry.status == "infeasible" else entry.outcome
             axis.text(x, y, label, ha="center", va="center", fontsize=6.5, color=INK,
-                      bbox=OVER_GRID)  # fmt: skip
+                      bbox=OVER_HATCH)  # fmt: skip
             continue
         share = (math.log(entry.total_s) - low) / (high - low) if high > low else 0.0
         axis.add_patch(Rectangle(box, 1, 1, facecolor=colours(share), edgecolor=PAPER, linewidth=1.2))

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.study import Group
-from xdit_bench.reporting.style import BASELINE, FAILED_HATCH, INK, MUTED, PAPER, PREDICTED_HATCH
+from xdit_bench.reporting.style import BASELINE, FAILED_HATCH, INK, MUTED, OVER_HATCH, PAPER, PREDICTED_HATCH
 
 LEGEND_ROW = 0.15  # inches
 PANELS = 6  # sizes a figure shows at most; the table holds all of them
@@ -49,8 +49,8 @@ def segment_style(group: Group, colour: str) -> dict[str, Any]:
 def failed_bar(axes: Axes, x: float, height: float, entry: Entry, width: float = 0.62) -> None:
     """A failure is drawn, never left out: a hatched grey bar with its name."""
     axes.bar(x, height, width, facecolor=PAPER, edgecolor=MUTED, hatch=FAILED_HATCH, linewidth=0.7)
-    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.2}
-    axes.text(x, height / 2, entry.outcome, rotation=90, ha="center", va="center", weight="bold", color=INK, bbox=box)
+    axes.text(x, height / 2, entry.outcome, rotation=90, ha="center", va="center", weight="bold", color=INK,
+              bbox=OVER_HATCH)  # fmt: skip
 
 
 def legend_patch(group: Group, colour: str, label: str) -> Patch:

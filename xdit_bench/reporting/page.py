@@ -39,6 +39,7 @@ from xdit_bench.results.store import newest
 
 DRAWN_GROUPS = 4  # groups with figures of their own; the tables hold all
 BRIEF = ("headline", "ladder", "memory", "vae", "published")  # figures of a group after the first
+IN_PAPERS = ("headline", "frontier")  # figures of the first group that are drawn at a column's width too
 MARKDOWN_ROWS = 60
 ELSEWHERE = "Elsewhere in this study"
 
@@ -135,10 +136,10 @@ def _write(
         figures = [f for f in figures if not brief or f.name in BRIEF or f is figures[0]]
         # embedding fonts takes a PDF as long as the rest of its figure: papers get those of the first group
         chosen = [name for name in formats if index == 0 or name != "pdf"] or formats
-        paper = [columns or (index == 0 and figure.name in ("headline", "frontier")) for figure in figures]
-        sheets.append(
-            [Sheet(f, f"figures/{prefix}{f.name}", chosen, column) for f, column in zip(figures, paper, strict=True)]
-        )
+        sheets.append([
+            Sheet(f, f"figures/{prefix}{f.name}", chosen, columns or (index == 0 and f.name in IN_PAPERS))
+            for f in figures
+        ])  # fmt: skip
     pictures = iter(draw([sheet for group_sheets in sheets for sheet in group_sheets], folder))
     sections = tuple(
         Section(words.title(group), f"group-{index + 1}", tuple(islice(pictures, len(here))), _machine_facts(group))

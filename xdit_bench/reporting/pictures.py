@@ -12,9 +12,11 @@ import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
+from xdit_bench.errors import ResultsError
 from xdit_bench.reporting.figures import Figure
 from xdit_bench.reporting.inline import inline, name_parts
 from xdit_bench.reporting.style import COLUMN, PAGE, drawing, save, settle, svg_text
@@ -42,22 +44,27 @@ class Picture:
 
 
 Drawn = tuple[tuple[Path, ...], str, str]  # what a picture adds to its sheet
-_task: tuple[Sequence[Sheet], Path] = ((), Path())  # what forked processes find: figures hold functions, none travels
+_task: tuple[Sequence[Sheet], Path] = ((), Path())  # in forked processes alone: figures hold functions, none travels
 
 
 def draw(sheets: Sequence[Sheet], folder: Path) -> list[Picture]:
-    """Every sheet drawn below `folder`, by as many processes as there are cores."""
-    global _task
-    _task = sheets, folder
+    """Every sheet drawn below `folder`, by as many processes as there are cores. Raises ResultsError where one of them
+    is killed."""
     todo = [k for k, sheet in enumerate(sheets) if not sheet.figure.why_empty]
     with drawing():
         workers = min(_cores(), len(todo))
         if workers > 1:
             fork = multiprocessing.get_context("fork")
-            with ProcessPoolExecutor(workers, fork, _leave_ctrl_c_to_the_parent) as pool:
-                drawn = dict(zip(todo, pool.map(_draw, todo), strict=True))
+            try:
+                with ProcessPoolExecutor(workers, fork, _begin, (sheets, folder)) as pool:
+                    drawn = dict(zip(todo, pool.map(_draw_one, todo), strict=True))
+            except BrokenProcessPool as error:
+                raise ResultsError(
+                    f"one of {workers} processes that drew figures into {folder} was killed, for memory perhaps; all "
+                    f"records are kept: python -m xdit_bench.report study={folder.name} draws them again"
+                ) from error
         else:
-            drawn = {k: _draw(k) for k in todo}
+            drawn = {k: _draw(sheets[k], folder) for k in todo}
     return [Picture(sheet.figure, sheet.stem, *drawn.get(k, ())) for k, sheet in enumerate(sheets)]
 
 
@@ -68,13 +75,18 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _leave_ctrl_c_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin(sheets: Sequence[Sheet], folder: Path) -> None:
+    global _task
+    _task = sheets, folder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
 
 
-def _draw(k: int) -> Drawn:
+def _draw_one(k: int) -> Drawn:
     sheets, folder = _task
-    sheet = sheets[k]
+    return _draw(sheets[k], folder)
+
+
+def _draw(sheet: Sheet, folder: Path) -> Drawn:
     page = settle(sheet.figure.draw(PAGE))
     name_parts(page)
     files = save(page, folder / sheet.stem, [format_ for format_ in sheet.formats if format_ != "svg"])

@@ -24,6 +24,7 @@ from PIL import Image
 
 INK, MUTED, GRID, PAPER = "#1c2127", "#5c6670", "#d9dde2", "#ffffff"
 OVER_GRID = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}  # behind words that a grid line meets
+OVER_HATCH = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.2}  # a hatch would show through what is not solid
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 BASELINE = "#c8102e"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, MUTED)

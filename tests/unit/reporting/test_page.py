@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import signal
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -130,6 +131,15 @@ def test_a_figure_that_fails_in_a_process_of_its_own_ends_the_report(
     with pytest.raises(ResultsError, match=r"no space left for .*set reports_dir") as refused:
         write_report(study(sizes=(1024,), splits=SPLITS), "demo", tmp_path)
     assert f"process {os.getpid()}" not in str(refused.value)
+
+
+def test_a_killed_process_that_drew_is_told_in_a_line_that_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "_cores", lambda: 2)
+    monkeypatch.setattr(pictures, "save", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ResultsError, match=r"killed.*records are kept.*xdit_bench\.report study=demo"):
+        write_report(study(sizes=(1024,), splits=SPLITS), "demo", tmp_path)
 
 
 def test_figures_of_an_earlier_report_are_taken_away(tmp_path: Path) -> None:
