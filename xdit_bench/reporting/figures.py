@@ -88,7 +88,7 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
     ladder = figure(
         "ladder", "The engine, rung by rung",
         "Milliseconds of a denoising step, one gain more a row, from the plain engine to the whole one; in parentheses "
-        "what the rung changed. A split has no bar where a rung changes nothing in it.",
+        "what the rung changed. A split has no bar where a rung changes nothing in it; its bars are of one sitting.",
         say.ladder(group), draw_ladder.climb, "",
     )  # fmt: skip
     figures = [

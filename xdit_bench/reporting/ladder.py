@@ -1,6 +1,7 @@
 """The ladder of our engine: from the plain one up, what each rung saved, beside what it was predicted to save.
 
-Owns which two points make a rung and when one pays; reads predictions from the study's sweep file.
+Owns which two points make a rung and when one pays; reads predictions from the study's sweep file. Only times of one
+sitting make a rung: from sitting to sitting a step differs by more than many a rung saves.
 
     for rung in ladder(group):
         print(rung.name, rung.saved_s, rung.predicted_s, rung.pays)
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from xdit_bench.reporting.entry import Entry, Size, number
@@ -22,6 +24,7 @@ from xdit_bench.rungs import ENGINE, RUNGS, settled
 
 PLAIN = "plain"
 MEMORY_BYTES = 1e9  # of peak memory freed: a rung that saves so much pays whatever its time
+SITTING_GAP_S = 600.0  # between the end of one point and the start of the next: more, and another sitting begins
 
 Split = tuple[int, int]  # ulysses, ring
 Engine = tuple[str, ...]  # execution, attention, what is left out
@@ -68,10 +71,12 @@ class Rung:
     def pays(self) -> bool | None:
         """Whether the step is shorter by more than both intervals' halves; None where it is neither so much shorter
         nor so much longer."""
-        saved = self.saved_s
-        if saved is None or abs(saved) <= _half_s(self.below) + _half_s(self.entry):
-            return None
-        return saved > 0
+        return _pays(self.below, self.entry)
+
+    @property
+    def pays_at_the_top(self) -> bool | None:
+        """As `pays`, of the whole engine with and without it."""
+        return _pays(self.left_out, self.whole)
 
     @property
     def frees(self) -> bool:
@@ -87,36 +92,57 @@ def ladder(group: Group) -> list[Rung]:
         return rungs
     held = predictions(group.rungs[0].record)
     vae = Counter(entry.vae for entry in group.rungs).most_common(1)[0][0]
-    ours = [entry for entry in (*group.entries, *group.rungs) if (entry.engine, entry.vae) == (ENGINE, vae)]
-    ran = [entry for entry in ours if entry.status != "infeasible"]
+    timed = (*group.entries, *group.rungs, *group.earlier)
+    sittings = [
+        [e for e in sitting if (e.engine, e.vae) == (ENGINE, vae) and e.status != "infeasible"]
+        for sitting in _sittings(timed)
+    ]
     for size in sorted({entry.size for entry in group.rungs}, key=lambda size: (size[0] * size[1], size)):
-        here: dict[tuple[Split, Engine], Entry] = {
-            (_split(e), (e.execution, e.attention, e.without)): e for e in ran if e.size == size
-        }
-        for split in sorted({split for split, _ in here}, key=lambda split: (split[0] * split[1], -split[0])):
-            found = {engine: entry for (at, engine), entry in here.items() if at == split}
+        here = [[entry for entry in sitting if entry.size == size] for sitting in sittings]
+        splits = {_split(entry) for sitting in here for entry in sitting}
+        for split in sorted(splits, key=lambda split: (split[0] * split[1], -split[0])):
+            found = [{_named(e): e for e in sitting if _split(e) == split} for sitting in here]
             rungs += _climb(group, size, split, found, held)
     return rungs
 
 
+def _sittings(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Entries of a machine by sitting, both in order of time: points that were run one after another."""
+    sittings: list[list[Entry]] = []
+    ended = -math.inf
+    for entry in sorted(entries, key=_ended_s):
+        spent = number((entry.record.telemetry.get("spent_s") or {}).get("whole")) or 0.0
+        if not sittings or _ended_s(entry) - spent - ended > SITTING_GAP_S:
+            sittings.append([])
+        sittings[-1].append(entry)
+        ended = _ended_s(entry)
+    return sittings
+
+
+def _ended_s(entry: Entry) -> float:
+    return datetime.fromisoformat(entry.record.time).timestamp()
+
+
 def _climb(
-    group: Group, size: Size, split: Split, found: Mapping[Engine, Entry], held: Mapping[str, Any]
+    group: Group, size: Size, split: Split, sittings: Sequence[Mapping[Engine, Entry]], held: Mapping[str, Any]
 ) -> Iterator[Rung]:
-    """The rungs of one split: neighbours that differ in one gain and were both run."""
+    """The rungs of one split: neighbours that differ in one gain and were both run, all in the sitting that has the
+    most of them; and, of the last sitting that has both, the whole engine and the one without the gain."""
     names = tuple(RUNGS)
-    whole = found.get(_engine(group, split, ()))
-    below = _engine(group, split, names)
-    if below in found:
-        yield Rung(PLAIN, size, split, None, found[below], None, None, None)
-    for k, name in enumerate(names):
-        engine = _engine(group, split, names[k + 1 :])
+    chain = [_engine(group, split, names[k:]) for k in range(len(names) + 1)]
+    found = max(reversed(sittings), key=lambda sitting: sum(engine in sitting for engine in set(chain)), default={})
+    if chain[0] in found:
+        yield Rung(PLAIN, size, split, None, found[chain[0]], None, None, None)
+    for name, below, engine in zip(names, chain, chain[1:], strict=False):
         if engine == below:  # changes nothing in this split, so it has no such rung
             continue
         pair = (found.get(below), found.get(engine))
-        left_out = found.get(_engine(group, split, (name,)))
-        if all(pair) or (whole and left_out):
+        top = (chain[-1], _engine(group, split, (name,)))
+        whole, left_out = next(
+            ((s[top[0]], s[top[1]]) for s in reversed(sittings) if all(e in s for e in top)), (None, None)
+        )
+        if all(pair) or whole:
             yield Rung(name, size, split, *pair, whole, left_out, _predicted_s(held, name, size, split))
-        below = engine
 
 
 def predictions(record: Record) -> Mapping[str, Any]:
@@ -128,14 +154,14 @@ def predictions(record: Record) -> Mapping[str, Any]:
 
 def kept(rung: Rung, rungs: Iterable[Rung]) -> str:
     """Whether the rung stays, by what all rungs of that name in a study say: it pays here, or somewhere, or nowhere."""
-    if rung.saved_s is None:
+    if rung.saved_s is None and rung.saved_at_the_top_s is None:
         return ""
-    if rung.pays:
-        return "yes"
+    if rung.pays or rung.pays_at_the_top:
+        return "yes" if rung.pays else "yes, at the top"
     if rung.frees:
         return "yes, for memory"
-    alike = [other for other in rungs if other.name == rung.name and (other.pays or other.frees)]
-    best = max(alike, key=lambda other: other.saved_s or 0.0, default=None)
+    alike = [o for o in rungs if o.name == rung.name and (o.pays or o.pays_at_the_top or o.frees)]
+    best = max(alike, key=lambda o: max(o.saved_s or 0.0, o.saved_at_the_top_s or 0.0), default=None)
     cost = ", costs here" if rung.pays is False else ""
     if best is None:
         return f"no{cost}" if cost else "not shown"
@@ -149,6 +175,10 @@ def _engine(group: Group, split: Split, out: Iterable[str]) -> Engine:
         ulysses=split[0], ring=split[1], transport=group.setting.transport, cpu=group.on_cpu,
     )  # fmt: skip
     return tuple(left.values())
+
+
+def _named(entry: Entry) -> Engine:
+    return entry.execution, entry.attention, entry.without
 
 
 def _split(entry: Entry) -> Split:
@@ -166,6 +196,13 @@ def _saved(before: Entry | None, after: Entry | None) -> float | None:
     if not before or not after or not (before.ok and after.ok and before.step_s and after.step_s):
         return None
     return before.step_s - after.step_s
+
+
+def _pays(before: Entry | None, after: Entry | None) -> bool | None:
+    saved = _saved(before, after)
+    if saved is None or abs(saved) <= _half_s(before) + _half_s(after):
+        return None
+    return saved > 0
 
 
 def _half_s(entry: Entry | None) -> float:

@@ -25,9 +25,10 @@ def ladder_table(groups: Sequence[Group]) -> Table:
     columns = ("Group", "Size", ">GPUs", "Split", "Rung", ">Step before", ">Step after", ">Saved", ">Predicted to save",
                ">Memory saved", ">Saved at the top", "Pays")  # fmt: skip
     note = (
-        "From the plain engine up, each rung on those below it. At the top: what the whole engine would lose without "
-        "it. Pays: where the step is shorter by more than both intervals' halves, or 1 GB less is held; not shown: the "
-        "difference lies within them, or a step was timed in fewer than five images, which have no interval."
+        "From the plain engine up, each rung on those below it, all of a split in one sitting. At the top: what the "
+        "whole engine would lose without it. Pays: where the step is shorter by more than both intervals' halves, or 1 "
+        "GB less is held; not shown: the difference lies within them, or a step was timed in fewer than five images, "
+        "which have no interval."
     )
     return Table("ladder", "The engine, rung by rung", columns, rows, note)
 

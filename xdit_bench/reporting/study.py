@@ -54,13 +54,15 @@ class Speedup:
 class Group:
     """Entries that may share a curve, and the engine whose scaling the figures show.
 
-    `rungs` are our engine with gains left out: experiments, which stand in the ladder and in no other comparison.
+    `rungs` are our engine with gains left out: experiments, which stand in the ladder and in no other comparison; it
+    alone looks at `earlier` too, measurements of points that were measured again.
     `apart` are the words that tell it from other groups of the report, empty where its machine and model do.
     """
 
     setting: Setting
     entries: tuple[Entry, ...]
     rungs: tuple[Entry, ...] = ()
+    earlier: tuple[Entry, ...] = ()
     apart: str = ""
 
     @property
@@ -258,31 +260,42 @@ def whole_card(groups: Iterable[Group], group: Group, entry: Entry) -> Entry | N
 
 def group_records(records: Iterable[Record]) -> list[Group]:
     """Groups that may share a curve: measured before predicted, then the one with the most successes first."""
+    records = list(records)
+    kept = newest(records)
     grouped: dict[Setting, list[Entry]] = {}
-    for record in newest(records):
-        point = record.point
-        setting = Setting(
-            record.source,
-            record.fingerprint,
-            str(point["topology"]),
-            str(point["model"]),
-            int(point["steps"]),
-            int(point["text_tokens"]),
-            str(point["dtype"]),
-            str(point["weights"]),
-            str(point["transport"]),
-            number(point.get("memory_cap_gb")),
-        )
-        grouped.setdefault(setting, []).append(Entry.of(record))
-    return sorted((_group(setting, entries, grouped) for setting, entries in grouped.items()), key=_rank)
+    for record in kept:
+        grouped.setdefault(_setting(record), []).append(Entry.of(record))
+    last = {id(record) for record in kept}
+    earlier: dict[Setting, list[Entry]] = {}
+    for record in records:
+        if record.source == "measured" and id(record) not in last:
+            earlier.setdefault(_setting(record), []).append(Entry.of(record))
+    groups = (_group(setting, found, earlier.get(setting, ()), grouped) for setting, found in grouped.items())
+    return sorted(groups, key=_rank)
 
 
-def _group(setting: Setting, entries: Sequence[Entry], among: Iterable[Setting]) -> Group:
+def _setting(record: Record) -> Setting:
+    point = record.point
+    return Setting(
+        record.source,
+        record.fingerprint,
+        str(point["topology"]),
+        str(point["model"]),
+        int(point["steps"]),
+        int(point["text_tokens"]),
+        str(point["dtype"]),
+        str(point["weights"]),
+        str(point["transport"]),
+        number(point.get("memory_cap_gb")),
+    )
+
+
+def _group(setting: Setting, entries: Sequence[Entry], earlier: Sequence[Entry], among: Iterable[Setting]) -> Group:
     whole = tuple(entry for entry in entries if not entry.without)
     rungs = tuple(entry for entry in entries if entry.without)
     if not whole:  # nothing to keep the rungs apart from
         whole, rungs = rungs, ()
-    return Group(setting, whole, rungs, _apart(setting, among))
+    return Group(setting, whole, rungs, tuple(earlier), _apart(setting, among))
 
 
 def _apart(setting: Setting, among: Iterable[Setting]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from xdit_bench.reporting.alternatives import ladder as in_words
 from xdit_bench.reporting.answer import answer
 from xdit_bench.reporting.cells import markdown
 from xdit_bench.reporting.comparison import NOT_COMPARABLE, compare
+from xdit_bench.reporting.entry import Entry
 from xdit_bench.reporting.figures import group_figures
-from xdit_bench.reporting.ladder import PLAIN, Rung, kept
+from xdit_bench.reporting.ladder import PLAIN, Rung, _sittings, kept
 from xdit_bench.reporting.ladder import ladder as climb
 from xdit_bench.reporting.ladder_tables import ladder_table, rungs_table
 from xdit_bench.reporting.page import write_report
@@ -81,6 +83,41 @@ def test_all_but_one_is_measured_against_the_whole_engine() -> None:
     rung = named(climb(group([whole, less])), "overlap", "u2r1")
     assert rung.saved_at_the_top_s == pytest.approx(less.step_s["median"] - whole.step_s["median"])
     assert (rung.below, rung.entry, rung.saved_s) == (None, None, None)
+
+
+def test_what_is_left_out_of_the_whole_engine_decides_too() -> None:
+    whole = record(1.0, execution="graph", ulysses=2, vae="none")
+    less = record(1.1, execution="graph", ulysses=2, vae="none", without="keys_first")
+    for one in (whole, less):
+        one.step_s["ci95"] = [0.99 * one.step_s["median"], 1.01 * one.step_s["median"]]
+    rungs = climb(group([whole, less, *ladder(sizes=(1024,), splits=((1, 2),))]))
+    top = named(rungs, "keys_first", "u2r1")
+    assert top.pays_at_the_top
+    assert kept(top, rungs) == "yes, at the top"
+    less.step_s["ci95"] = [0.9 * less.step_s["median"], 1.1 * less.step_s["median"]]
+    rungs = climb(group([whole, less]))
+    assert kept(named(rungs, "keys_first", "u2r1"), rungs) == "not shown"
+
+
+def test_only_times_of_one_sitting_make_a_rung() -> None:
+    morning = ladder(sizes=(1024,), splits=((2, 1),))
+    for k, one in enumerate(morning):
+        one.time = f"2026-11-01T08:{k:02d}:00.000+00:00"
+    again = [copy.deepcopy(one) for one in morning if one.point.get("without", "").count("+") < 2]
+    for k, one in enumerate(again):  # on a slower host, after lunch
+        one.time = f"2026-11-01T14:{k:02d}:00.000+00:00"
+        one.step_s["median"] *= 1.5
+    rungs = climb(group([*morning, *again]))
+    assert [(r.name, r.saved_s) for r in rungs] == [(r.name, r.saved_s) for r in climb(group(morning))]
+    latest = group([*morning, *again])
+    assert latest.best((1024, 1024), 2) == group(again).best((1024, 1024), 2), "elsewhere the last time stands"
+    slow = copy.deepcopy(again[0])  # it began soon after the one before, and took an hour
+    slow.telemetry["spent_s"] = {"whole": 3600.0}
+    slow.time = f"2026-11-01T15:{len(again):02d}:00.000+00:00"
+    assert [len(sitting) for sitting in _sittings(map(Entry.of, [*morning, *again, slow]))] == [
+        len(morning),
+        len(again) + 1,
+    ]
 
 
 def test_the_table_shows_prediction_beside_saving() -> None:
