@@ -133,7 +133,7 @@ def study(
 
 SAVED = {
     "graph": 0.20, "fused": 0.22, "gelu_epilogue": 0.03, "modulation_once": 0.02, "shard_modulation": 0.002,
-    "shard_text": 0.0, "overlap": 0.05, "keys_first": 0.01, "symmetric": 0.04, "gathered": 0.03, "in_place": 0.02,
+    "shard_text": 0.0, "overlap": 0.05, "keys_first": 0.01, "symmetric": 0.04, "gathered": 0.05,
     "kernel": -0.01,
 }  # fmt: skip
 

@@ -23,11 +23,10 @@ RUNGS = {
     "keys_first": "keys and values leave before queries are projected",
     "symmetric": "symmetric memory and copy engines in NCCL's place",
     "gathered": "a ring's keys gathered, where that is faster",
-    "in_place": "gathered keys written where they are gathered",
     "kernel": "attention kernel by shape; below it cuDNN's",
 }
-SEVERAL = ("shard_modulation", "shard_text", "overlap", "keys_first", "symmetric", "gathered", "in_place")
-GPU = ("fused", "gelu_epilogue", "symmetric", "gathered", "in_place", "kernel")
+SEVERAL = ("shard_modulation", "shard_text", "overlap", "keys_first", "symmetric", "gathered")
+GPU = ("fused", "gelu_epilogue", "symmetric", "gathered", "kernel")
 
 
 def checked(without: str) -> str:
@@ -63,11 +62,8 @@ def settled(
     if transport != "p2p":
         idle.add("symmetric")
     if ring == 1:
-        idle |= {"gathered", "in_place"}
-    # without the first there is none of the second; with heads exchanged too, keys arrive where they were not written
+        idle.add("gathered")
     if "fused" in out:
-        idle.add("gelu_epilogue")
-    if "gathered" in out or ulysses > 1:
-        idle.add("in_place")
+        idle.add("gelu_epilogue")  # which is its own
     left = "+".join(rung for rung in RUNGS if rung in out - idle)
     return {"execution": execution, "attention": attention, "without": left}

@@ -109,25 +109,6 @@ def test_rotate(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rotate_writes_where_it_is_told(dtype: torch.dtype) -> None:
-    from xdit_bench.engine import kernels
-
-    qkv, angle = draw(23, 2, 3, 6, 16, dtype=dtype), draw(23, 8)
-    rest = (
-        8,
-        *(Pair(draw(16, dtype=dtype), draw(16, dtype=dtype)) for _ in range(2)),
-        angle.cos(),
-        angle.sin(),
-        1,
-        True,
-    )
-    place = torch.full((31, 2, 2, 6, 16), torch.nan, dtype=dtype, device=DEVICE)[4:27].unsqueeze(0)
-    expected = ops.rotate(qkv[:, :, 1:], 1, *rest)
-    assert kernels.rotate(qkv[:, :, 1:], 1, *rest, place).data_ptr() == place.data_ptr()
-    close(place, expected.float(), dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("to", DTYPES)
 def test_merge(dtype: torch.dtype, to: torch.dtype) -> None:
     from xdit_bench.engine import kernels, ring

@@ -38,9 +38,6 @@ class StagedCarrier(DistributedCarrier):
     def shift(self, block: Tensor, rows: Sequence[int], hop: int) -> Pending:
         return self._back(super().shift(block.cpu(), rows, hop))
 
-    def place(self, shape: Sequence[int], rows: Sequence[int], like: Tensor) -> Tensor:
-        return like.new_empty(*shape)  # gathered on the host: keys are copied there whatever they were written into
-
     def collect(self, own: Tensor, rows: Sequence[int]) -> Pending:
         return self._back(super().collect(own.cpu(), rows))
 

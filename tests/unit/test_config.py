@@ -113,10 +113,8 @@ def test_only_our_engine_can_be_taken_apart() -> None:
         ({"without": "fused", "execution": Execution.compile}, ("compile", "auto", "")),
         ({"without": "fused+overlap+symmetric", "ulysses": 1}, ("graph", "auto", "fused")),
         ({"without": "symmetric+overlap", "transport": Transport.host}, ("graph", "auto", "overlap")),
-        ({"without": "gathered+in_place"}, ("graph", "auto", "")),
-        ({"without": "gathered+in_place", "ulysses": 1, "ring": 2}, ("graph", "auto", "gathered")),
-        ({"without": "in_place", "ulysses": 1, "ring": 2}, ("graph", "auto", "in_place")),
-        ({"without": "in_place", "ring": 2}, ("graph", "auto", "")),
+        ({"without": "gathered"}, ("graph", "auto", "")),
+        ({"without": "gathered", "ulysses": 1, "ring": 2}, ("graph", "auto", "gathered")),
         ({"without": "kernel+fused+keys_first", "topology": {"name": "cpu"}}, ("graph", "auto", "keys_first")),
     ],
 )

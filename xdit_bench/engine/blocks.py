@@ -42,20 +42,19 @@ def make_parts(ops: Ops, wrap: Callable[[Callable[..., object]], Callable[..., o
     """Binds the parts to `ops`; `wrap` may compile each."""
 
     def begin(
-        n: Tensor, rope: Rope, layer: Pair, first: int, parts: int, norms: Sequence[Pair], ulysses: int, travels: bool,
-        out: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+        n: Tensor, rope: Rope, layer: Pair, first: int, parts: int, norms: Sequence[Pair], ulysses: int, travels: bool
+    ) -> tuple[Tensor, ...]:
         """Slabs of what `layer` projects to: `parts` of q, k and v from `first` on. Where they travel, keys with values
-        come first, in `out` if it is given, then queries."""
+        come first, then queries."""
         projected = ops.linear(n, rope.text, layer)
         heads = projected.view(*projected.shape[:2], parts, -1, 2 * rope.cos.shape[1])
 
-        def rotate(heads: Tensor, first: int, packed: bool, out: Tensor | None = None) -> Tensor:
-            return ops.rotate(heads, first, rope.text, *norms, rope.cos, rope.sin, ulysses, packed, out)
+        def rotate(heads: Tensor, first: int, packed: bool) -> Tensor:
+            return ops.rotate(heads, first, rope.text, *norms, rope.cos, rope.sin, ulysses, packed)
 
         if not travels or parts < 3:
-            return (rotate(heads, first, travels, out),)
-        return rotate(heads[:, :, 1:], 1, True, out), rotate(heads[:, :, :1], 0, ulysses > 1)
+            return (rotate(heads, first, travels),)
+        return rotate(heads[:, :, 1:], 1, True), rotate(heads[:, :, :1], 0, ulysses > 1)
 
     def double_end(
         x: Tensor, a: Tensor, text: int, w: DoubleWeights, gates: Sequence[Pair], norms: Sequence[Affine]
@@ -93,10 +92,10 @@ def double_block(
     Keys and values are projected and leave first; the queries' projection runs beside their way.
     """
     mesh = attention.mesh
-    rest = ((w.norm_q, w.norm_k), mesh.ulysses, mesh.size > 1, attention.place(n, 2 * rope.cos.shape[1], beside=False))
+    rest = ((w.norm_q, w.norm_k), mesh.ulysses, mesh.size > 1)
     if attention.keys_first and mesh.size > 1:
         sent = attention.start(parts.begin(n, rope, w.kv, 1, 2, *rest), beside=False)
-        attention.send(sent, *parts.begin(n, rope, w.q, 0, 1, *rest[:-1]))
+        attention.send(sent, *parts.begin(n, rope, w.q, 0, 1, *rest))
     else:
         sent = attention.start(parts.begin(n, rope, w.qkv, 0, 3, *rest), beside=False)
     a = attention.finish(attention.attend(sent))
@@ -115,8 +114,8 @@ def single_block(
 ) -> tuple[Tensor, Tensor]:
     """A `FluxSingleTransformerBlock`. Each exchange runs beside a half of the MLP, which needs no attention."""
     mesh = attention.mesh
-    rest = ((w.norm_q, w.norm_k), mesh.ulysses, mesh.size > 1, attention.place(n, 2 * rope.cos.shape[1], beside=True))
-    slabs = parts.begin(n, rope, Pair(w.qkv, w.qkv), 0, 3, *rest)
+    norms = (w.norm_q, w.norm_k)
+    slabs = parts.begin(n, rope, Pair(w.qkv, w.qkv), 0, 3, norms, mesh.ulysses, mesh.size > 1)
     sent = attention.start(slabs, beside=mesh.size > 1)
     if mesh.size == 1:  # nothing travels: the MLP may as well run in one go
         back = attention.attend(sent)

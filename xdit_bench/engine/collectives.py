@@ -56,11 +56,8 @@ class Carrier(Protocol):
         """The block goes to the next ring position, at hop 0, 1, ...; arrives the block that started `hop + 1`
         positions back, of `rows[position]` rows."""
 
-    def place(self, shape: Sequence[int], rows: Sequence[int], like: Tensor) -> Tensor:
-        """Where to write this position's block of that shape, so that the next `collect` need not copy it."""
-
     def collect(self, own: Tensor, rows: Sequence[int]) -> Pending:
-        """Every ring position's block on all of them, in ring order, `sum(rows) ...`; own as `place` said or not."""
+        """Every ring position's block on all of them, in ring order, `sum(rows) ...`."""
 
     def join(self, own: Tensor, rows: Sequence[int]) -> Tensor:
         """Every mesh rank's block on all of them, in rank order, `sum(rows) ...`; not overlapped with anything."""
@@ -83,7 +80,6 @@ class DistributedCarrier:
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
         self.sent_bytes = 0
-        self._whole: Tensor | None = None  # what `place` has made for the next `collect`
 
     @property
     def held_bytes(self) -> int:
@@ -106,19 +102,12 @@ class DistributedCarrier:
         ops = [self._point(dist.isend, block, position + 1), self._point(dist.irecv, received, position - 1)]
         return Pending(received, block, dist.batch_isend_irecv(ops))
 
-    def place(self, shape: Sequence[int], rows: Sequence[int], like: Tensor) -> Tensor:
-        """See Carrier."""
-        self._whole = like.new_empty(sum(rows), *shape[1:])
-        return torch.split(self._whole, list(rows))[self.mesh.ring_rank]
-
     def collect(self, own: Tensor, rows: Sequence[int]) -> Pending:
         """See Carrier."""
         position = self.mesh.ring_rank
-        whole = own.new_empty(sum(rows), *own.shape[1:]) if self._whole is None else self._whole
-        self._whole = None
+        whole = own.new_empty(sum(rows), *own.shape[1:])
         blocks = torch.split(whole, list(rows))
-        if blocks[position].data_ptr() != own.data_ptr():
-            blocks[position].copy_(own)
+        blocks[position].copy_(own)
         self.sent_bytes += own.nbytes * (self.mesh.ring - 1)
         ops = []
         for hop in range(1, self.mesh.ring):

@@ -49,7 +49,6 @@ class Options:
     overlap: bool = True  # a single block's MLP runs while its heads and its attention travel
     keys_first: bool = True  # a double block's keys and values leave before its queries are projected
     symmetric: bool = True  # exchanges by copy engines where that works (GPUs of one host), not by NCCL
-    in_place: bool = True  # gathered keys are written where they are gathered, not copied there
     keys: str = "auto"  # a ring's keys: ring (overlapped hops), gathered (one attention call), auto (measured)
 
 
@@ -111,7 +110,6 @@ class UspFlux:
             carrier=self.carrier,
             overlap=options.overlap,
             keys_first=options.keys_first,
-            in_place=options.in_place,
         )
         if mesh.ring > 1 and attention:
             self._choose_keys(options.keys)

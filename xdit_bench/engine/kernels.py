@@ -152,14 +152,11 @@ def rotate(
     sin: Tensor,
     ulysses: int,
     packed: bool,
-    out: Tensor | None = None,
 ) -> Tensor:
     """Twin of `ops.rotate`; in place where that is allowed, v then staying where it is."""
     tokens, batch, parts, count, size = heads.shape
-    in_place = out is None and ulysses == 1 and (heads.is_contiguous() or not packed)
-    slabs = heads.unsqueeze(0) if in_place else out
-    if slabs is None:
-        slabs = heads.new_empty(ulysses, *heads.shape[:3], count // ulysses, size)
+    in_place = ulysses == 1 and (heads.is_contiguous() or not packed)
+    slabs = heads.unsqueeze(0) if in_place else heads.new_empty(ulysses, *heads.shape[:3], count // ulysses, size)
     moved = min(parts, 2 - first) if in_place else parts
     _rotate_kernel[(tokens * batch, moved)](
         heads, slabs, *norm_q, *norm_k, cos, sin, *heads.stride()[:3], *slabs.stride()[:4], first, text, batch, count,

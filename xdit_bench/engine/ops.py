@@ -57,13 +57,12 @@ def rotate(
     sin: Tensor,
     ulysses: int,
     packed: bool,
-    out: Tensor | None = None,
 ) -> Tensor:
     """RMSNorm over the head and RoPE (adjacent pairs) of the queries and keys in heads `S B n H D`, the parts from
     `first` on of q, k and v; cos and sin are `S D/2`.
 
-    Returns slabs of heads as the exchange sends them, `U S B n H/U D`, in `out` where it is given, contiguous where
-    they are `packed`. May overwrite heads.
+    Returns slabs of heads as the exchange sends them, `U S B n H/U D`, contiguous where they are `packed`. May
+    overwrite heads.
     """
     made = []
     for part, weights in zip(heads.unbind(2), (norm_q, norm_k, None)[first:], strict=False):
@@ -78,8 +77,6 @@ def rotate(
         made.append(turned.to(heads.dtype))
     whole = torch.stack(made, dim=2)
     slabs = whole.view(*heads.shape[:3], ulysses, -1, heads.shape[4]).permute(3, 0, 1, 2, 4, 5)
-    if out is not None:
-        return out.copy_(slabs)
     return slabs.contiguous() if packed else slabs
 
 

@@ -82,23 +82,11 @@ class SymmetricCarrier(DistributedCarrier):
         pending.received = pending.received[: rows[(own - hop - 1) % self.mesh.ring]]
         return pending
 
-    def place(self, shape: Sequence[int], rows: Sequence[int], like: Tensor) -> Tensor:
-        """See Carrier."""
-        self.turn = 1 - self.turn
-        group = self.mesh.ring_group
-        assert group is not None
-        _, views = self._box(f"collect {self.turn}", group, (sum(rows), *shape[1:]), like.dtype)
-        self._whole = views[self.mesh.ring_rank]
-        return torch.split(self._whole, list(rows))[self.mesh.ring_rank]
-
     def collect(self, own: Tensor, rows: Sequence[int]) -> Pending:
         """See Carrier."""
         position = self.mesh.ring_rank
-        placed = self._whole is not None
-        if not placed:
-            self.turn = 1 - self.turn
-        self._whole = None
-        sends = [(peer, sum(rows[:position]), own) for peer in range(self.mesh.ring) if peer != position or not placed]
+        self.turn = 1 - self.turn
+        sends = [(peer, sum(rows[:position]), own) for peer in range(self.mesh.ring)]
         shape = (sum(rows), *own.shape[1:])
         return self._send(f"collect {self.turn}", self.mesh.ring_group, position, shape, sends, own)
 

@@ -56,24 +56,13 @@ class UspAttention:
         carrier: Carrier | None = None,
         overlap: bool = True,
         keys_first: bool = True,
-        in_place: bool = True,
     ) -> None:
         self.mesh, self.kernel, self.merge = mesh, kernel, merge
-        self.overlap, self.keys_first, self.in_place = overlap, keys_first, in_place
+        self.overlap, self.keys_first = overlap, keys_first
         self.carrier: Carrier = carrier or DistributedCarrier(mesh)
         self.gathered = Gathered(False, False)
         self.rows = [shares.tokens(mesh.rank_at(u, mesh.ring_rank)) for u in range(mesh.ulysses)]
         self.ring_rows = [sum(shares.tokens(mesh.rank_at(u, r)) for u in range(mesh.ulysses)) for r in range(mesh.ring)]
-
-    def place(self, n: Tensor, head_size: int, *, beside: bool) -> Tensor | None:
-        """Where to write the slab of keys with values made from n `S B h`, so that gathering need not copy them; None
-        where it may lie anywhere."""
-        mesh = self.mesh
-        gathered = self.gathered.beside if beside else self.gathered.alone
-        if mesh.ring == 1 or mesh.ulysses > 1 or not (gathered and self.in_place):
-            return None
-        shape = (*n.shape[:2], 2, n.shape[2] // head_size, head_size)
-        return self.carrier.place(shape, self.ring_rows, n).unsqueeze(0)
 
     def start(self, slabs: tuple[Tensor, ...], *, beside: bool) -> Sent:
         """Begins the exchange of heads: slabs `U S B n H/U D`, q, k and v in one tensor on a mesh of one rank, else

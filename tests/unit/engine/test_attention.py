@@ -152,19 +152,6 @@ def test_nobody_waits_for_an_exchange_before_its_result_is_needed(overlap: bool)
     assert sorted(log) == ["back", "keys", "queries"]
 
 
-def ring_of_two(size: int = 1024, **options: bool) -> UspAttention:
-    return UspAttention(Mesh(1, 2, 0, CPU), share_tokens(size, size, 512, 2), exact, **options)
-
-
-def test_gathered_keys_are_written_to_their_place_where_they_need_not_be_sorted_by_head() -> None:
-    n = torch.empty(0, 1, 32)
-    for in_place, gathered in ((True, True), (True, False), (False, True)):
-        usp = ring_of_two(in_place=in_place)
-        usp.gathered = Gathered(beside=gathered, alone=not gathered)
-        placed = [usp.place(n, 16, beside=beside) for beside in (True, False)]
-        assert [at is not None for at in placed] == [in_place and gathered, in_place and not gathered]
-
-
 @pytest.mark.parametrize(("size", "small"), [(4096, True), (5120, False)])
 def test_a_ring_may_gather_keys_and_values_of_a_gibibyte_where_that_is_faster(
     size: int, small: bool, monkeypatch: pytest.MonkeyPatch
@@ -177,7 +164,7 @@ def test_a_ring_may_gather_keys_and_values_of_a_gibibyte_where_that_is_faster(
     taken = {True: 1.0, False: 2.0}  # gathered or not
     monkeypatch.setattr(UspAttention, "_time", lambda self, gathered, *_: taken[gathered])
     for faster in (True, False):
-        usp = ring_of_two(size)
+        usp = UspAttention(Mesh(1, 2, 0, CPU), share_tokens(size, size, 512, 2), exact)
         usp.choose_keys("auto", (kv, kv), lambda: None, lambda: None)
         assert usp.gathered == Gathered(small and faster, small and faster)
         taken[False] = 0.5

@@ -59,7 +59,7 @@ def test_a_split_has_no_rung_that_changes_nothing_in_it() -> None:
     one = [rung.name for rung in rungs if (rung.factors, rung.size[0]) == ("u1r1", 1024)]
     assert one == [PLAIN, "graph", "fused", "gelu_epilogue", "modulation_once", "kernel"]
     two = [rung.name for rung in rungs if (rung.factors, rung.size[0]) == ("u2r1", 1024)]
-    assert [name for name in RUNGS if name not in two] == ["gathered", "in_place"]
+    assert [name for name in RUNGS if name not in two] == ["gathered"]
 
 
 def test_a_rung_pays_beyond_its_intervals_and_is_kept_for_the_split_where_it_does() -> None:
