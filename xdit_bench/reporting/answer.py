@@ -18,7 +18,7 @@ from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Entry, Size, number, seconds_or_inf
 from xdit_bench.reporting.frontier import families, limits
 from xdit_bench.reporting.peers import OURS, compared, tried_compiled
-from xdit_bench.reporting.study import Group, spread
+from xdit_bench.reporting.study import Group, Speedup, spread
 from xdit_bench.results.schema import Record
 
 SHOWN, OTHERS = 4, 3  # sizes that a sentence names, and other sections
@@ -153,8 +153,8 @@ def _best(group: Group, sizes: Sequence[Size]) -> str:
 
 
 def _speedup(group: Group, sizes: Sequence[Size]) -> str:
-    gains: list[str] = []
-    scalings: dict[str, list[str]] = {}  # by what ran on one GPU: a report may hold several executions
+    gains: list[tuple[str, Speedup]] = []
+    scalings: dict[str, list[tuple[str, Speedup]]] = {}  # by what ran on one GPU: a report may hold several executions
     left = 0
     shown = spread(sizes, SHOWN)
     for size in sizes:
@@ -167,15 +167,15 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
             continue
         if gain:
             pressed = " (that one under memory pressure)" if gain.base.verdict == "pressure" else ""
-            gains.append(f"{words.times(gain.value)} at {words.px(size)}{pressed}")
+            gains.append((f"{words.times(gain.value)} at {words.px(size)}{pressed}", gain))
         if scaling and scaling.base is not entry:
             rebased = f" (over {group.count(scaling.base.gpus)}, as fewer failed)" if scaling.rebased else ""
             said = scalings.setdefault(scaling.base.runner, [])
-            said.append(f"{words.times(scaling.value)} at {words.px(size)}{rebased}")
+            said.append((f"{words.times(scaling.value)} at {words.px(size)}{rebased}", scaling))
     parts = []
     if gains:
-        parts.append(f"{words.listing(gains)} over plain diffusers on one {_one(group)}")
-    parts += [f"{words.listing(said)} over {runner} on one {_one(group)}" for runner, said in scalings.items()]
+        parts.append(_over(gains, f"plain diffusers on one {_one(group)}"))
+    parts += [_over(said, f"{runner} on one {_one(group)}") for runner, said in scalings.items()]
     if not parts:
         beside = "one-GPU point of this group succeeded beside another"
         cold = any(entry.cold for entry in group.entries)
@@ -200,6 +200,13 @@ def _peers(alike: Sequence[Group]) -> list[str]:
         parts.append(f"{listed} on {alike[0].count(gpus)}")
         left += len(clauses) - len(shown)
     return [f"One step of {OURS} over the fastest peer's: {'; '.join(parts)}{_more(left, 'ratio')}."] if parts else []
+
+
+def _over(ratios: Sequence[tuple[str, Speedup]], base: str) -> str:
+    """Ratios over one base, and which were measured in another sitting than it."""
+    everywhere = all(speedup.two_sittings for _, speedup in ratios)
+    clauses = [said + " (in two sittings)" * (speedup.two_sittings and not everywhere) for said, speedup in ratios]
+    return f"{words.listing(clauses)} over {base}{', measured in another sitting' * everywhere}"
 
 
 def _one(group: Group) -> str:

@@ -13,18 +13,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from xdit_bench.reporting.entry import Entry, Size, number
 from xdit_bench.reporting.peers import shipped_bounds
-from xdit_bench.reporting.study import Group
+from xdit_bench.reporting.study import Group, sittings
 from xdit_bench.results.schema import Record, interval
 from xdit_bench.rungs import ENGINE, RUNGS, settled
 
 PLAIN = "plain"
 MEMORY_BYTES = 1e9  # of peak memory freed: a rung that saves so much pays whatever its time
-SITTING_GAP_S = 600.0  # between the end of one point and the start of the next: more, and another sitting begins
 
 Split = tuple[int, int]  # ulysses, ring
 Engine = tuple[str, ...]  # execution, attention, what is left out
@@ -93,34 +91,17 @@ def ladder(group: Group) -> list[Rung]:
     held = predictions(group.rungs[0].record)
     vae = Counter(entry.vae for entry in group.rungs).most_common(1)[0][0]
     timed = (*group.entries, *group.rungs, *group.earlier)
-    sittings = [
+    ours = [
         [e for e in sitting if (e.engine, e.vae) == (ENGINE, vae) and e.status != "infeasible"]
-        for sitting in _sittings(timed)
+        for sitting in sittings(timed)
     ]
     for size in sorted({entry.size for entry in group.rungs}, key=lambda size: (size[0] * size[1], size)):
-        here = [[entry for entry in sitting if entry.size == size] for sitting in sittings]
+        here = [[entry for entry in sitting if entry.size == size] for sitting in ours]
         splits = {_split(entry) for sitting in here for entry in sitting}
         for split in sorted(splits, key=lambda split: (split[0] * split[1], -split[0])):
             found = [{_named(e): e for e in sitting if _split(e) == split} for sitting in here]
             rungs += _climb(group, size, split, found, held)
     return rungs
-
-
-def _sittings(entries: Iterable[Entry]) -> list[list[Entry]]:
-    """Entries of a machine by sitting, both in order of time: points that were run one after another."""
-    sittings: list[list[Entry]] = []
-    ended = -math.inf
-    for entry in sorted(entries, key=_ended_s):
-        spent = number((entry.record.telemetry.get("spent_s") or {}).get("whole")) or 0.0
-        if not sittings or _ended_s(entry) - spent - ended > SITTING_GAP_S:
-            sittings.append([])
-        sittings[-1].append(entry)
-        ended = _ended_s(entry)
-    return sittings
-
-
-def _ended_s(entry: Entry) -> float:
-    return datetime.fromisoformat(entry.record.time).timestamp()
 
 
 def _climb(

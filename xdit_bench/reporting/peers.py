@@ -22,6 +22,7 @@ from xdit_bench.rungs import ENGINE
 
 OURS = ENGINE
 AT_LEAST = ("scaling", "memory_gb")  # bounds from below; the others are from above
+TIMED = ("peers", "peers_fa3", "ring", "scaling")
 WHAT = {
     "peers": "step, peers as installed",
     "peers_fa3": "step, FA3 given to xfuser",
@@ -35,7 +36,8 @@ WHAT = {
 @dataclass(frozen=True)
 class Compared:
     """One comparison: `value` is a ratio, or GB (1e9 bytes) for memory; None where every peer failed. Of the distance
-    from fp32, ours is the farthest point and theirs plain diffusers on one GPU."""
+    from fp32, ours is the farthest point and theirs plain diffusers on one GPU. `two_sittings`: a ratio
+    of times that were measured so."""
 
     key: str
     size: Size
@@ -44,6 +46,7 @@ class Compared:
     theirs: Entry | None
     value: float | None
     bound: float | None
+    two_sittings: bool = False
 
     @property
     def what(self) -> str:
@@ -72,7 +75,8 @@ def compared(group: Group) -> list[Compared]:
 
     def add(key: str, ours: Entry, theirs: Entry | None, value: float | None) -> None:
         bound = _bound(held, key, ours) if group.setting.source == "measured" else None
-        rows.append(Compared(key, ours.size, ours.gpus, ours, theirs, value, bound))
+        apart = key in TIMED and theirs is not None and group.in_two_sittings(ours, theirs)
+        rows.append(Compared(key, ours.size, ours.gpus, ours, theirs, value, bound, apart))
 
     for size in group.sizes:
         here = [entry for entry in group.entries if entry.size == size]

@@ -9,16 +9,20 @@ writes nothing.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from xdit_bench.predict.advice import from_record, ties
+from xdit_bench.predict.advice import SITTING_ERROR, from_record, ties
 from xdit_bench.reporting.entry import Entry, Size, number, pick, seconds_or_inf
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import newest
+
+SITTING_GAP_S = 600.0  # between the end of one point and the start of the next: more, and another sitting begins
 
 
 class Setting(NamedTuple):
@@ -38,11 +42,12 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Speedup:
-    """A ratio of medians and what it stands on."""
+    """A ratio of medians and what it stands on; `two_sittings` where they were measured so."""
 
     value: float
     base: Entry
     over: str
+    two_sittings: bool = False
 
     @property
     def rebased(self) -> bool:
@@ -64,6 +69,16 @@ class Group:
     rungs: tuple[Entry, ...] = ()
     earlier: tuple[Entry, ...] = ()
     apart: str = ""
+
+    @cached_property
+    def _sitting(self) -> dict[str, int]:
+        """Which sitting a record is of, by its time."""
+        timed = sittings((*self.entries, *self.rungs, *self.earlier))
+        return {entry.record.time: k for k, sitting in enumerate(timed) for entry in sitting}
+
+    def in_two_sittings(self, one: Entry, other: Entry) -> bool:
+        """Whether two measurements of this group are of two sittings: their ratio errs by what hosts differ."""
+        return self.setting.source == "measured" and self._sitting[one.record.time] != self._sitting[other.record.time]
 
     @property
     def on_cpu(self) -> bool:
@@ -160,12 +175,16 @@ class Group:
         return fastest if fastest.engine != entry.engine and seconds_or_inf(fastest) < seconds_or_inf(entry) else None
 
     def tie(self, entry: Entry) -> Entry | None:
-        """Another factorization of the same GPU count whose interval overlaps that of the best; of predictions one that
-        differs by less than their errors do, as what is common to both cancels."""
+        """Another factorization of the same GPU count whose interval overlaps that of the best, or which differs by no
+        more than sittings do where it was another; of predictions one that differs by less than their errors do, as
+        what is common to both cancels."""
         others = [e for e in self._cells[entry.size, entry.gpus] if e.ok and e.factors != entry.factors]
         runner_up = min(others, key=seconds_or_inf, default=None)
         if runner_up and all("errors_s" in e.record.telemetry for e in (entry, runner_up)):
             return runner_up if ties(from_record(entry.record), from_record(runner_up.record)) else None
+        if runner_up and self.in_two_sittings(entry, runner_up):
+            nearer = math.log(seconds_or_inf(runner_up) / seconds_or_inf(entry)) <= math.hypot(*[SITTING_ERROR] * 2)
+            return runner_up if nearer else None
         if runner_up and runner_up.low_s is not None and entry.high_s is not None and runner_up.low_s <= entry.high_s:
             return runner_up
         return None
@@ -193,7 +212,7 @@ class Group:
         if base is None or not base.ok:
             return None
         pressed = " under memory pressure" if base.verdict == "pressure" else ""
-        return _ratio(entry, base, f"stock on {self.count(1)}{pressed}")
+        return self._ratio(entry, base, f"stock on {self.count(1)}{pressed}")
 
     @cached_property
     def _kin(self) -> dict[tuple[Any, ...], list[Entry]]:
@@ -215,7 +234,7 @@ class Group:
         if base.gpus > 1 and not self._one_failed(entry):
             return None  # one GPU was not tried: a ratio over two would pass for a speedup
         note = "" if base.gpus == 1 else f" ({self.count(1)} failed)"
-        return _ratio(entry, base, f"{entry.runner} on {self.count(base.gpus)}{note}")
+        return self._ratio(entry, base, f"{entry.runner} on {self.count(base.gpus)}{note}")
 
     def _one_failed(self, entry: Entry) -> bool:
         return any(e.gpus == 1 and e.size == entry.size and e.engine == entry.engine and not e.ok for e in self.entries)
@@ -241,7 +260,29 @@ class Group:
     def over_baseline(self, size: Size) -> Speedup | None:
         """The best over the dashed line; None where it is the line itself, or either is cold."""
         baseline, best = self.baseline(size), self.best(size)
-        return _ratio(best, *baseline) if baseline and best and best is not baseline[0] else None
+        return self._ratio(best, *baseline) if baseline and best and best is not baseline[0] else None
+
+    def _ratio(self, entry: Entry, base: Entry, over: str) -> Speedup | None:
+        if entry.total_s is None or base.total_s is None or entry.cold or base.cold:
+            return None
+        return Speedup(base.total_s / entry.total_s, base, over, self.in_two_sittings(entry, base))
+
+
+def sittings(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Measurements of one machine by sitting, both in order of time: points that were run one after another."""
+    found: list[list[Entry]] = []
+    ended = -math.inf
+    for entry in sorted(entries, key=_ended_s):
+        spent = number((entry.record.telemetry.get("spent_s") or {}).get("whole")) or 0.0
+        if not found or _ended_s(entry) - spent - ended > SITTING_GAP_S:
+            found.append([])
+        found[-1].append(entry)
+        ended = _ended_s(entry)
+    return found
+
+
+def _ended_s(entry: Entry) -> float:
+    return datetime.fromisoformat(entry.record.time).timestamp()
 
 
 def spread(sizes: Sequence[Size], count: int) -> list[Size]:
@@ -332,9 +373,3 @@ def _rank(group: Group) -> tuple[Any, ...]:
 
 def _kind(entry: Entry) -> tuple[Any, ...]:
     return entry.size, entry.engine, entry.execution, entry.decode
-
-
-def _ratio(entry: Entry, base: Entry, over: str) -> Speedup | None:
-    if entry.total_s is None or base.total_s is None or entry.cold or base.cold:
-        return None
-    return Speedup(base.total_s / entry.total_s, base, over)

@@ -8,9 +8,10 @@ Owns columns, rows and their wording. A cell holds what a person reads and what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from xdit_bench.predict.advice import SITTING_ERROR
 from xdit_bench.reporting import words
 from xdit_bench.reporting.cells import Cell, Table, count, milliseconds, seconds, text
 from xdit_bench.reporting.entry import Entry
@@ -18,9 +19,10 @@ from xdit_bench.reporting.frontier import families, limits
 from xdit_bench.reporting.ladder_tables import ladder_table, rungs_table
 from xdit_bench.reporting.peers import Compared, compared
 from xdit_bench.reporting.published import Match
-from xdit_bench.reporting.study import Group, Speedup, whole_card
+from xdit_bench.reporting.study import SITTING_GAP_S, Group, Speedup, whole_card
 
 CLASSES = ("gemm", "attention", "elementwise", "communication", "launch")  # of measure.profile
+TWO_SITTINGS = " †"
 SEARCHED = "What a search ran out of memory at stands with the largest image that fits."
 
 
@@ -106,7 +108,17 @@ def best_table(groups: Sequence[Group]) -> Table:
         f"Scaling: over the same engine and execution on one {one}. Gain: over plain diffusers on one {one}. "
         f"A tie: {_tied({group.setting.source for group in groups})}."
     )
-    return Table("best", "Best configurations", columns, tuple(rows), note)
+    return Table("best", "Best configurations", columns, tuple(rows), note + _of_two_sittings(rows))
+
+
+def _of_two_sittings(rows: Iterable[Sequence[Cell]]) -> str:
+    """What the mark of two sittings means, where a row has one."""
+    if not any(cell.text.endswith(TWO_SITTINGS) for row in rows for cell in row):
+        return ""
+    return (
+        f"{TWO_SITTINGS}: of times measured in two sittings, more than {SITTING_GAP_S / 60:.0f} minutes apart. A time "
+        f"differs from sitting to sitting by {100 * SITTING_ERROR:.0f} % (standard deviation); a tie allows for it."
+    )
 
 
 def _tied(sources: set[str]) -> str:
@@ -133,7 +145,7 @@ def peers_table(groups: Sequence[Group]) -> Table:
         "finds no FlashAttention-3. Distances are relative L2; ours is that of the farthest point. Bounds are goals "
         "from the study's sweep file; what is met is as measured."
     )
-    return Table("peers", "Beside the peers", columns, rows, note)
+    return Table("peers", "Beside the peers", columns, rows, note + _of_two_sittings(rows))
 
 
 def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple[Cell, ...]:
@@ -148,11 +160,12 @@ def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple
 
     sides = [side(entry) for entry in (row.ours, row.theirs)]
     met = {True: "yes", False: "no", None: ""}[row.met]
+    result = words.MISSING if row.value is None else _measure(row.value, memory)
     bound = "" if row.bound is None else f"{'≥' if row.at_least else '≤'} {_measure(row.bound, memory)}"
     return (
         *_where(group, row.ours), text(row.what), text(_run(row.ours)),
         text(_run(row.theirs) if row.theirs else "every peer failed"), *sides,
-        Cell(words.MISSING if row.value is None else _measure(row.value, memory), row.value),
+        Cell(result + TWO_SITTINGS * row.two_sittings, row.value),
         Cell(bound, row.bound), text(met),
     )  # fmt: skip
 
@@ -237,7 +250,7 @@ def points_table(groups: Sequence[Group]) -> Table:
     columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", "Attention", "Outcome", ">Seconds", ">Interval",
                ">Text", ">Denoise", ">VAE s", ">Step", ">MFU", ">Scaling", ">Gain", ">Peak memory",
                ">Energy", ">Parity")  # fmt: skip
-    return Table("points", "All points", columns, rows)
+    return Table("points", "All points", columns, rows, _of_two_sittings(rows).strip())
 
 
 def _point_row(groups: Sequence[Group], group: Group, entry: Entry) -> tuple[Cell, ...]:
@@ -285,7 +298,7 @@ def _ratio(speedup: Speedup | None) -> Cell:
     if speedup is None:
         return Cell(words.MISSING)
     mark = f" over {speedup.base.gpus}" if speedup.rebased else ""
-    return Cell(words.times(speedup.value) + mark, speedup.value)
+    return Cell(words.times(speedup.value) + mark + TWO_SITTINGS * speedup.two_sittings, speedup.value)
 
 
 def _bytes(groups: Sequence[Group], group: Group, entry: Entry) -> Cell:

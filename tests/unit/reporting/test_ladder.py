@@ -16,12 +16,12 @@ from xdit_bench.reporting.cells import markdown
 from xdit_bench.reporting.comparison import NOT_COMPARABLE, compare
 from xdit_bench.reporting.entry import Entry
 from xdit_bench.reporting.figures import group_figures
-from xdit_bench.reporting.ladder import PLAIN, Rung, _sittings, kept
+from xdit_bench.reporting.ladder import PLAIN, Rung, kept
 from xdit_bench.reporting.ladder import ladder as climb
 from xdit_bench.reporting.ladder_tables import ladder_table, rungs_table
 from xdit_bench.reporting.page import write_report
 from xdit_bench.reporting.peers import compared, shipped_bounds
-from xdit_bench.reporting.study import Group, group_records
+from xdit_bench.reporting.study import Group, group_records, sittings
 from xdit_bench.reporting.tables import best_table, failures_table, points_table
 from xdit_bench.results.frame import to_frame
 from xdit_bench.results.schema import Record
@@ -114,7 +114,7 @@ def test_only_times_of_one_sitting_make_a_rung() -> None:
     slow = copy.deepcopy(again[0])  # it began soon after the one before, and took an hour
     slow.telemetry["spent_s"] = {"whole": 3600.0}
     slow.time = f"2026-11-01T15:{len(again):02d}:00.000+00:00"
-    assert [len(sitting) for sitting in _sittings(map(Entry.of, [*morning, *again, slow]))] == [
+    assert [len(sitting) for sitting in sittings(map(Entry.of, [*morning, *again, slow]))] == [
         len(morning),
         len(again) + 1,
     ]

@@ -14,11 +14,13 @@ from synthetic import CPU, H200, oom, record, study
 from xdit_bench.errors import ResultsError
 from xdit_bench.reporting import alternatives
 from xdit_bench.reporting.alternatives import headline
+from xdit_bench.reporting.answer import answer
 from xdit_bench.reporting.draw_parts import attribution, energy, memory, vae_effect, vae_entry, vae_modes, vae_sizes
 from xdit_bench.reporting.draw_scaling import speedups, strategies
 from xdit_bench.reporting.entry import Entry, number
 from xdit_bench.reporting.figures import group_figures
 from xdit_bench.reporting.frontier import limits
+from xdit_bench.reporting.peers import compared
 from xdit_bench.reporting.study import group_records, whole_card
 from xdit_bench.reporting.style import CYCLE, PAGE, PAPER, VAE_COLOURS, drawing, settle
 from xdit_bench.reporting.tables import best_table, points_table, report_tables
@@ -250,6 +252,39 @@ def test_overlapping_intervals_are_a_tie() -> None:
     alone = apart.best((1024, 1024))
     assert alone is not None
     assert apart.tie(alone) is None
+
+
+def test_what_was_measured_in_two_sittings_is_marked_and_ties_within_what_sittings_differ() -> None:
+    later = {"time": "2026-11-01T15:00:00.000+00:00"}
+    one = record(2.0, engine="stock", vae="single")
+    group = group_records([one, record(1.0, ulysses=2), record(1.02, ring=2, extra=later)])[0]
+    ulysses, ring = (group.split((1024, 1024), *split) for split in ((2, 1), (1, 2)))
+    assert ulysses is not None
+    assert ring is not None
+    assert [group.gain(entry).two_sittings for entry in (ulysses, ring)] == [False, True]  # type: ignore[union-attr]
+    assert group.tie(ulysses) is ring, "apart by 2 %, as sittings are"
+    slower = group_records([one, record(1.0, ulysses=2), record(1.05, ring=2, extra=later)])[0]
+    best = slower.best((1024, 1024))
+    assert best is not None
+    assert slower.tie(best) is None
+    table = points_table([group])
+    gains = {row[5].text: row[table.columns.index(">Gain")].text for row in table.rows}
+    assert gains == {"u1r1": "1.00x", "u2r1": "2.00x", "u1r2": "1.96x †"}
+    assert "†: of times measured in two sittings" in table.note
+    assert points_table([slower, group_records([record(source="predicted")])[0]]).note
+    assert not points_table(group_records([one, record(1.0, ulysses=2)])).note
+    assert "2.00x at 1024px over plain diffusers on one GPU." in said([one, record(1.0, ulysses=2)])
+    apart = [one, record(1.0, ulysses=2, extra=later)]
+    assert "2.00x at 1024px over plain diffusers on one GPU, measured in another sitting" in said(apart)
+    larger = [record(8.0, res=2048, engine="stock", vae="single"), record(4.0, res=2048, ulysses=2)]
+    both = said([*apart, *larger])
+    assert "2.00x at 1024px (in two sittings) and 2.00x at 2048px over plain diffusers on one GPU" in both
+    peers = [record(1.0, engine="diffusers", ulysses=2, execution="compile", extra=later), record(0.8, ulysses=2)]
+    assert [row.two_sittings for row in compared(group_records(peers)[0]) if row.key == "peers"] == [True]
+
+
+def said(records: list[Record]) -> str:
+    return " ".join(sentence.text for sentence in answer(group_records(records), records).sentences)
 
 
 def test_the_rule_of_a_tie_is_told_as_it_is_of_measurements_and_of_predictions() -> None:
