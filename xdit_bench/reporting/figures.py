@@ -171,7 +171,10 @@ def _headline_caption(group: Group) -> str:
     apart = " Points that leave out or tile the decode do not compete with it; see the VAE figure." if others else ""
     kind = "the median's 95 % interval" if group.setting.source == "measured" else "the prediction's interval"
     whiskers = f"; whiskers: {kind}" if any(entry.high_s for entry in group.entries) else ""
+    ratios = {size: group.over_baseline(size) for size in group.sizes}
+    mixed = [words.px(size) for size, ratio in ratios.items() if ratio and ratio.two_sittings]
+    sittings = f" At {words.listing(mixed)} the best and the baseline were measured in two sittings." if mixed else ""
     return (
         f"Engine {group.engine}, the best factorization of each count of {words.unit(group)} below its bar, seconds "
-        f"above; the dashed line is the baseline{whiskers}. {held}{apart}"
+        f"above; the dashed line is the baseline{whiskers}. {held}{apart}{sittings}"
     )

@@ -276,6 +276,9 @@ def test_what_was_measured_in_two_sittings_is_marked_and_ties_within_what_sittin
     assert "2.00x at 1024px over plain diffusers on one GPU." in said([one, record(1.0, ulysses=2)])
     apart = [one, record(1.0, ulysses=2, extra=later)]
     assert "2.00x at 1024px over plain diffusers on one GPU, measured in another sitting" in said(apart)
+    headline_of = {len(records): group_figures(group_records(records)[0], [])[0] for records in (apart, [one])}
+    assert "At 1024px the best and the baseline were measured in two sittings." in headline_of[2].caption
+    assert "sittings" not in headline_of[1].caption
     larger = [record(8.0, res=2048, engine="stock", vae="single"), record(4.0, res=2048, ulysses=2)]
     both = said([*apart, *larger])
     assert "2.00x at 1024px (in two sittings) and 2.00x at 2048px over plain diffusers on one GPU" in both
