@@ -26,13 +26,18 @@ def headline(group: Group) -> str:
         for gpus in group.gpu_counts:
             entry = group.cell(size, gpus)
             if entry:
-                what = words.seconds(entry.total_s) if entry.ok else entry.outcome
-                bars.append(f"{group.count(gpus)} ({entry.factors}) {what}")
+                bars.append(f"{group.count(gpus)} ({entry.factors}) {_time(entry)}")
         baseline, ratio = group.baseline(size), group.over_baseline(size)
         line = f"; baseline ({baseline[1]}) {words.seconds(baseline[0].total_s)}" if baseline else "; no baseline"
         gain = f"; best is {words.times(ratio.value)} the baseline's speed" if ratio else ""
         parts.append(f"{words.panel(group, size)}: {', '.join(bars) or group.absent(size)}{line}{gain}")
     return ". ".join(parts) + "."
+
+
+def _time(entry: Entry) -> str:
+    """Seconds of an image, or why there are none."""
+    pressed = ", under memory pressure" if entry.verdict == "pressure" else ""
+    return f"{words.seconds(entry.total_s)}{pressed}" if entry.ok else entry.outcome
 
 
 def _each(group: Group, say: Callable[[Size], str], sizes: Sequence[Size] | None = None) -> str:
@@ -51,7 +56,7 @@ def cells(group: Group) -> str:
         for _, u, r in cells:
             entry = group.split(size, u, r)
             if entry:
-                said.append(f"u{u}r{r} {words.seconds(entry.total_s) if entry.ok else entry.outcome}")
+                said.append(f"u{u}r{r} {_time(entry)}")
         return ", ".join(said)
 
     return _each(group, say)

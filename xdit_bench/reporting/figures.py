@@ -176,5 +176,17 @@ def _headline_caption(group: Group) -> str:
     sittings = f" At {words.listing(mixed)} the best and the baseline were measured in two sittings." if mixed else ""
     return (
         f"Engine {group.engine}, the best factorization of each count of {words.unit(group)} below its bar, seconds "
-        f"above; the dashed line is the baseline{whiskers}. {held}{apart}{sittings}"
+        f"above; the dashed line is the baseline{whiskers}. {held}{apart}{sittings}{_pressed(group)}"
     )
+
+
+def _pressed(group: Group) -> str:
+    """Which bars of the headline are of points under memory pressure."""
+    said = []
+    for size in group.sizes:
+        bars = {gpus: cell for gpus in group.gpu_counts if (cell := group.cell(size, gpus)) and cell.ok}
+        pressed = [gpus for gpus, cell in bars.items() if cell.verdict == "pressure"]
+        if pressed:
+            counts = words.listing([*map(str, pressed[:-1]), group.count(pressed[-1])])
+            said.append(f"{words.px(size)} on {counts}")
+    return f" Under memory pressure: {'; '.join(said)}." if said else ""

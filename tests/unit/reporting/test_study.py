@@ -241,6 +241,16 @@ def test_a_baseline_under_memory_pressure_says_so() -> None:
     assert gain.over == "stock on 1 GPU under memory pressure"
 
 
+def test_the_headline_says_what_is_under_memory_pressure() -> None:
+    tight = {"memory": {"verdict": "pressure", "peak_bytes": 47e9, "alloc_retries": 3}}
+    pressed = [record(4.0, extra=tight), record(2.0, ulysses=2, extra=tight)]
+    records = [*pressed, record(1.0, ulysses=4), record(9.0, res=2048)]
+    figure = group_figures(group_records(records)[0], [])[0]
+    assert figure.caption.endswith(" Under memory pressure: 1024px on 1 and 2 GPUs.")
+    assert "2 GPUs (u2r1) 2.00 s, under memory pressure, 4 GPUs (u4r1) 1.00 s" in headline(group_records(records)[0])
+    assert "pressure" not in group_figures(group_records(records[2:])[0], [])[0].caption
+
+
 def test_overlapping_intervals_are_a_tie() -> None:
     group = group_records([record(1.0, ulysses=2), record(1.001, ring=2), record(2.0)])[0]
     best = group.best((1024, 1024))
