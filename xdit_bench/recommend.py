@@ -26,7 +26,7 @@ from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import executions
 from xdit_bench.reporting.words import digits, plural, px
 from xdit_bench.results.schema import Record
-from xdit_bench.results.store import latest, studies
+from xdit_bench.results.store import newest, studies
 from xdit_bench.topology.match import differences
 from xdit_bench.topology.specs import SYMMETRIC, TRANSPORTS, Topology, load
 
@@ -131,12 +131,14 @@ def _inner(axis: str) -> bool:
 
 
 def _measured(results: Path, topology: Topology) -> list[Record]:
-    """Measured records of this machine in all studies, of whole engines; a later study's come last and win. A file may
-    bear the name of a machine and speak of another."""
+    """Measured records of this machine in all studies, of whole engines in bf16, as predictions are; what was measured
+    later comes last and wins. A file may bear the name of a machine and speak of another."""
     found = []
     for _, records in studies(results):
-        whole_engines = [r for r in latest(records) if not r.point.get("without")]
-        found += [r for r in whole_engines if r.source == "measured" and r.point["topology"] == topology.name]
+        for record in newest(records):
+            alike = record.source == "measured" and record.point["topology"] == topology.name
+            if alike and record.point.get("dtype") != "fp32" and not record.point.get("without"):
+                found.append(record)
     found = [r for r in found if not differences(topology, r.machine)]
     return sorted(found, key=lambda record: record.time)
 

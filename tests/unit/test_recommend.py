@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from xdit_bench.keys import UNREAD
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.records import predicted_record
 from xdit_bench.recommend import main
-from xdit_bench.results.store import Store
+from xdit_bench.results.store import Store, read_records
 from xdit_bench.topology.specs import load
 
 
@@ -71,12 +72,26 @@ def test_pressure_that_was_measured_is_said_and_compared_by_what_it_cost(say, tm
     measured(tmp_path)
     of = ("topology=h100_nvlink", "res=4096", "engine=stock", "vae=single", "steps=1", "gpus=1", "latency_s=20")
     _, out, _ = say(*of)
-    assert "32.2 s an image (30.9 to 33.5, measured)" in out, "the compiled one may take longer, for all that is known"
+    assert "32.2 s an image (31.0 to 33.5, measured)" in out, "the compiled one may take longer, for all that is known"
     assert "warning: memory pressure, as measured" in out
     assert "vae=tiled" in out
     _, guess, _ = say(*of, "execution=compile")
     assert "no split meets it; the fastest is u1r1 at 8." in guess
     assert "under memory pressure" in guess
+
+
+def test_neither_older_code_nor_another_format_is_a_sitting_of_the_point(say, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    measured(tmp_path)
+    study = tmp_path / "s"
+    last = read_records(study)[0]
+    with Store.open(tmp_path, "s") as store:
+        for run_id, seconds, dtype in (("older", 60.0, "bf16"), ("fp32", 200.0, "fp32"), ("seen", 32.2, "bf16")):
+            point = {**last.point, "dtype": dtype}
+            store.append(dataclasses.replace(
+                last, run_id=run_id, point=point, latency_s={"total": {"median": seconds}}
+            ))  # fmt: skip
+    of = ("topology=h100_nvlink", "res=4096", "engine=stock", "vae=single", "steps=1", "gpus=1")
+    assert "32.2 s an image (31.0 to 33.5, measured)" in say(*of)[1]
 
 
 def test_an_oblong_image_and_a_capped_card_may_be_asked_for(say) -> None:  # type: ignore[no-untyped-def]

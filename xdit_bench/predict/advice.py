@@ -148,8 +148,8 @@ def from_record(record: Record, *before: Record) -> Option:
         times = [median, *(one.total_s for one in before if one.total_s)]
         sitting = max(SITTING_ERROR * median, statistics.stdev(times) if len(times) > 1 else 0.0)
         errors = {"run": (high - low) / (2 * Z95), f"sitting of {record.study}": sitting}
-        reach = Z95 * math.hypot(*errors.values())
-        low, high = min(median - reach, *times), max(median + reach, *times)
+        spread = math.exp(Z95 * math.hypot(*errors.values()) / median)
+        low, high = min(median / spread, *times), max(median * spread, *times)
     parts = {
         name.removesuffix("_s"): seconds
         for name, seconds in record.attribution.items()

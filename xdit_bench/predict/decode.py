@@ -5,12 +5,12 @@ seconds = decode_s(point, model, topology, profile, network)
 
 from __future__ import annotations
 
-from xdit_bench.config import SHARED_VAES, ModelSpec, Point
+from xdit_bench.config import SHARED_VAES, VAE_SCALE, ModelSpec, Point
 from xdit_bench.predict.memory import TILE_OVERLAP, tile_areas, tile_grid
 from xdit_bench.predict.network import Network
-from xdit_bench.predict.profiles import EngineProfile, vae_profile
+from xdit_bench.predict.profiles import PLAIN_VAE, EngineProfile, vae_profile
 from xdit_bench.predict.roofline import slower_of, stream_s
-from xdit_bench.predict.workload import BF16, latent_pixels, vae_decoder
+from xdit_bench.predict.workload import BF16, band_share, latent_pixels, vae_decoder
 from xdit_bench.topology.specs import PASSES, Topology
 
 FUSED_TRAFFIC = (
@@ -29,29 +29,34 @@ def decode_s(
     area, vae = latent_pixels(point), vae_profile(point, profile)
     ranks = point.gpus if point.vae in SHARED_VAES else 1
     banded = point.vae in SHARED_VAES and vae.channels_last and (ranks > 1 or vae.banded_alone)
+    launches = vae.host_ops if banded else PLAIN_VAE.host_ops
     if point.vae == "tiled":
         tiles = tile_areas(point, model)
-        work = sum(_layers_s(tile, 1, model, topology) + _mid_s(tile, model, topology) for tile in tiles)
+        work = sum(_layers_s(tile, model, topology) + _mid_s(tile, model, topology) for tile in tiles)
+        launches *= len(tiles)
         work += _blend_ops(*tile_grid(point, model), model) * topology.op_s(ranks)
     else:
-        work = _layers_s(area, ranks, model, topology, banded)
+        work = _layers_s(area * (band_share(point) if ranks > 1 else 1.0), model, topology, banded)
         work += _mid_s(area, model, topology, banded) / (ranks if vae.mid_sharded else 1)
     if ranks > 1:
-        work += _exchanges_s(area, ranks, model, network, vae.exchanges)
-    launches = vae.host_ops + (vae.exchanges * vae.ops_per_exchange if ranks > 1 else 0.0)
+        work += vae.exchanges * network.all_gather_s(0.0).seconds  # halo rows and statistics: latency alone
+        # keys and values of the mid block to every rank, or the image that each has made a band of
+        held = 2.0 * vae_decoder(model).mid_channels if vae.mid_sharded else 3.0 * VAE_SCALE**2
+        work += network.all_gather_s(BF16 * held * area / ranks).seconds
+        launches += vae.exchanges * vae.ops_per_exchange
     work = slower_of(work, max(0.0, launches * topology.op_s(ranks) - lead_s))
     cold = topology.host["vae_cold_start_s"].value if vae.cold else 0.0
     return work + vae.to_host_s_per_pixel * point.height * point.width + cold
 
 
-def _layers_s(area: int, ranks: int, model: ModelSpec, topology: Topology, banded: bool = False) -> float:
-    """Convolutions and activations of one rank's share of `area` latent pixels."""
+def _layers_s(area: float, model: ModelSpec, topology: Topology, banded: bool = False) -> float:
+    """Convolutions and activations of `area` latent pixels."""
     vae = vae_decoder(model)
     share = topology.efficiency["conv_nhwc" if banded else "conv"].value
     traffic = vae.traffic_bytes * (FUSED_TRAFFIC if banded else 1.0)
     flops = vae.fused_conv_flops if banded else vae.conv_flops
     speed = PASSES if banded and PASSES in topology.efficiency else "memory"
-    return area / ranks * flops / (topology.gpu.peak_flops * share) + stream_s(topology, area / ranks * traffic, speed)
+    return area * flops / (topology.gpu.peak_flops * share) + stream_s(topology, area * traffic, speed)
 
 
 def _mid_s(area: int, model: ModelSpec, topology: Topology, banded: bool = False) -> float:
@@ -64,9 +69,3 @@ def _blend_ops(rows: int, columns: int, model: ModelSpec) -> float:
     """Launches of diffusers' blending: a loop over the rows, or the columns, of every seam between two tiles."""
     seams = float(rows * (columns - 1) + columns * (rows - 1))
     return seams * TILE_OVERLAP * int(model.vae["sample_size"]) * OPS_PER_BLENDED_ROW
-
-
-def _exchanges_s(area: int, ranks: int, model: ModelSpec, network: Network, exchanges: int) -> float:
-    """Halo rows and statistics (latency alone), and K and V of the mid block to every rank."""
-    gathered = network.all_gather_s(2.0 * BF16 * area * vae_decoder(model).mid_channels / ranks).seconds
-    return exchanges * network.all_gather_s(0.0).seconds + gathered

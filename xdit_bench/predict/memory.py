@@ -18,6 +18,7 @@ from xdit_bench.predict.profiles import EngineProfile, VaeProfile, find, vae_pro
 from xdit_bench.predict.workload import (
     BF16,
     Shard,
+    band_share,
     latent_pixels,
     modulation_bytes,
     text_encoders,
@@ -67,10 +68,11 @@ def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: Eng
     Every rank has loaded all weights before an engine puts others' shares away, so that these have to fit too.
     Symmetric memory counts towards the peak; outside torch's allocator, it takes from what the card leaves to that.
     """
-    loaded = weights_bytes(model)
-    shared = modulation_bytes(model) if profile.shards_modulation else 0.0
-    shared += text_encoders(model).layers_bytes if profile.shards_text else 0.0
-    weights = loaded - shared * (1 - 1 / point.gpus)
+    loaded, text = weights_bytes(model), text_encoders(model)
+    weights = loaded - (modulation_bytes(model) * (1 - 1 / point.gpus) if profile.shards_modulation else 0.0)
+    if profile.shards_text:  # by width, or whole layers
+        share = 1 / point.gpus if profile.text_graph else -(-text.layers // point.gpus) / text.layers
+        weights -= text.layers_bytes * (1 - share)
     buffers = symmetric_bytes(point, model, topology, profile)
     card = topology.gpu.memory_bytes - CONTEXT_BYTES
     allowed = card if point.memory_cap_gb is None else min(card, point.memory_cap_gb * 1e9)
@@ -151,7 +153,7 @@ def decode_bytes(point: Point, model: ModelSpec, profile: EngineProfile, *, leas
         side = min(int(model.vae["sample_size"]), point.height) * min(int(model.vae["sample_size"]), point.width)
         return _plain(side, model, vae, least) + 3 * 4 * pixels
     if _banded(point, vae):
-        share = pixels / point.gpus
+        share = pixels * band_share(point)
         each = vae.band_least_bytes_per_pixel if least else vae.band_bytes_per_pixel
         if _beyond_index(share, model, vae):
             each = vae.band_bytes_per_pixel + vae.fallback_bytes_per_pixel - vae.plain_bytes_per_pixel

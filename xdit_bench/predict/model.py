@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from xdit_bench.config import ModelSpec, Point, infeasible
-from xdit_bench.errors import Infeasible, OutOfMemory
+from xdit_bench.errors import Infeasible, OutOfMemory, either
 from xdit_bench.predict import profiles
 from xdit_bench.predict.decode import decode_s
-from xdit_bench.predict.memory import MemoryPlan, plan_memory
+from xdit_bench.predict.memory import CONTEXT_BYTES, MemoryPlan, plan_memory
 from xdit_bench.predict.network import Network, path
 from xdit_bench.predict.step import Step, denoising_steps
 from xdit_bench.predict.text import text_s
@@ -171,6 +171,16 @@ def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
             f"engine={point.engine} computes another image where {point.gpus} GPUs do not divide all tokens, here "
             f"{uneven[0]}; use engine=usp"
         )
+    if profile.even_hybrids and uneven and point.ulysses > 1 and point.ring > 1:
+        raise Infeasible(
+            f"engine={point.engine} runs Ulysses with a ring where the GPUs divide all tokens; {point.gpus} do not "
+            f"divide {uneven[0]}; use one of the two alone, or engine=usp"
+        )
+    if profile.even_hybrids and point.gpus > 1 and point.attention not in ("auto", *profile.attention):
+        raise Infeasible(
+            f"engine={point.engine} on several GPUs has attention={either(profile.attention)}; got {point.attention}; "
+            "use one of these, or engine=usp"
+        )
     most = profile.max_gpus
     if most is not None and point.gpus > most:
         raise Infeasible(f"engine={point.engine} runs on {most} GPU; this point needs {point.gpus}, use engine=usp")
@@ -178,7 +188,7 @@ def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
 
 def _out_of_memory(point: Point, memory: MemoryPlan, topology: Topology) -> OutOfMemory:
     what = f"the {memory.cap_bytes / 1e9:.1f} GB of {topology.gpu.name}"
-    if point.memory_cap_gb is not None and point.memory_cap_gb * 1e9 < topology.gpu.memory_bytes:
+    if point.memory_cap_gb is not None and point.memory_cap_gb * 1e9 < topology.gpu.memory_bytes - CONTEXT_BYTES:
         what = f"a cap of {point.memory_cap_gb:g} GB"
     if memory.stage in HELD_WHOLE:
         return OutOfMemory(

@@ -82,6 +82,7 @@ class EngineProfile:
     ring_gathers: bool = False  # its ring gets all keys and values in one collective, and attends block by block
     gathered_bytes: float = 0.0  # of keys and values on a rank up to which it may gather all and attend once
     even_shares: bool = False  # computes another image where the GPUs do not divide image and text tokens
+    even_hybrids: bool = False  # refuses Ulysses with a ring where they do not, and a kernel that is not in `attention`
     modulation_once: bool = False  # for all steps at once, before the loop
     shards_modulation: bool = False  # a rank holds its share of the modulation's weights alone
     shards_text: bool = False  # and its share of T5's layers, which run one rank after the other
@@ -166,8 +167,16 @@ PROFILES: dict[tuple[str, str], EngineProfile] = {
         _named(_COMPILED, "stock", max_gpus=1),
         # functional collectives, waited for one by one: 26 units and the 8 around it; its ring gathers all keys before
         # the first attention, 9 units more than nothing gathered takes, and NCCL's 15 over a fake group's
-        _named(_EAGER, "diffusers", ops_per_collective=34.0, ops_per_ring=124.0, overlap=0.0, ring_gathers=True),
-        _named(_COMPILED, "diffusers", overlap=0.0, ring_gathers=True),
+        _named(
+            _EAGER,
+            "diffusers",
+            ops_per_collective=34.0,
+            ops_per_ring=124.0,
+            overlap=0.0,
+            ring_gathers=True,
+            even_hybrids=True,
+        ),
+        _named(_COMPILED, "diffusers", overlap=0.0, ring_gathers=True, even_hybrids=True),
         # q, k and v stacked, permuted and sent in one functional collective, permuted again on arrival (18 rows for 3),
         # the output permuted before and after (4 rows): 26 units and about 19 around it; torch's ring template gathers
         # keys beside the first attention
@@ -189,12 +198,12 @@ PROFILES: dict[tuple[str, str], EngineProfile] = {
 }
 
 
-DISTVAE = VaeProfile()
+PLAIN_VAE = VaeProfile()  # diffusers' own decoder, and DistVAE's, which wraps it
 
 
 def vae_profile(point: Point, profile: EngineProfile) -> VaeProfile:
     """How a point decodes: DistVAE's way beside any engine, else the engine's own."""
-    return DISTVAE if point.vae == "distvae" else profile.vae
+    return PLAIN_VAE if point.vae == "distvae" else profile.vae
 
 
 def find(engine: str, execution: str) -> EngineProfile:

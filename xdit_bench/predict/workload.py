@@ -260,6 +260,12 @@ def decoder_convs(model: ModelSpec) -> Iterator[Conv]:
     yield Conv(previous, int(model.vae["in_channels"]), 3, scale)
 
 
+def band_share(point: Point) -> float:
+    """The fullest rank's share of a decode in bands: rows of the latent, rounded up."""
+    rows = point.height // VAE_SCALE
+    return -(-rows // point.gpus) / rows
+
+
 def latent_pixels(point: Point) -> int:
     """Positions of the VAE's latent."""
     return (point.height // VAE_SCALE) * (point.width // VAE_SCALE)

@@ -108,11 +108,15 @@ def test_a_time_of_one_sitting_is_told_with_what_others_were_off_by(schnell: Mod
         return next(o for o in advise(point, schnell, load("h200_nvlink"), 2, records).options if o.split == "u2r1")
 
     alone = told(taken(1.0, "a"))
-    assert (alone.low, alone.high) == (pytest.approx(0.9608), pytest.approx(1.0392)), "one image is no certainty"
+    assert (alone.low, alone.high) == (pytest.approx(0.96156, rel=1e-4), pytest.approx(1.04, rel=1e-3)), (
+        "one image is no certainty"
+    )
     both = told(taken(1.2, "a"), taken(1.0, "b"))
     assert both.seconds == 1.0, "the later one"
-    assert both.low < 0.75
+    assert 0 < both.low < 0.77
     assert both.high > 1.2
+    far = told(taken(1.0, "a"), taken(9.0, "b"), taken(1.0, "c"))
+    assert 0 < far.low < 1.0 < 9.0 < far.high, "no time is below none"
     near = dataclasses.replace(alone, seconds=1.03)
     assert not ties(alone, near), "of one sitting both are slower or faster together"
     assert ties(both, dataclasses.replace(near, errors={"sitting of c": 0.02}))

@@ -20,7 +20,7 @@ from xdit_bench.predict.network import Network
 from xdit_bench.predict.points import load_model, make_point
 from xdit_bench.predict.profiles import find
 from xdit_bench.predict.roofline import stream_s
-from xdit_bench.predict.text import CLIP_OPS, T5_OPS
+from xdit_bench.predict.text import CLIP_OPS, T5_LAYER, T5_OPS
 from xdit_bench.predict.workload import text_encoders, vae_decoder
 from xdit_bench.topology.specs import PASSES, Number, Topology, load
 
@@ -206,6 +206,10 @@ def test_hosts_issue_their_layers_of_t5_at_once_and_devices_compute_them_in_turn
         [slow * (T5_OPS / gpus + CLIP_OPS) for gpus in (1, 2, 8)]
     )
     assert text(2, slow, "diffusers") == pytest.approx(slow * (T5_OPS + CLIP_OPS)), "every rank issues all of it"
+    half = dataclasses.replace(schnell, text_encoder_2={**schnell.text_encoder_2, "num_layers": 12})
+    point = make_point(half, topology="h200_nvlink", execution="eager", engine="stock")
+    issued = predict(point, half, with_host(H200, slow)).stages["text"].median / slow
+    assert issued == pytest.approx(T5_OPS * (1 - 12 * T5_LAYER) + CLIP_OPS), "of a shallower T5 less"
     assert text(8, 1e-9) == pytest.approx(text(1, 1e-9)), "no device computes before the one ahead of it is done"
     device, waits = text(1, 1e-9), 1e-5
     t5 = device - text_encoders(schnell).other_kernels * H200.host["kernel_gap_s"].value
@@ -216,7 +220,7 @@ def test_hosts_issue_their_layers_of_t5_at_once_and_devices_compute_them_in_turn
 @pytest.mark.parametrize("changes", [
     {"ulysses": 2, "steps": 1, "text_tokens": 256},
     {"ring": 2, "steps": 1, "text_tokens": 256},
-    {"ulysses": 3, "ring": 2, "height": 1168, "width": 464, "execution": "compile", "engine": "diffusers"},
+    {"ulysses": 6, "height": 1168, "width": 464, "execution": "compile", "engine": "diffusers"},
     {"ring": 4, "height": 512, "width": 512},
 ])  # fmt: skip
 def test_a_faster_device_host_or_link_is_never_slower(schnell: ModelSpec, changes: dict[str, Any]) -> None:
@@ -239,6 +243,50 @@ def test_a_faster_device_host_or_link_is_never_slower(schnell: ModelSpec, change
     for faster in (gpu, host, links):
         times = [predict(point, schnell, faster(1.0 + 0.01 * step)).total_s for step in range(0, 60, 2)]
         assert times == sorted(times, reverse=True), faster.__name__
+
+
+def test_what_diffusers_refuses_is_not_foretold(schnell: ModelSpec) -> None:
+    def time(**changes: Any) -> float:
+        point = make_point(schnell, topology="h100_nvlink", engine="diffusers", vae="none", **changes)
+        return predict(point, schnell, load("h100_nvlink")).total_s
+
+    uneven = {"height": 720, "width": 720}
+    assert time(ulysses=2, **uneven) > 0
+    assert time(ring=2, **uneven) > 0
+    with pytest.raises(Infeasible, match="use one of the two alone"):
+        time(ulysses=2, ring=2, **uneven)
+    assert time(attention="fa3") > 0
+    with pytest.raises(Infeasible, match="on several GPUs has attention=cudnn or flash; got fa3"):
+        time(ulysses=2, attention="fa3")
+
+
+def test_a_plain_decode_is_one_whichever_engine_runs_it(schnell: ModelSpec) -> None:
+    def vae(engine: str, execution: str, kind: str = "single") -> float:
+        changes = {"height": 256, "width": 256, "engine": engine, "execution": execution, "vae": kind}
+        slow = with_host(load("h100_nvlink"), 2e-5)  # no engine's host is far ahead of the device
+        made = make_point(schnell, topology="h100_nvlink", **changes)
+        return decode_s(made, schnell, slow, find(engine, execution), Network(slow, "p2p", 1, 1))
+
+    assert len({vae(*run) for run in (("stock", "eager"), ("usp", "eager"), ("usp", "graph"))}) == 1
+    assert vae("usp", "graph", "parallel") < vae("usp", "graph") < vae("usp", "eager", "parallel")
+
+
+def test_bands_take_as_long_as_the_fullest_ranks(schnell: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: list[float] = []
+    real = Network.all_gather_s
+    monkeypatch.setattr(Network, "all_gather_s", lambda self, sent: gathered.append(sent) or real(self, sent))
+
+    def vae(height: int, kind: str = "parallel") -> float:
+        made = make_point(schnell, topology="h100_nvlink", height=height, width=1280, ulysses=8, vae=kind)
+        network = Network(load("h100_nvlink"), "p2p", 8, 1)
+        return decode_s(made, schnell, load("h100_nvlink"), find("usp", "graph"), network)
+
+    assert vae(720) / vae(768) == pytest.approx(1, rel=0.02), "90 and 96 rows of latents: 12 on the fullest of 8"
+    share = 96 * 160 / 8
+    assert max(gathered) == 2 * 2 * 512 * share, "keys and values of the mid block, which bands share out"
+    gathered.clear()
+    vae(768, "distvae")
+    assert max(gathered) == 2 * 3 * 64 * share, "each rank of DistVAE computes all of it, and is told the whole image"
 
 
 def test_eager_text_is_as_sure_as_the_hosts_launches(schnell: ModelSpec) -> None:
