@@ -17,11 +17,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from xdit_bench import rungs
+import yaml
+
+from xdit_bench import data_dir, rungs
 from xdit_bench.errors import ConfigError, MissingExtraError, WeightsError, either
 from xdit_bench.topology.specs import NAME
 
@@ -267,6 +270,31 @@ def run_id(point: Point, fingerprint: str, code: str) -> str:
     return hashlib.sha256(payload.encode()).hexdigest()[:16]
 
 
+@cache
+def _definition(shipped: Path) -> Any:
+    return yaml.safe_load(shipped.read_text(encoding="utf-8"))
+
+
+def _check_definition(model: ModelSpec) -> None:
+    """A name stands for one model: records, references and weights are told apart by it. Raises ConfigError."""
+    shipped = data_dir("conf") / "model" / f"{model.name}.yaml"
+    if Path(model.name).name != model.name or not shipped.is_file():
+        return
+    said = _definition(shipped)
+    parts = [name for name, config in dataclasses.asdict(model).items() if isinstance(config, dict)]
+    wrong = [
+        f"{part}.{key}"
+        for part in parts
+        for key in {**said[part], **getattr(model, part)}
+        if said[part].get(key) != getattr(model, part).get(key)
+    ]
+    if wrong:
+        raise ConfigError(
+            f"model.name={model.name} stands for what its file says, and {either(wrong)} differs; give the changed "
+            "model a name of its own, model.name=<name>"
+        )
+
+
 def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]:
     """The point a composed config stands for. Raises ConfigError with rule, value and remedy.
 
@@ -274,6 +302,7 @@ def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]
     `dtype=auto` stays "auto" until the device is known.
     """
     model = ModelSpec.from_dict(cfg.model)
+    _check_definition(model)
     height, width = _size(cfg, size_typed)
     for name, least in (("ulysses", 1), ("ring", 1), ("steps", 0)):
         _at_least(name, getattr(cfg, name), least)

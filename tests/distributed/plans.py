@@ -43,12 +43,13 @@ def run_points(
     *,
     measure: MeasureConfig = QUICK,
     printed: io.StringIO | None = None,
+    launch: LaunchConfig = LaunchConfig(),  # noqa: B008  # never written to
     **knobs: object,
 ) -> tuple[list[Record], str]:
     """The study's records after a plan, and what was printed."""
     config = RunConfig(**{"recheck": 0.0, "deadline_s": 60.0, **knobs})  # type: ignore[arg-type]
     model = tiny()
-    jobs = [Job(p, model, measure, config, LaunchConfig(), save_outputs=True) for p in points]
+    jobs = [Job(p, model, measure, config, launch, save_outputs=True) for p in points]
     printed = printed or io.StringIO()
     with Store.open(results, "s") as store:
         console = Console(file=printed, width=400)

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from plans import QUICK, fake_point, run_points, wait_for
 
+from xdit_bench.config import LaunchConfig
 from xdit_bench.results.store import Store
 from xdit_bench.runner.pool import Pool
 from xdit_bench.runner.process import running
@@ -98,6 +99,31 @@ def test_plan_resumes_retries_on_request_and_rechecks_in_fresh_processes(tmp_pat
     assert rechecked[0]["drift"] == pytest.approx(fresh["median"] / before.total_s - 1)
     assert fresh["samples"] != before.latency_s["total"]["samples"]
     assert "fresh processes" in printed
+
+
+def test_a_wrong_image_is_told_although_a_point_without_one_made_the_reference(tmp_path: Path) -> None:
+    wrong = fake_point(2, 1, fault="wrong_image", gpus=2)
+    first, _ = run_points([dataclasses.replace(wrong, vae="none")], tmp_path)
+    assert [r.status for r in first] == ["ok", "ok"]
+    records, _ = run_points([wrong], tmp_path)
+    assert {r.point["gpus"]: r.status for r in records[2:]} == {1: "ok", 2: "incorrect"}
+    assert "the latents are right but the image is not" in records[-1].reason
+
+
+def test_what_kept_a_point_from_running_holds_no_longer_than_it_is_so(tmp_path: Path) -> None:
+    refused, _ = run_points([fake_point(2, 1)], tmp_path, launch=LaunchConfig(gpus=1))
+    assert [r.status for r in refused] == ["infeasible"]
+    records, _ = run_points([fake_point(2, 1)], tmp_path)
+    assert [(r.status, r.point["gpus"]) for r in records[1:]] == [("ok", 1), ("ok", 2)]
+    impossible, _ = run_points([fake_point(1, 1, fault="infeasible")], tmp_path)
+    assert impossible[-1].status == "infeasible"
+    assert run_points([fake_point(1, 1, fault="infeasible")], tmp_path)[0] == impossible, "what an engine lacks stands"
+    (taken,) = [r for r in records if r.point["gpus"] == 1 and r.status == "ok"]
+    with Store.open(tmp_path, "s") as store:  # another process held the memory then
+        store.append(dataclasses.replace(taken, status="oom", latency_s={}, step_s={}, reason="planted"))
+    small, large = fake_point(1, 1), fake_point(1, 1, res=128)
+    after, _ = run_points([small, large], tmp_path, retry_failed=True)
+    assert [r.status for r in after[-2:]] == ["ok", "ok"]
 
 
 def test_strangers_at_the_meeting_are_turned_away_and_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:

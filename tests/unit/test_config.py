@@ -101,6 +101,15 @@ def test_only_our_engine_can_be_taken_apart() -> None:
     assert lacking(dataclasses.replace(cfg, without="none")) is None
 
 
+def test_a_changed_model_needs_a_name_of_its_own() -> None:
+    model = model_dict()
+    shallow = {**model, "transformer": {**model["transformer"], "num_layers": 1}}
+    with pytest.raises(ConfigError, match=r"transformer\.num_layers differs; give the changed model a name of its own"):
+        resolve(config(model=shallow))
+    assert resolve(config(model={**shallow, "name": "shallow"}))[0].model == "shallow"
+    assert resolve(config(model={**model, "steps": 7}))[0].model == model["name"], "steps are a default, no definition"
+
+
 @pytest.mark.parametrize(
     ("knobs", "left"),
     [

@@ -80,8 +80,10 @@ class BandVae:
         self._dtype, self._device = weight.dtype, weight.device
         self._ops = operations(self._device)
         self._slab_sizes = slab_elements(self._parts, self.band[1] - self.band[0], self._width)
-        small = sum(self._slab_sizes) * self._dtype.itemsize <= self.captured_bytes
-        self._graphs = LoopGraphs(self._decode_band) if graph and small and self._device.type == "cuda" else None
+        # by the largest band, as all ranks have to agree: a capture runs the exchanges once more
+        largest = slab_elements(self._parts, max(self._counts), self._width)
+        self.small = sum(largest) * self._dtype.itemsize <= self.captured_bytes
+        self._graphs = LoopGraphs(self._decode_band) if graph and self.small and self._device.type == "cuda" else None
 
     def decode(self, latents: Tensor) -> Tensor | None:
         """This rank's latents, 1 16 h w (unscaled decoder input) -> uint8 height width 3 on rank 0, None elsewhere."""

@@ -23,7 +23,7 @@ from xdit_bench.config import LaunchConfig, Point
 from xdit_bench.measure.nvml import Telemetry
 from xdit_bench.predict.utilisation import utilisation
 from xdit_bench.results.schema import Record
-from xdit_bench.results.store import Store
+from xdit_bench.results.store import Store, latest
 from xdit_bench.runner.frontier import Search, make_searches, trials
 from xdit_bench.runner.launcher import environment_warnings
 from xdit_bench.runner.node import serve_node
@@ -189,6 +189,8 @@ class _Runner:
             return False
         if found.status == "skipped" and run.probe_all:
             return False
+        if found.status == "infeasible" and not found.failure and not cell.why_not:  # this command can run it
+            return False
         return found.status == "ok" or not run.retry_failed
 
     def _next(self, pending: Sequence[Cell]) -> int:
@@ -207,7 +209,7 @@ class _Runner:
         if failed >= START_ATTEMPTS:
             why = f"ranks could not be started {failed} times in a row on this machine"
             return Outcome("skipped", why, failure={"stage": START_STAGE})
-        ours = (record for record in self.store.records if record.run_id in self.ours)
+        ours = (record for record in latest(self.store.records) if record.run_id in self.ours)
         run = cell.job.run  # a search knows by itself what need not be tried
         reason = None if run.probe_all or run.frontier else doomed(cell, ours)
         if reason:

@@ -131,7 +131,7 @@ def baselines(jobs: Sequence[Job], gpus: int) -> list[Job]:
 
 def _order(cell: Cell, seed: str) -> tuple[object, ...]:
     """One pool and one set of weights at a time, small images before large, baselines first, the rest shuffled so
-    that drift hits all configurations alike; a point with a VAE first, as its image is the better reference."""
+    that drift hits all configurations alike; a point with an exact decode first, as a reference needs its image."""
     point = cell.point
     baseline = 0 if point.engine == STOCK and point.gpus == 1 else 1 if point.gpus == 1 else 2
     shuffled = hashlib.sha256(f"{seed}{cell.run_id}".encode()).hexdigest() if cell.job.run.shuffle else ""
@@ -144,7 +144,7 @@ def _order(cell: Cell, seed: str) -> tuple[object, ...]:
         point.seed,
         point.height * point.width,
         baseline,
-        point.vae == "none",
+        point.vae in ("none", "tiled"),
         shuffled,
         point.gpus,
         point.ulysses,

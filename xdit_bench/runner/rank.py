@@ -26,7 +26,7 @@ from xdit_bench.engine.mesh import Mesh, build_mesh
 from xdit_bench.measure.collectives import probe_collectives, probe_link
 from xdit_bench.measure.launch import BlockLaunch
 from xdit_bench.measure.memory import MemoryWatch
-from xdit_bench.measure.parity import compare, finite, from_truth, save_result
+from xdit_bench.measure.parity import compare, finite, from_truth, has_image, save_result
 from xdit_bench.measure.profile import profile_step
 from xdit_bench.measure.timers import ImageTimer, Timing, synchronize
 from xdit_bench.runner.failure import brief, describe, drop_locals, forget_frames
@@ -229,7 +229,10 @@ class Rank:
             return {"ok": True, "reference": "itself", **truth}
         if not command.get("reference"):
             return truth
-        found = compare(latents, image, Path(command["reference"]), dtype=point.dtype, exact_image=exact)
+        reference = Path(command["reference"])
+        found = compare(latents, image, reference, dtype=point.dtype, exact_image=exact)
+        if exact and image is not None and found["ok"] and not has_image(reference):  # of a point without a decode
+            save_result(reference, latents, image, made_by)
         return found | truth
 
     def _profile(self, command: Message, backend: Backend, mesh: Mesh, point: Point) -> dict[str, Any]:
@@ -243,7 +246,7 @@ class Rank:
         embeddings = backend.encode()
         if mesh.rank == 0:
             try:
-                return profile_step(lambda: backend.denoise(embeddings), self.device, point.steps)
+                return profile_step(lambda: backend.denoise(embeddings), self.device, point.steps, ranks=mesh.size)
             except RuntimeError as error:
                 if mesh.size > 1:  # the other ranks are in step with this one no more
                     raise

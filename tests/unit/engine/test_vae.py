@@ -171,6 +171,14 @@ def test_bands_cover_all_rows_unevenly(vae: AutoencoderKL) -> None:
     assert bands == [(0, 4), (4, 8), (8, 11), (11, 14)]
 
 
+def test_all_ranks_agree_whether_a_decode_may_be_captured(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [sum(slab_elements(read_decoder(vae), rows, 4)) * 4 for rows in (3, 4)]  # bands of 4, 4, 3 and 3 rows
+    for limit, small in ((sizes[0] - 1, False), (sizes[0], False), (sizes[1] - 1, False), (sizes[1], True)):
+        monkeypatch.setattr(BandVae, "captured_bytes", limit)
+        ranks = [BandVae(vae, Mesh(4, 1, rank, CPU), height=112, width=32, graph=True) for rank in range(4)]
+        assert [band.small for band in ranks] == [small] * 4
+
+
 def test_fused_upsample_equals_upsample_then_convolution() -> None:
     x, weight, bias = torch.randn(1, 5, 4, 7), torch.randn(3, 5, 3, 3), torch.randn(3)
     truth = torch.nn.functional.conv2d(torch.nn.functional.interpolate(x, scale_factor=2.0), weight, bias, padding=1)

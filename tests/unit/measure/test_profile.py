@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xdit_bench.measure.profile import attribute, classify, length, profile_step
+from xdit_bench.measure.profile import _named, attribute, classify, length, profile_step
 
 
 @pytest.mark.parametrize(("name", "kind"), [
@@ -14,10 +14,17 @@ from xdit_bench.measure.profile import attribute, classify, length, profile_step
     ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7", "attention"),
     ("void flash::flash_fwd_kernel<...cutlass::bfloat16_t...>", "attention"),
     ("ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)", "communication"),
+    ("Memcpy PtoP (Device -> Device)", "communication"),
+    ("Memcpy DtoD (Device -> Device)", "elementwise"),
     ("triton_poi_fused_add_mul_3", "elementwise"),
 ])  # fmt: skip
 def test_kernels_are_classed_by_name(name: str, kind: str) -> None:
     assert classify(name) == kind
+
+
+def test_a_copy_between_devices_is_communication_where_there_are_several() -> None:
+    copy = "Memcpy DtoD (Device -> Device)"
+    assert [classify(_named(copy, ranks)) for ranks in (1, 2)] == ["elementwise", "communication"]
 
 
 def test_communication_counts_where_nothing_hides_it_and_gaps_are_launch() -> None:
