@@ -17,7 +17,7 @@ from typing import Any
 
 from xdit_bench.reporting.entry import Entry, Size, number
 from xdit_bench.reporting.peers import shipped_bounds
-from xdit_bench.reporting.study import Group, sittings
+from xdit_bench.reporting.study import Group
 from xdit_bench.results.schema import Record, interval
 from xdit_bench.rungs import ENGINE, RUNGS, settled
 
@@ -90,13 +90,12 @@ def ladder(group: Group) -> list[Rung]:
         return rungs
     held = predictions(group.rungs[0].record)
     vae = Counter(entry.vae for entry in group.rungs).most_common(1)[0][0]
-    timed = (*group.entries, *group.rungs, *group.earlier)
-    ours = [
-        [e for e in sitting if (e.engine, e.vae) == (ENGINE, vae) and e.status != "infeasible"]
-        for sitting in sittings(timed)
-    ]
+    sittings: dict[int, list[Entry]] = {}
+    for entry in sorted((*group.entries, *group.rungs, *group.earlier), key=lambda entry: entry.record.time):
+        if (entry.engine, entry.vae) == (ENGINE, vae) and entry.status != "infeasible":
+            sittings.setdefault(group.sitting(entry), []).append(entry)
     for size in sorted({entry.size for entry in group.rungs}, key=lambda size: (size[0] * size[1], size)):
-        here = [[entry for entry in sitting if entry.size == size] for sitting in ours]
+        here = [[entry for entry in sitting if entry.size == size] for sitting in sittings.values()]
         splits = {_split(entry) for sitting in here for entry in sitting}
         for split in sorted(splits, key=lambda split: (split[0] * split[1], -split[0])):
             found = [{_named(e): e for e in sitting if _split(e) == split} for sitting in here]

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -60,7 +60,7 @@ class Group:
     """Entries that may share a curve, and the engine whose scaling the figures show.
 
     `rungs` are our engine with gains left out: experiments, which stand in the ladder and in no other comparison; it
-    alone looks at `earlier` too, measurements of points that were measured again.
+    alone looks at `earlier` too, measurements of points that were measured again. `sittings` are by a record's time.
     `apart` are the words that tell it from other groups of the report, empty where its machine and model do.
     """
 
@@ -69,16 +69,15 @@ class Group:
     rungs: tuple[Entry, ...] = ()
     earlier: tuple[Entry, ...] = ()
     apart: str = ""
+    sittings: Mapping[str, int] = field(default_factory=dict)
 
-    @cached_property
-    def _sitting(self) -> dict[str, int]:
-        """Which sitting a record is of, by its time."""
-        timed = sittings((*self.entries, *self.rungs, *self.earlier))
-        return {entry.record.time: k for k, sitting in enumerate(timed) for entry in sitting}
+    def sitting(self, entry: Entry) -> int:
+        """Which sitting of its machine a measurement is of, as they followed one another; 0 of all predictions."""
+        return self.sittings.get(entry.record.time, 0)
 
     def in_two_sittings(self, one: Entry, other: Entry) -> bool:
-        """Whether two measurements of this group are of two sittings: their ratio errs by what hosts differ."""
-        return self.setting.source == "measured" and self._sitting[one.record.time] != self._sitting[other.record.time]
+        """Whether two measurements are of two sittings: their ratio errs by what hosts differ."""
+        return self.sitting(one) != self.sitting(other)
 
     @property
     def on_cpu(self) -> bool:
@@ -268,21 +267,20 @@ class Group:
         return Speedup(base.total_s / entry.total_s, base, over, self.in_two_sittings(entry, base))
 
 
-def sittings(entries: Iterable[Entry]) -> list[list[Entry]]:
-    """Measurements of one machine by sitting, both in order of time: points that were run one after another."""
-    found: list[list[Entry]] = []
-    ended = -math.inf
-    for entry in sorted(entries, key=_ended_s):
-        spent = number((entry.record.telemetry.get("spent_s") or {}).get("whole")) or 0.0
-        if not found or _ended_s(entry) - spent - ended > SITTING_GAP_S:
-            found.append([])
-        found[-1].append(entry)
-        ended = _ended_s(entry)
+def sittings(records: Iterable[Record]) -> dict[str, int]:
+    """Which sitting each record of one machine is of, by its time: points that were run one after another are of one,
+    whatever groups a report puts them in."""
+    found: dict[str, int] = {}
+    ended, last = -math.inf, -1
+    for record in sorted(records, key=_ended_s):
+        spent = number((record.telemetry.get("spent_s") or {}).get("whole")) or 0.0
+        last += _ended_s(record) - spent - ended > SITTING_GAP_S
+        found[record.time], ended = last, _ended_s(record)
     return found
 
 
-def _ended_s(entry: Entry) -> float:
-    return datetime.fromisoformat(entry.record.time).timestamp()
+def _ended_s(record: Record) -> float:
+    return datetime.fromisoformat(record.time).timestamp()
 
 
 def spread(sizes: Sequence[Size], count: int) -> list[Size]:
@@ -311,7 +309,15 @@ def group_records(records: Iterable[Record]) -> list[Group]:
     for record in records:
         if record.source == "measured" and id(record) not in last:
             earlier.setdefault(_setting(record), []).append(Entry.of(record))
-    groups = (_group(setting, found, earlier.get(setting, ()), grouped) for setting, found in grouped.items())
+    machines: dict[str, list[Record]] = {}
+    for record in records:
+        if record.source == "measured":
+            machines.setdefault(record.fingerprint, []).append(record)
+    when = {fingerprint: sittings(taken) for fingerprint, taken in machines.items()}
+    groups = (
+        _group(setting, found, earlier.get(setting, ()), grouped, when.get(setting.fingerprint, {}))
+        for setting, found in grouped.items()
+    )
     return sorted(groups, key=_rank)
 
 
@@ -331,12 +337,18 @@ def _setting(record: Record) -> Setting:
     )
 
 
-def _group(setting: Setting, entries: Sequence[Entry], earlier: Sequence[Entry], among: Iterable[Setting]) -> Group:
+def _group(
+    setting: Setting,
+    entries: Sequence[Entry],
+    earlier: Sequence[Entry],
+    among: Iterable[Setting],
+    when: Mapping[str, int],
+) -> Group:
     whole = tuple(entry for entry in entries if not entry.without)
     rungs = tuple(entry for entry in entries if entry.without)
     if not whole:  # nothing to keep the rungs apart from
         whole, rungs = rungs, ()
-    return Group(setting, whole, rungs, tuple(earlier), _apart(setting, among))
+    return Group(setting, whole, rungs, tuple(earlier), _apart(setting, among), when)
 
 
 def _apart(setting: Setting, among: Iterable[Setting]) -> str:

@@ -292,6 +292,12 @@ def test_what_was_measured_in_two_sittings_is_marked_and_ties_within_what_sittin
     larger = [record(8.0, res=2048, engine="stock", vae="single"), record(4.0, res=2048, ulysses=2)]
     both = said([*apart, *larger])
     assert "2.00x at 1024px (in two sittings) and 2.00x at 2048px over plain diffusers on one GPU" in both
+    times = [f"2026-11-01T{12 + 8 * k // 60}:{8 * k % 60:02d}:00.000+00:00" for k in range(23)]
+    between = [record(1.0, steps=9, extra={"time": time}) for time in times]
+    (group,) = (g for g in group_records([*apart, *between]) if g.setting.steps != 9)
+    gain = group.gain(group.split((1024, 1024), 2, 1))  # type: ignore[arg-type]
+    assert gain is not None
+    assert not gain.two_sittings, "other points ran all the while"
     peers = [record(1.0, engine="diffusers", ulysses=2, execution="compile", extra=later), record(0.8, ulysses=2)]
     assert [row.two_sittings for row in compared(group_records(peers)[0]) if row.key == "peers"] == [True]
 
