@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from xdit_bench import __version__, data_dir
-from xdit_bench.arguments import knobs, nearest, one_line, reproducible, submits, with_topology_files
+from xdit_bench.arguments import check_added, knobs, nearest, one_line, reproducible, submits, with_topology_files
 from xdit_bench.config import Config, Point, check_study
 from xdit_bench.errors import ConfigError, RankCrashed, UserError, first_line
 from xdit_bench.keys import INTERRUPTED
@@ -36,6 +36,7 @@ from xdit_bench.results.store import Store, newest, read_records
 from xdit_bench.runner.frontier import trials
 from xdit_bench.topology import match
 from xdit_bench.topology.probe import fingerprint, probe, software
+from xdit_bench.topology.specs import Topology
 
 NO_POINT_OK, BAD_INPUT = 1, 2
 
@@ -51,6 +52,11 @@ def run(plan: Plan, console: Console, command: str, *, shared: bool = False) -> 
 
         lend(to_job(lent, command), _machine(lent, plan.machine))
         return 0
+    machines: dict[str, Topology] = {}
+    for planned in plan.points:
+        name = planned.topology.name
+        if not planned.measured and machines.setdefault(name, planned.topology) != planned.topology:
+            raise ConfigError(f"two topologies of this sweep are named {name}; give one a name of its own")
     ok = False
     for study in dict.fromkeys(planned.cfg.study for planned in plan.points):
         points: dict[tuple[Point, bool, bool], PlannedPoint] = {}  # a value that was typed twice adds none
@@ -186,6 +192,7 @@ def compose_and_plan(argv: list[str], plan: Plan, command: str) -> None:
     for study in (argument.removeprefix("study=") for argument in argv if argument.startswith("study=")):
         for name in study.split(","):
             check_study(name)  # before Hydra makes its folder
+    check_added(argv)
     register()
     jobs = Jobs(plan, command)
 
@@ -210,6 +217,8 @@ def compose_and_plan(argv: list[str], plan: Plan, command: str) -> None:
     except OSError as error:
         raise ConfigError(f"results can not be written ({error}); set results_dir to a folder that can") from error
     except ValueError as error:
+        if "Config group override must be" in str(error):
+            raise ConfigError("model, engine, topology, vae and measure take a name each, not null") from error
         if "Only one of" not in str(error):
             raise
         raise ConfigError(

@@ -14,12 +14,13 @@ import shlex
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import MissingConfigException
 
 from xdit_bench import data_dir
-from xdit_bench.config import Config
-from xdit_bench.errors import TopologyError, did_you_mean
+from xdit_bench.config import Config, LaunchConfig, MeasureConfig, RunConfig
+from xdit_bench.errors import ConfigError, TopologyError, did_you_mean
 from xdit_bench.topology.specs import load
 
 # what Hydra says of a value, and what it means
@@ -56,8 +57,7 @@ def one_line(error: Exception) -> str:
     if unknown := re.search(r"Could not override '([^']+)'", text):
         if unknown[1] == "sweeps":
             return "a shipped sweep is added, not set: +sweeps=<name>"
-        hint = did_you_mean(unknown[1], [field.name for field in dataclasses.fields(Config)])
-        return f"there is no knob {unknown[1]!r}{hint or ';'} python -m xdit_bench --help lists them all"
+        return _no_knob(unknown[1])
     if ambiguous := re.search(r"Ambiguous value for argument '(.*)'", text):
         given = ambiguous[1]
         name, _, value = given.partition("=")
@@ -75,6 +75,22 @@ def one_line(error: Exception) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     wanted = [line for line in lines if not line.startswith(("full_key", "object_type", "reference_type"))]
     return "; ".join(dict.fromkeys(wanted))
+
+
+def _no_knob(name: str) -> str:
+    hint = did_you_mean(name, [field.name for field in dataclasses.fields(Config)])
+    return f"there is no knob {name!r}{hint or ';'} python -m xdit_bench --help lists them all"
+
+
+def check_added(argv: list[str]) -> None:
+    """Refuses what `+` or `++` would add and nothing reads: only a sweep and Hydra's own are so. Raises ConfigError."""
+    sections: dict[str, Any] = {"measure": MeasureConfig, "run": RunConfig, "launch": LaunchConfig}
+    for added in filter(None, (re.match(r"\+\+?([\w.]+)=", word) for word in argv)):
+        first, _, second = added[1].partition(".")
+        inside = sections.get(first) if second else None
+        names = {field.name for field in dataclasses.fields(inside or Config)} | {"sweeps", "hydra"}
+        if (second if inside else first) not in names:
+            raise ConfigError(_no_knob(added[1]))
 
 
 def with_topology_files(argv: list[str]) -> list[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -275,6 +274,10 @@ def _definition(shipped: Path) -> Any:
     return yaml.safe_load(shipped.read_text(encoding="utf-8"))
 
 
+MOST = 10**6  # of what is counted: nothing of the size is built, and tables hold it
+MOST_SEED = 2**63 - 1  # as torch and tables hold it
+
+
 def _check_definition(model: ModelSpec) -> None:
     """A name stands for one model: records, references and weights are told apart by it. Raises ConfigError."""
     shipped = data_dir("conf") / "model" / f"{model.name}.yaml"
@@ -306,16 +309,26 @@ def resolve(cfg: Config, *, size_typed: bool = False) -> tuple[Point, ModelSpec]
     height, width = _size(cfg, size_typed)
     for name, least in (("ulysses", 1), ("ring", 1), ("steps", 0)):
         _at_least(name, getattr(cfg, name), least)
+        _at_most(name, getattr(cfg, name), MOST)
+    _at_least("seed", cfg.seed, 0)
+    _at_most("seed", cfg.seed, MOST_SEED)
     if cfg.steps == 0 and vae_of(cfg) == "none":
         raise ConfigError("steps=0 is the decode alone, and vae=none leaves that out too; give steps=1 or another vae")
     if not 1 <= cfg.text_tokens <= 512:
         raise ConfigError(f"FLUX.1 takes 1 to 512 text tokens; text_tokens={cfg.text_tokens} is outside")
-    if cfg.memory_cap_gb is not None and not 0 < cfg.memory_cap_gb < math.inf:
-        raise ConfigError(f"memory_cap_gb must be above 0, or null for no cap; got {cfg.memory_cap_gb}")
+    if cfg.memory_cap_gb is not None and not 0 < cfg.memory_cap_gb <= MOST:
+        raise ConfigError(f"memory_cap_gb must be above 0, at most {MOST}, or null for no cap; got {cfg.memory_cap_gb}")
     _check_measure(cfg.measure)
     _check_run(cfg.run)
     if cfg.run.frontier:
         _check_frontier(height, width)
+    _at_least("launch.nnodes", cfg.launch.nnodes, 1)
+    if not 0 <= cfg.launch.node_rank < cfg.launch.nnodes:
+        raise ConfigError(
+            f"launch.node_rank is 0 to launch.nnodes - 1, here {cfg.launch.nnodes - 1}; got {cfg.launch.node_rank}"
+        )
+    if cfg.launch.gpus is not None:
+        _at_least("launch.gpus", cfg.launch.gpus, 1)
     if cfg.launch.nnodes > 1 and not cfg.launch.rdzv_endpoint:
         raise ConfigError(f"launch.nnodes={cfg.launch.nnodes} machines need launch.rdzv_endpoint=<host:port> to meet")
     check_study(cfg.study)
@@ -370,6 +383,7 @@ def settle(point: Point) -> Point:
 
 def check_side(name: str, side: int) -> None:
     """Raises ConfigError, with the nearest sides, for one that whole tokens do not fill."""
+    _at_most(name, side, MOST)
     if side < TOKEN_PIXELS or side % TOKEN_PIXELS:
         below = max(TOKEN_PIXELS, side - side % TOKEN_PIXELS)
         raise ConfigError(
@@ -483,6 +497,11 @@ def _size(cfg: Config, size_typed: bool) -> tuple[int, int]:
 def _at_least(name: str, value: float, low: float) -> None:
     if value < low:
         raise ConfigError(f"{name} must be at least {low}; got {value}")
+
+
+def _at_most(name: str, value: float, high: float) -> None:
+    if value > high:
+        raise ConfigError(f"{name} must be at most {high}; got {value}")
 
 
 def _check_frontier(height: int, width: int) -> None:

@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         options = parse(typed, DEFAULTS, "recommend")
+        if options["height"] and any(word.startswith("res=") for word in typed):
+            raise ConfigError("an image has one size: give res=…, or height=… width=…, not both")
         topology, model = load(options["topology"]), load_model(options["model"])
         gpus = whole(options, "gpus") if options["gpus"] else topology.gpus
         if gpus > topology.gpus:

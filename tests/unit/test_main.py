@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from xdit_bench import data_dir
 from xdit_bench.__main__ import main
@@ -76,6 +77,16 @@ def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["model=flux_schnel"], ("unknown model", "did you mean flux_schnell?")),
         (["execution=egaer"], ("execution must be one of auto, eager, compile, graph", "execution=egaer")),
         (["no_such_knob=1"], ("no_such_knob", "--help")),
+        (["+ulyses=2"], ("no knob 'ulyses'", "did you mean ulysses?")),
+        (["++measure.repeat=3"], ("no knob 'measure.repeat'", "--help")),
+        (["vae=null"], ("vae", "take a name each, not null")),
+        (["launch.node_rank=3"], ("launch.node_rank is 0 to", "got 3")),
+        (["launch.nnodes=0"], ("launch.nnodes must be at least 1",)),
+        (["launch.gpus=0"], ("launch.gpus must be at least 1",)),
+        (["seed=18446744073709551615"], ("seed must be at most 9223372036854775807",)),
+        (["memory_cap_gb=1e300"], ("memory_cap_gb must be above 0, at most 1000000",)),
+        (["res=16000000000000000000"], ("res must be at most 1000000",)),
+        (["steps=99999999999999999999"], ("steps must be at most 1000000",)),
         (["height=720"], ("height and width go together",)),
         (["res=512", "height=720", "width=1280"], ("not both",)),
         (["topology=cpu", "weights=./no/such/folder"], ("weights", "./no/such/folder")),
@@ -326,6 +337,16 @@ def test_every_topology_and_model_of_a_sweep_has_its_own_study(here: Path) -> No
 def test_flags_may_stand_anywhere(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["res=2048", "--cfg", "job", "study=x"]) == 0
     assert "res: 2048" in capsys.readouterr().out
+
+
+def test_two_topologies_of_one_name_do_not_stand_for_each_other(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    box = yaml.safe_load((data_dir("conf") / "topology" / "a100_nvlink.yaml").read_text())
+    box["gpu"]["peak_flops"] *= 3
+    Path("fast.yaml").write_text(yaml.safe_dump(box))
+    sweep = ["-m", "topology=a100_nvlink,fast.yaml", "res=512", "run.report=false"]
+    assert "two topologies of this sweep are named a100_nvlink; give one a name of its own" in error_line(sweep, capsys)
+    Path("fast.yaml").write_text(yaml.safe_dump({**box, "name": "fast"}))
+    assert main(sweep) == 0
 
 
 def test_a_predicted_cell_its_engine_lacks_is_infeasible_too(here: Path) -> None:

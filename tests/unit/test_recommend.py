@@ -94,6 +94,25 @@ def test_neither_older_code_nor_another_format_is_a_sitting_of_the_point(say, tm
     assert "32.2 s an image (31.0 to 33.5, measured)" in say(*of)[1]
 
 
+def test_what_ran_out_of_memory_when_it_was_measured_is_no_advice(say, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    measured(tmp_path)
+    seen = read_records(tmp_path / "s")[0]
+    of = ("topology=h100_nvlink", "res=4096", "engine=stock", "vae=single", "steps=1", "gpus=1", "execution=eager")
+    for status, code in (("oom", 1), ("ok", 0)):  # the last word counts
+        with Store.open(tmp_path, "s") as store:
+            reason = "rank 0 ran out of memory in stage vae" * (status == "oom")
+            store.append(dataclasses.replace(seen, status=status, reason=reason))
+        found, out, err = say(*of)
+        assert found == code
+        assert ("measured: rank 0 ran out of memory in stage vae" in out + err) == (status == "oom")
+
+
+def test_an_image_has_one_size(say) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = say("res=1024", "height=512", "width=512")
+    assert code == 2
+    assert "not both" in err
+
+
 def test_an_oblong_image_and_a_capped_card_may_be_asked_for(say) -> None:  # type: ignore[no-untyped-def]
     _, out, _ = say("topology=h200_nvlink", "height=720", "width=1280", "memory_cap_gb=40", "gpus=2")
     assert out.startswith("flux_schnell, 1280x720px, 4 steps on h200_nvlink capped at 40 GB, engine usp/")

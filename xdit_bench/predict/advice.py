@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from xdit_bench.config import ModelSpec, Point
-from xdit_bench.errors import PointFailure
+from xdit_bench.errors import OutOfMemory, PointFailure
 from xdit_bench.predict.model import Prediction, predict
 from xdit_bench.predict.step import largest_part
 from xdit_bench.results.schema import Record, interval
@@ -106,7 +106,7 @@ def advise(
     """
     known: dict[tuple[object, ...], list[Record]] = {}
     for record in measured:
-        if record.status == "ok":
+        if record.status in ("ok", "oom"):
             known.setdefault(_key(Point.from_dict(record.point)), []).append(record)
     options: list[Option] = []
     failures: dict[str, str] = {}
@@ -115,7 +115,10 @@ def advise(
             continue
         candidate = dataclasses.replace(point, ulysses=ulysses, ring=ring)
         try:
-            sittings = known.get(_key(candidate))
+            taken = known.get(_key(candidate), [])
+            if taken and taken[-1].status == "oom":
+                raise OutOfMemory(f"measured: {taken[-1].reason}")
+            sittings = [record for record in taken if record.status == "ok"]
             options.append(
                 from_record(*reversed(sittings))
                 if sittings

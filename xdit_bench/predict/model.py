@@ -188,12 +188,14 @@ def _check(point: Point, model: ModelSpec, topology: Topology) -> None:
 
 def _out_of_memory(point: Point, memory: MemoryPlan, topology: Topology) -> OutOfMemory:
     what = f"the {memory.cap_bytes / 1e9:.1f} GB of {topology.gpu.name}"
-    if point.memory_cap_gb is not None and point.memory_cap_gb * 1e9 < topology.gpu.memory_bytes - CONTEXT_BYTES:
+    card = topology.gpu.memory_bytes - CONTEXT_BYTES
+    capped = point.memory_cap_gb is not None and point.memory_cap_gb * 1e9 < card
+    if capped:
         what = f"a cap of {point.memory_cap_gb:g} GB"
     if memory.stage in HELD_WHOLE:
         return OutOfMemory(
             f"every rank {HELD_WHOLE[memory.stage]}, {memory.loading_bytes / 1e9:.1f} GB, more than {what}; "
-            f"use a GPU with more memory",
+            f"use a {'larger cap' if capped else 'GPU with more memory'}",
             stage=memory.stage,
             rank=0,
             bytes_asked=memory.loading_bytes,

@@ -167,6 +167,12 @@ def _check_types(data: dict[str, Any], point: dict[str, Any]) -> None:
     for key in _TEXTS:
         if not isinstance(data.get(key, None if key in _NEEDED else ""), str):
             raise ResultsError(f"a record's {key} must be text; this one has {data.get(key)!r}")
+    try:
+        datetime.fromisoformat(data.get("time") or "1970-01-01")
+    except ValueError as error:
+        raise ResultsError(
+            f"a record's time must be a date and time in ISO 8601; this one has {data['time']!r}"
+        ) from error
     if not isinstance(data.get("warnings", []), list | tuple):
         raise ResultsError(f"a record's warnings must be a list; this one has {data['warnings']!r}")
 

@@ -56,6 +56,7 @@ def test_a_broken_line_in_the_middle_is_refused_by_number(tmp_path: Path) -> Non
      ({"latency_s": {}}, "positive number of seconds"), ({"status": "oom"}, "must say why"),
      ({"memory": 3}, "memory must be an object"), ({"machine": None}, "machine must be an object"),
      ({"latency_s": {"total": 1.0}}, r"latency_s\.total must be an object"), ({"reason": 5}, "reason must be text"),
+     ({"time": "yesterday"}, "time must be a date and time in ISO 8601"),
      ({"warnings": "x"}, "warnings must be a list")],
 )  # fmt: skip
 def test_a_record_that_breaks_a_rule_is_refused_with_the_remedy(change: dict[str, object], said: str) -> None:
