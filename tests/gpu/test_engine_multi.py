@@ -16,6 +16,7 @@ MESHES = [(2, 1, "ring"), (1, 2, "ring"), (1, 2, "gathered"), (1, 2, "auto")]
 OF_FOUR = [(2, 1, "ring"), (1, 4, "ring"), (2, 2, "gathered"), (1, 2, "auto"), (2, 2, "auto"), (4, 1, "ring")]
 EXECUTIONS = ["eager", "graph"]
 EXCHANGES = ["distributed", "symmetric"]
+HOPS = 16
 
 
 def worker(rank: int, folder: str, ranks: int, meshes: list[tuple[int, int, str]]) -> None:
@@ -44,6 +45,7 @@ def worker(rank: int, folder: str, ranks: int, meshes: list[tuple[int, int, str]
         results[ulysses, ring, keys, execution, exchange] = cases.relative(latents, reference)
         flux.close()
     results |= run_texts(device, meshes)
+    results |= run_hops(device, meshes)
     if rank == 0:
         torch.save(results, f"{folder}/results")
     torch.distributed.barrier()
@@ -87,6 +89,34 @@ def run_texts(device: torch.device, meshes: list[tuple[int, int, str]]) -> Resul
     return results
 
 
+def run_hops(device: torch.device, meshes: list[tuple[int, int, str]]) -> Results:
+    """Memory that a captured row of exchanges by NCCL takes, in blocks sent."""
+    from xdit_bench.engine.collectives import DistributedCarrier
+    from xdit_bench.engine.mesh import build_mesh
+
+    kept = {}
+    block = torch.ones(2**25, 1, device=device, dtype=torch.uint8)
+    for ulysses, ring in dict.fromkeys((u, r) for u, r, _ in meshes if r > 1):
+        mesh = build_mesh(ulysses, ring, device)
+        if mesh is None:
+            continue
+        carrier, rows = DistributedCarrier(mesh), [block.shape[0]] * ring
+        moves: dict[str, Any] = {"shift": lambda c=carrier, r=rows: c.shift(block, r, 0),
+                                 "collect": lambda c=carrier, r=rows: c.collect(block, r)}  # fmt: skip
+        for way, move in moves.items():
+            move().wait()
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            before = torch.cuda.memory_reserved()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                for _ in range(HOPS):
+                    move().wait()
+            kept[ulysses, ring, way, "graph", "distributed"] = (torch.cuda.memory_reserved() - before) / block.nbytes
+            del graph
+    return kept
+
+
 def run(folder: str, ranks: int, meshes: list[tuple[int, int, str]]) -> Results:
     torch.multiprocessing.start_processes(worker, (folder, ranks, meshes), nprocs=ranks, start_method="spawn")
     loaded: Results = torch.load(f"{folder}/results")
@@ -119,6 +149,11 @@ def test_t5_shared_out_over_two_gpus_equals_the_whole(
     ulysses: int, ring: int, share: str, execution: str, results: Results
 ) -> None:
     assert results[ulysses, ring, share, execution, ""] <= 5e-2
+
+
+@pytest.mark.parametrize("way", ["shift", "collect"])
+def test_a_graph_keeps_no_block_that_has_arrived(way: str, results: Results) -> None:
+    assert results[1, 2, way, "graph", "distributed"] < HOPS / 2
 
 
 @pytest.mark.fourgpu

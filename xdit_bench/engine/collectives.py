@@ -88,33 +88,30 @@ class DistributedCarrier:
 
     def scatter(self, slabs: Tensor, rows: Sequence[int]) -> Pending:
         """See Carrier."""
-        return self._all_to_all(slabs, [rows[self.mesh.ulysses_rank]] * len(rows), rows)
+        return self._to_ulysses(slabs, [rows[self.mesh.ulysses_rank]] * len(rows), rows)
 
     def gather(self, whole: Tensor, rows: Sequence[int]) -> Pending:
         """See Carrier."""
-        return self._all_to_all(whole, rows, [rows[self.mesh.ulysses_rank]] * len(rows))
+        return self._to_ulysses(whole, rows, [rows[self.mesh.ulysses_rank]] * len(rows))
 
     def shift(self, block: Tensor, rows: Sequence[int], hop: int) -> Pending:
         """See Carrier."""
-        position = self.mesh.ring_rank
-        received = block.new_empty(rows[(position - hop - 1) % self.mesh.ring], *block.shape[1:])
+        ring, position = self.mesh.ring, self.mesh.ring_rank
+        send, receive = [0] * ring, [0] * ring
+        send[(position + 1) % ring] = block.shape[0]
+        receive[(position - 1) % ring] = rows[(position - hop - 1) % ring]
         self.sent_bytes += block.nbytes
-        ops = [self._point(dist.isend, block, position + 1), self._point(dist.irecv, received, position - 1)]
-        return Pending(received, block, dist.batch_isend_irecv(ops))
+        return _all_to_all(block, send, receive, self.mesh.ring_group)
 
     def collect(self, own: Tensor, rows: Sequence[int]) -> Pending:
         """See Carrier."""
-        position = self.mesh.ring_rank
-        whole = own.new_empty(sum(rows), *own.shape[1:])
-        blocks = torch.split(whole, list(rows))
-        blocks[position].copy_(own)
         self.sent_bytes += own.nbytes * (self.mesh.ring - 1)
-        ops = []
-        for hop in range(1, self.mesh.ring):
-            source = (position - hop) % self.mesh.ring
-            ops.append(self._point(dist.isend, own, position + hop))
-            ops.append(self._point(dist.irecv, blocks[source], source))
-        return Pending(whole, own, dist.batch_isend_irecv(ops))
+        if len(set(rows)) == 1:
+            whole = own.new_empty(sum(rows), *own.shape[1:])
+            work = dist.all_gather_into_tensor(whole, own, group=self.mesh.ring_group, async_op=True)
+            return Pending(whole, own, [work])
+        copies = own.repeat(self.mesh.ring, *[1] * (own.dim() - 1))
+        return _all_to_all(copies, [own.shape[0]] * self.mesh.ring, rows, self.mesh.ring_group)
 
     def join(self, own: Tensor, rows: Sequence[int]) -> Tensor:
         """See Carrier. Blocks are padded to the largest on the way."""
@@ -143,13 +140,17 @@ class DistributedCarrier:
     def close(self) -> None:
         """See Carrier; there is nothing to free."""
 
-    def _all_to_all(self, send: Tensor, send_rows: Sequence[int], recv_rows: Sequence[int]) -> Pending:
-        received = send.new_empty(sum(recv_rows), *send.shape[1:])
+    def _to_ulysses(self, send: Tensor, send_rows: Sequence[int], recv_rows: Sequence[int]) -> Pending:
         self.sent_bytes += send.nbytes * (sum(send_rows) - send_rows[self.mesh.ulysses_rank]) // sum(send_rows)
-        group = self.mesh.ulysses_group
-        work = dist.all_to_all_single(received, send, list(recv_rows), list(send_rows), group=group, async_op=True)
-        return Pending(received, send, [work])
+        return _all_to_all(send, send_rows, recv_rows, self.mesh.ulysses_group)
 
-    def _point(self, way: Any, tensor: Tensor, position: int) -> dist.P2POp:
-        peer = self.mesh.rank_at(self.mesh.ulysses_rank, position % self.mesh.ring)
-        return dist.P2POp(way, tensor, peer, self.mesh.ring_group)
+
+def _all_to_all(
+    send: Tensor, send_rows: Sequence[int], recv_rows: Sequence[int], group: dist.ProcessGroup | None
+) -> Pending:
+    """The rows of `send` in turn to each rank of the group, zero of them where one gets nothing; arrive the rows from
+    each in turn. Also what goes to one rank alone is sent so: what isend and irecv have touched while a CUDA graph is
+    captured, torch's allocator keeps until the graph is gone."""
+    received = send.new_empty(sum(recv_rows), *send.shape[1:])
+    work = dist.all_to_all_single(received, send, list(recv_rows), list(send_rows), group=group, async_op=True)
+    return Pending(received, send, [work])

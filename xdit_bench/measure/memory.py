@@ -49,7 +49,8 @@ class MemoryWatch:
             return {"peak_bytes": resident, "reserved_bytes": resident, "alloc_retries": 0, "verdict": "fits"}
         retries = alloc_retries(self._device) - self._retries
         return {
-            "peak_bytes": torch.cuda.max_memory_allocated(self._device),
+            # active, not allocated alone: also blocks that were given up while another stream may still use them
+            "peak_bytes": int(torch.cuda.memory_stats(self._device)["active_bytes.all.peak"]),
             "reserved_bytes": torch.cuda.max_memory_reserved(self._device),
             "alloc_retries": retries,
             "verdict": "pressure" if retries else "fits",
