@@ -176,7 +176,7 @@ def published(matches: Sequence[Match]) -> str:
 def frontier(kin: Sequence[Group]) -> str:
     """What fits and what runs out, by cap, VAE mode and GPU count."""
     return ". ".join(
-        f"{limit.label}: {limit.said}{' fits' if limit.fits and not limit.open else ''}"
+        f"{limit.label}: {limit.said}{' fits' if limit.fits and not limit.open else ''}{limit.cost}"
         + (f", {limit.fails}px runs out" if limit.fails else "")
         for limit in limits(kin)
     )

@@ -66,7 +66,7 @@ def _said(limit: Limit) -> str:
     said = limit.said
     if limit.open:  # the caption and the table say why
         said = f"≥ {limit.fits}px" if limit.fits else "not found yet"
-    return said + ", pressure" * bool(limit.best and limit.best.verdict == "pressure")
+    return said + limit.cost
 
 
 def _crossed(limit: Limit) -> bool:

@@ -80,6 +80,7 @@ def group_figures(group: Group, matches: Sequence[Match], kin: Sequence[Group] =
         "frontier", "Largest image that fits",
         "A panel a memory, a bar a VAE mode and GPU count: it ends at the largest square image that succeeded (≥ where "
         "the search was cut off); a cross marks the smallest that ran out of memory, where that is not the next size. "
+        f"{'Seconds are of that one cold decode. ' if group.decode_alone else ''}"
         "Sizes that were run, nothing between them.", say.frontier(kin), partial(_frontier, kin), empty["frontier"],
         beside=kin,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xdit_bench.config import FRONTIER_STEP
+from xdit_bench.reporting import words
 from xdit_bench.reporting.entry import Entry, seconds_or_inf
 from xdit_bench.reporting.study import Group
 
@@ -66,6 +67,14 @@ class Limit:
             return f"nothing tried fits ({self.smallest}px the smallest)"  # a smaller one may fit
         beyond = "" if self.fails else f" ({self.ended.outcome} above)" if self.ended else " or more"
         return f"{self.fits}px{beyond}"
+
+    @property
+    def cost(self) -> str:
+        """`, 274 s, pressure`: how long the largest decode that stands alone took, and whether it was pressed."""
+        if self.best is None:
+            return ""
+        taken = f", {words.seconds(self.best.total_s)}" if self.group.decode_alone else ""
+        return taken + ", pressure" * (self.best.verdict == "pressure")
 
     @property
     def label(self) -> str:

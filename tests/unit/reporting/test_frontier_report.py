@@ -125,3 +125,13 @@ def test_nothing_that_fits_is_no_bar_and_a_mode_keeps_its_colour() -> None:
     (axis,) = draw_frontier.frontier(family, PAGE).axes
     (bar,) = axis.patches
     assert to_hex(bar.get_facecolor()) == VAE_COLOURS["distvae"]
+
+
+def test_beside_a_bar_stands_what_the_decode_took_and_whether_it_was_pressed(search: list[Record]) -> None:
+    pressed = {"memory": {"verdict": "pressure", "peak_bytes": 137e9, "alloc_retries": 39}}
+    slow = record(274.3, res=8192, vae="single", ulysses=1, steps=0, extra=pressed)
+    (family,) = families(group_records([*search, slow]))
+    words = [t.get_text() for axis in draw_frontier.frontier(family, PAGE).axes for t in axis.texts]
+    assert "8192px or more, 274 s, pressure" in words
+    assert "8192px or more, 1.28 s" in words
+    assert "vae=single, 1 GPU: 8192px or more fits, 274 s, pressure" in alternative(family)
