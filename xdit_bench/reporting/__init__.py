@@ -6,6 +6,7 @@ frontier.py    the largest image that fits, as the records say
 answer.py      the three sentences, banners and warnings at the head of a report
 words.py       how numbers, sizes and machines read
 peers.py       our engine beside its peers: ratios, and the bounds of a sweep file
+decode_table.py  the decode by VAE mode: seconds, memory beyond the weights, distance from plain diffusers' image
 ladder.py      our engine rung by rung: what each gain saved, and was predicted to; ladder_tables.py as tables
 published.py   published points and the points of ours that stand beside them
 spent.py       where the wall time of measured points went; outliers.py the images that took too long

@@ -7,12 +7,16 @@ Owns cells and their two faces: what a person reads and what a sort compares. Co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from xdit_bench.predict.advice import SITTING_ERROR
 from xdit_bench.reporting import words
+from xdit_bench.reporting.study import SITTING_GAP_S
 
 ESCAPES = (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("[", "\\["), ("`", "\\`"))
+
+TWO_SITTINGS = " †"  # behind a ratio of times that were measured so
 
 
 @dataclass(frozen=True)
@@ -83,3 +87,13 @@ def seconds(value: float | None) -> Cell:
 def milliseconds(value: float | None) -> Cell:
     """A step in ms with one decimal, as rungs save tenths; no zero is negative."""
     return Cell(words.MISSING if value is None else f"{round(1e3 * value, 1) + 0.0:.1f} ms", value)
+
+
+def of_two_sittings(rows: Iterable[Sequence[Cell]]) -> str:
+    """What the mark of two sittings means, where a row has one."""
+    if not any(cell.text.endswith(TWO_SITTINGS) for row in rows for cell in row):
+        return ""
+    return (
+        f"{TWO_SITTINGS}: of times measured in two sittings, more than {SITTING_GAP_S / 60:.0f} minutes apart. A time "
+        f"differs from sitting to sitting by {100 * SITTING_ERROR:.0f} % (standard deviation); a tie allows for it."
+    )

@@ -74,7 +74,7 @@ def compared(group: Group) -> list[Compared]:
         return rows
 
     def add(key: str, ours: Entry, theirs: Entry | None, value: float | None) -> None:
-        bound = _bound(held, key, ours) if group.setting.source == "measured" else None
+        bound = bound_of(held, key, ours) if group.setting.source == "measured" else None
         apart = key in TIMED and theirs is not None and group.in_two_sittings(ours, theirs)
         rows.append(Compared(key, ours.size, ours.gpus, ours, theirs, value, bound, apart))
 
@@ -148,7 +148,7 @@ def shipped_bounds(study: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _bound(bounds: Mapping[str, Any], key: str, entry: Entry) -> float | None:
+def bound_of(bounds: Mapping[str, Any], key: str, entry: Entry) -> float | None:
     """Of comparison -> GPUs -> side of the image in pixels -> number."""
     side = entry.size[0] if entry.size[0] == entry.size[1] else None
     return number(((bounds.get(key) or {}).get(entry.gpus) or {}).get(side))

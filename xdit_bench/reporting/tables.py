@@ -8,31 +8,40 @@ Owns columns, rows and their wording. A cell holds what a person reads and what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from xdit_bench.predict.advice import SITTING_ERROR
 from xdit_bench.reporting import words
-from xdit_bench.reporting.cells import Cell, Table, count, milliseconds, seconds, text
+from xdit_bench.reporting.cells import (
+    TWO_SITTINGS,
+    Cell,
+    Table,
+    count,
+    milliseconds,
+    of_two_sittings,
+    seconds,
+    text,
+)
+from xdit_bench.reporting.decode_table import decode_table
 from xdit_bench.reporting.entry import Entry
 from xdit_bench.reporting.frontier import families, limits
 from xdit_bench.reporting.ladder_tables import ladder_table, rungs_table
 from xdit_bench.reporting.peers import Compared, compared
 from xdit_bench.reporting.published import Match
-from xdit_bench.reporting.study import SITTING_GAP_S, Group, Speedup, whole_card
+from xdit_bench.reporting.study import Group, Speedup, whole_card
 
 CLASSES = ("gemm", "attention", "elementwise", "communication", "launch")  # of measure.profile
-TWO_SITTINGS = " †"
 SEARCHED = "What a search ran out of memory at stands with the largest image that fits."
 
 
 def report_tables(groups: Sequence[Group], matches: Sequence[Match]) -> list[Table]:
-    """The frontier, best configurations, peers, where steps go, ladder, published beside ours, failures; the last has
-    all points."""
+    """The frontier, best configurations, peers, decodes, where steps go, ladder, published beside ours, failures; the
+    last has all points."""
     tables = [
         frontier_table(groups),
         best_table(groups),
         peers_table(groups),
+        decode_table(groups),
         attribution_table(groups),
         ladder_table(groups),
         rungs_table(groups),
@@ -108,17 +117,7 @@ def best_table(groups: Sequence[Group]) -> Table:
         f"Scaling: over the same engine and execution on one {one}. Gain: over plain diffusers on one {one}. "
         f"A tie: {_tied({group.setting.source for group in groups})}."
     )
-    return Table("best", "Best configurations", columns, tuple(rows), note + _of_two_sittings(rows))
-
-
-def _of_two_sittings(rows: Iterable[Sequence[Cell]]) -> str:
-    """What the mark of two sittings means, where a row has one."""
-    if not any(cell.text.endswith(TWO_SITTINGS) for row in rows for cell in row):
-        return ""
-    return (
-        f"{TWO_SITTINGS}: of times measured in two sittings, more than {SITTING_GAP_S / 60:.0f} minutes apart. A time "
-        f"differs from sitting to sitting by {100 * SITTING_ERROR:.0f} % (standard deviation); a tie allows for it."
-    )
+    return Table("best", "Best configurations", columns, tuple(rows), note + of_two_sittings(rows))
 
 
 def _tied(sources: set[str]) -> str:
@@ -145,7 +144,7 @@ def peers_table(groups: Sequence[Group]) -> Table:
         "finds no FlashAttention-3. Distances are relative L2; ours is that of the farthest point. Bounds are goals "
         "from the study's sweep file; what is met is as measured."
     )
-    return Table("peers", "Beside the peers", columns, rows, note + _of_two_sittings(rows))
+    return Table("peers", "Beside the peers", columns, rows, note + of_two_sittings(rows))
 
 
 def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple[Cell, ...]:
@@ -250,7 +249,7 @@ def points_table(groups: Sequence[Group]) -> Table:
     columns = ("Group", "Size", ">GPUs", "Engine", "VAE", "Split", "Attention", "Outcome", ">Seconds", ">Interval",
                ">Text", ">Denoise", ">VAE s", ">Step", ">MFU", ">Scaling", ">Gain", ">Peak memory",
                ">Energy", ">Parity")  # fmt: skip
-    return Table("points", "All points", columns, rows, _of_two_sittings(rows).strip())
+    return Table("points", "All points", columns, rows, of_two_sittings(rows).strip())
 
 
 def _point_row(groups: Sequence[Group], group: Group, entry: Entry) -> tuple[Cell, ...]:
