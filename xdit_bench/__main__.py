@@ -2,7 +2,7 @@
 
     python -m xdit_bench -m ulysses=1,2,4,8 ring=1,2 res=1024,2048,4096
 
-Exit codes: 0 done (failed cells are records), 1 no point `ok`, 2 bad input, 130 interrupted.
+Exit codes: 0 done (failed cells are records), 1 no point `ok`, 2 bad input, 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from xdit_bench import __version__, data_dir
+from xdit_bench import __version__, data_dir, keys
 from xdit_bench.arguments import check_added, knobs, nearest, one_line, reproducible, submits, with_topology_files
 from xdit_bench.config import Config, Point, check_study
 from xdit_bench.errors import ConfigError, RankCrashed, UserError, first_line
-from xdit_bench.keys import INTERRUPTED
 from xdit_bench.planning import Plan, PlannedPoint, predicted_baselines, to_job, within_host
 from xdit_bench.results.store import Store, newest, read_records
 from xdit_bench.runner.frontier import trials
@@ -275,10 +274,10 @@ def main(argv: list[str] | None = None) -> int:
     except RankCrashed as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", soft_wrap=True, markup=False)
         return NO_POINT_OK
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, keys.Terminated) as told:
         Console(stderr=True).print("interrupted; what was done is kept, the same command goes on from there")
-        return INTERRUPTED
+        return told.code if isinstance(told, keys.Terminated) else keys.INTERRUPTED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(keys.command(main))

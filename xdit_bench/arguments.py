@@ -118,12 +118,12 @@ def with_topology_files(argv: list[str]) -> list[str]:
         return argv
     group = Path(tempfile.mkdtemp(prefix="xdit_bench_")) / "topology"
     group.mkdir()
+    if not submits(argv):  # a cluster's job composes again, later
+        atexit.register(shutil.rmtree, group.parent, ignore_errors=True)
     for number, path in enumerate(files, start=1):
         if load(str(path)).name in RESERVED:  # which also refuses a bad file by file, key and rule, before Hydra does
             raise TopologyError(f"{path}: name must be none of {', '.join(RESERVED)}, which mean other machines")
         (group / f"file_{number}.yaml").symlink_to(path.resolve())
-    if not submits(argv):  # a cluster's job composes again, later
-        atexit.register(shutil.rmtree, group.parent, ignore_errors=True)
     return _searched(rewritten, f"file://{group.parent}")
 
 

@@ -19,6 +19,12 @@ INTERRUPTED = 130
 UNREAD = 141  # as a shell says of SIGPIPE
 
 
+class Terminated(SystemExit):
+    """SIGTERM came, as a cluster sends at the end of a job's time."""
+
+    code: int
+
+
 def command(verb: Callable[[], int]) -> int:
     """Exit code of a verb that is this process. Ctrl-C is a line and 130, SIGTERM 143, each once what the verb started
     has ended and its private folders are gone."""
@@ -37,7 +43,7 @@ def command(verb: Callable[[], int]) -> int:
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # once is enough: a second would cut the cleaning up short
-    sys.exit(128 + number)
+    raise Terminated(128 + number)
 
 
 def helped(arguments: Sequence[str], about: str | None, defaults: Mapping[str, str]) -> bool:

@@ -145,11 +145,19 @@ def test_a_weights_folder_that_lacks_a_part_names_it(
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_done_leaves_no_process_and_exits_130(here: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_keep_what_is_done_and_leave_no_process_and_no_folder(
+    number: int, code: int, here: Path
+) -> None:
+    private = here / "private"
+    private.mkdir()
     argv = ["-m", "model=flux_tiny", "topology=cpu", "ulysses=1,2", "res=256,384", "study=s"]
     slow = ["measure.max_repeats=3000", "measure.precision=0.0001", "measure.time_cap_s=4"]  # four seconds a point
     command = [sys.executable, "-m", "xdit_bench", *argv, *slow]
-    child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    child = subprocess.Popen(
+        command, env={**os.environ, "TMPDIR": str(private)}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
     records = here / "results" / "s" / "records.jsonl"
     end = time.monotonic() + 200
     while not (records.exists() and records.read_bytes().count(b"\n")):
@@ -158,9 +166,11 @@ def test_ctrl_c_keeps_what_is_done_leaves_no_process_and_exits_130(here: Path) -
         time.sleep(0.1)
     ranks = psutil.Process(child.pid).children(recursive=True)
     assert ranks
-    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: the whole group at once
+    assert list(private.glob("xdit_bench_*"))
+    os.killpg(child.pid, number)  # as a terminal and a cluster do: the whole group at once
     out, _ = child.communicate(timeout=60)
-    assert child.returncode == 130, out.decode()
+    assert child.returncode == code, out.decode()
+    assert not list(private.glob("xdit_bench_*"))
     assert "the same command goes on from there" in out.decode()
     assert not [rank for rank in ranks if running(rank.pid)]  # a zombie, which init has yet to collect, runs no more
     assert {record.status for record in read_records(here / "results" / "s")} == {"ok"}

@@ -145,7 +145,7 @@ class _Runner:
         self.progress.begin(cell)
         try:
             record = self._record(cell, self._outcome(cell, ranks))
-        except KeyboardInterrupt:  # often because it seems to hang: then this is where
+        except (KeyboardInterrupt, SystemExit):  # often because it seems to hang: then this is where
             took = f"{time.monotonic() - self.begun:.0f} s in"
             where = ", ".join(filter(None, [took, self.session.whereabouts()]))
             self.progress.note(f"interrupted  {cell.point.label}  {where}")
