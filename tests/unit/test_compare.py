@@ -12,6 +12,7 @@ from synthetic import CPU, history, record
 
 from xdit_bench.compare import main, parse_threshold
 from xdit_bench.errors import ConfigError
+from xdit_bench.reporting.comparison import compare
 from xdit_bench.results.schema import Record
 from xdit_bench.results.store import Store
 
@@ -156,3 +157,15 @@ def test_a_field_that_no_fingerprint_has_is_not_allowed_in_silence(
     both = [keep(tmp_path / name, [record(samples=history(1))]) for name in ("base", "new")]
     assert main([*both, "--allow", "drivr"]) == 2
     assert "'drivr' is none; did you mean driver?" in capsys.readouterr().err
+
+
+def test_a_measurement_that_vanished_fails_though_its_prediction_stays() -> None:
+    measured, predicted = record(1.0, samples=history(1)), record(0.9, source="predicted", machine={"fingerprint": "m"})
+    rows = compare([measured, predicted], [predicted])
+    assert [(row.source, row.verdict) for row in rows] == [("measured", "newly failing"), ("predicted", "same")]
+
+
+def test_a_few_samples_make_no_interval_and_say_so() -> None:
+    (row,) = compare([record(1.0, samples=[1.0])], [record(1.01, samples=[1.01])])
+    assert (row.verdict, row.low, row.high) == ("same", None, None)
+    assert row.note == "1 and 1 samples make no interval; measure.repeats=5 would"

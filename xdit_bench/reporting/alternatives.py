@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from xdit_bench.reporting import draw_ladder, draw_parts, words
-from xdit_bench.reporting.entry import Entry, Size
+from xdit_bench.reporting import draw_ladder, draw_parts, draw_peers, words
+from xdit_bench.reporting.entry import Entry, Size, pick
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.marks import shown_sizes
 from xdit_bench.reporting.peers import runner
@@ -49,15 +49,7 @@ def cells(group: Group) -> str:
     """Every factorization's seconds or outcome."""
 
     def say(size: Size) -> str:
-        cells = sorted(
-            {(e.gpus, e.ulysses, e.ring) for e in group.entries if e.engine == group.engine and e.size == size}
-        )
-        said = []
-        for _, u, r in cells:
-            entry = group.split(size, u, r)
-            if entry:
-                said.append(f"u{u}r{r} {_time(entry)}")
-        return ", ".join(said)
+        return ", ".join(f"{entry.factors} {_time(entry)}" for entry in group.splits(size))
 
     return _each(group, say)
 
@@ -79,32 +71,48 @@ def speedup(group: Group) -> str:
     return _each(group, say)
 
 
-def _best(group: Group, fact: Callable[[Entry], str]) -> str:
+def _bars(group: Group, fact: Callable[[Entry], str], *, failures: bool = True) -> str:
+    """Plain diffusers where there is a bar of it, then each GPU count: a fact of each success, a failure's outcome."""
+
     def say(size: Size) -> str:
-        entries = [(gpus, group.best(size, gpus)) for gpus in group.gpu_counts]
-        return ", ".join(f"{group.count(gpus)} {said}" for gpus, e in entries if e and (said := fact(e)))
+        said = []
+        for _, entry in draw_parts.bars_over_gpus(group, size):
+            told = "" if entry is None else fact(entry) if entry.ok else entry.outcome * failures
+            if entry and told:
+                stock = "stock on " * (entry.engine == "stock" != group.engine)
+                said.append(f"{stock}{group.count(entry.gpus)} {told}")
+        return ", ".join(said)
 
     return _each(group, say)
 
 
 def stage(group: Group) -> str:
     """Seconds of each stage of the best."""
-    return _best(group, lambda e: " + ".join(f"{stage} {words.seconds(s)}" for stage, s in e.stages.items()))
+    return _bars(group, lambda e: " + ".join(f"{stage} {words.seconds(s)}" for stage, s in e.stages.items()))
 
 
 def memory(group: Group) -> str:
     """Peak memory of the best."""
-    return _best(group, lambda e: words.gigabytes(e.peak_bytes) if e.peak_bytes else "")
+
+    def held(entry: Entry) -> str:
+        pressed = ", pressure" * (entry.verdict == "pressure")
+        return f"{words.gigabytes(entry.peak_bytes)}{pressed}" if entry.peak_bytes else ""
+
+    return _bars(group, held)
 
 
 def energy(group: Group) -> str:
     """Joules of the best."""
-    return _best(group, lambda e: f"{words.digits(e.energy_j)} J" if e.energy_j else "")
+    return _bars(group, lambda e: f"{words.digits(e.energy_j)} J" if e.energy_j else "")
 
 
 def attribution(group: Group) -> str:
     """Milliseconds of a step by term."""
-    return _best(group, lambda e: " + ".join(f"{name} {words.digits(1e3 * s)} ms" for name, s in e.terms.items()))
+
+    def terms(entry: Entry) -> str:
+        return " + ".join(f"{name} {words.digits(1e3 * taken)} ms" for name, taken in entry.terms.items())
+
+    return _bars(group, terms, failures=False)
 
 
 def vae(group: Group) -> str:
@@ -132,12 +140,14 @@ def engine(group: Group) -> str:
     """Milliseconds of a step by engine and GPU count."""
 
     def say(size: Size) -> str:
-        best: dict[str, float] = {}
-        for e in group.entries:
-            if e.ok and e.step_s and e.size == size:
-                key = f"{runner(e)} on {group.count(e.gpus)}"
-                best[key] = min(e.step_s, best.get(key, e.step_s))
-        return ", ".join(f"{name} {words.digits(1e3 * step)} ms a step" for name, step in sorted(best.items()))
+        said = []
+        for gpus, name in draw_peers.engine_rows(group):
+            alike = [e for e in group.entries if (e.gpus, runner(e), e.size) == (gpus, name, size)]
+            steps = [e.step_s for e in alike if e.ok and e.step_s]
+            failed = pick(alike)
+            taken = f"{words.digits(1e3 * min(steps))} ms a step" if steps else failed.outcome if failed else "not run"
+            said.append(f"{name} on {group.count(gpus)} {taken}")
+        return ", ".join(said)
 
     return _each(group, say)
 

@@ -80,7 +80,8 @@ def _others(groups: Sequence[Group]) -> str:
         if size is None or entry is None:
             continue
         base = group.scaling(entry)
-        gain = f", {words.times(base.value)} over {base.over}" if base and base.base is not entry else ""
+        apart = " (in two sittings)" if base and base.two_sittings else ""
+        gain = f", {words.times(base.value)} over {base.over}{apart}" if base and base.base is not entry else ""
         where = f"{words.short(group)}, {words.panel(group, size)}"
         said.append(f"{where}: {words.seconds(entry.total_s)} on {group.count(entry.gpus)} ({entry.factors}{gain})")
     more = f"; {words.plural(len(said) - OTHERS, 'more section')}" if len(said) > OTHERS else ""
@@ -154,7 +155,7 @@ def _best(group: Group, sizes: Sequence[Size]) -> str:
 
 def _speedup(group: Group, sizes: Sequence[Size]) -> str:
     gains: list[tuple[str, Speedup]] = []
-    scalings: dict[str, list[tuple[str, Speedup]]] = {}  # by what ran on one GPU: a report may hold several executions
+    scalings: dict[str, list[tuple[str, Speedup]]] = {}  # by what they stand on: a report may hold several executions
     left = 0
     shown = spread(sizes, SHOWN)
     for size in sizes:
@@ -169,13 +170,14 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
             pressed = " (that one under memory pressure)" if gain.base.verdict == "pressure" else ""
             gains.append((f"{words.times(gain.value)} at {words.px(size)}{pressed}", gain))
         if scaling and scaling.base is not entry:
-            rebased = f" (over {group.count(scaling.base.gpus)}, as fewer failed)" if scaling.rebased else ""
-            said = scalings.setdefault(scaling.base.runner, [])
-            said.append((f"{words.times(scaling.value)} at {words.px(size)}{rebased}", scaling))
+            said = scalings.setdefault(scaling.over, [])
+            said.append((f"{words.times(scaling.value)} at {words.px(size)}", scaling))
     parts = []
     if gains:
         parts.append(_over(gains, f"plain diffusers on one {_one(group)}"))
-    parts += [_over(said, f"{runner} on one {_one(group)}") for runner, said in scalings.items()]
+    parts += [_over(said, over) for over, said in scalings.items()]
+    if not parts and any(e.gpus == 1 and group.best(e.size) is e and not e.cold for e in group.entries):
+        return f"None: one {_one(group)} is the fastest, and plain diffusers has no time beside it."
     if not parts:
         beside = "one-GPU point of this group succeeded beside another"
         cold = any(entry.cold for entry in group.entries)
@@ -214,9 +216,9 @@ def _one(group: Group) -> str:
 
 
 def _memory(alike: Sequence[Group]) -> str:
-    if out := next(filter(None, map(_runs_out, alike)), ""):
-        return f"At {out}."
     entries = [e for group in alike for e in group.entries if e.ok]
+    if out := next(filter(None, (_runs_out(group, entries) for group in alike)), ""):
+        return f"At {out}."
     fullest = max((e for e in entries if e.peak_bytes), key=lambda e: e.peak_bytes or 0.0, default=None)
     cap = alike[0].setting.memory_cap_gb
     nothing = "Nothing ran out of it" if cap is None else f"Nothing ran out of it below the cap of {cap:g} GB"
@@ -241,18 +243,17 @@ def _pressed(group: Group, entries: Iterable[Entry]) -> str:
 
 
 def _capped(group: Group) -> str:
-    out = _runs_out(group)
+    out = _runs_out(group, [e for e in group.entries if e.ok])
     return f"Capped at {group.setting.memory_cap_gb:g} GB, {out}." if out else ""
 
 
-def _runs_out(group: Group) -> str:
-    """Where memory ends first, and the largest image that fits; empty where nothing ran out."""
+def _runs_out(group: Group, fits: Sequence[Entry]) -> str:
+    """Where memory ends first, and the largest image of those that fit; empty where nothing ran out."""
     out = [e for e in group.entries if e.status == "oom"]
     if not out:
         return ""
     first = min(out, key=lambda e: (e.size[0] * e.size[1], e.gpus))
     said = f"{words.px(first.size)} {first.runner} with vae={first.vae} runs out on {group.count(first.gpus)}"
-    fits = [e for e in group.entries if e.ok]
     images = [e for e in fits if e.decode != "none"] or fits  # latents that nobody decoded are no image
     if not images:
         return said

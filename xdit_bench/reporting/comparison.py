@@ -130,7 +130,7 @@ def _join(
         rows.append(Row(record.point, record.source, NOT_COMPARABLE, new=_value(record, metric), note=note))
     for record in left if len(left) > len(waiting) else ():
         value, verdict = _value(record, metric), NOT_COMPARABLE
-        if new:
+        if any(other.source == record.source for other in new):
             note = "no record of this machine in NEW"
         elif elsewhere is not None and not across:
             note = f"NEW has it on {elsewhere}; --allow {MACHINE} compares machines"
@@ -199,6 +199,8 @@ def judge(base: Record, new: Record, metric: Metric, threshold: float) -> Row:
         return Row(new.point, new.source, FIXED, new=_value(new, metric), note=f"was: {was}")
     olds, news = _samples(base, metric), _samples(new, metric)
     before, after = _value(base, metric) or math.nan, _value(new, metric) or math.nan
+    low: float | None
+    high: float | None
     if olds and news:
         ratio, low, high = shift(olds, news)
         p: float | None = mann_whitney(olds, news)
@@ -210,6 +212,9 @@ def judge(base: Record, new: Record, metric: Metric, threshold: float) -> Row:
             )
         sure = p is not None and p <= max(ALPHA, least)
         note = ""
+        if least > FEW:  # no interval of 95 % is made of so few
+            low = high = None
+            note = f"{len(olds)} and {len(news)} samples make no interval; measure.repeats=5 would"
     else:
         ratio, low, high, p, sure, note = after / before, None, None, None, True, "no samples: the medians alone decide"
     worse, better = (SLOWER, FASTER) if metric.unit == "s" else ("larger", "smaller")

@@ -66,6 +66,8 @@ def _said(limit: Limit) -> str:
     said = limit.said
     if limit.open:  # the caption and the table say why
         said = f"≥ {limit.fits}px" if limit.fits else "not found yet"
+    elif not limit.fits and limit.fails:
+        said = f"nothing from {limit.smallest}px on"
     return said + limit.cost
 
 

@@ -56,7 +56,7 @@ TERM_COLOURS = {
 VAE_SIZES = 3
 
 
-def _bars_over_gpus(group: Group, size: Size) -> list[tuple[str, Entry | None]]:
+def bars_over_gpus(group: Group, size: Size) -> list[tuple[str, Entry | None]]:
     """The bars of a panel: stock where there is one, then the best factorization of each GPU count."""
     stock = group.stock(size) if group.engine != "stock" else None
     bars: list[tuple[str, Entry | None]] = [("1\nstock", stock)] if stock else []
@@ -72,7 +72,7 @@ def stages(group: Group, layout: Layout) -> Figure:
     figure, axes = panels(len(sizes), layout, height=2.35)
     for axis, size in zip(axes, sizes, strict=True):
         axis.set_title(words.panel(group, size))
-        bars = _bars_over_gpus(group, size)
+        bars = bars_over_gpus(group, size)
         totals = [sum(e.stages.values()) for _, e in bars if e and e.ok and e.stages]
         if not totals:
             empty(axis, f"no success timed by stage\n({why_none(group, size)})")
@@ -100,7 +100,7 @@ def memory(group: Group, layout: Layout) -> Figure:
     figure, axes = panels(len(sizes), layout, height=2.35)
     for axis, size in zip(axes, sizes, strict=True):
         axis.set_title(words.panel(group, size))
-        bars = _bars_over_gpus(group, size)
+        bars = bars_over_gpus(group, size)
         peaks = [e.peak_bytes for _, e in bars if e and e.ok and e.peak_bytes]
         limit = next((e.limit_bytes for _, e in bars if e and e.limit_bytes), None)
         if not peaks and not (limit and any(e and not e.ok for _, e in bars)):
@@ -160,7 +160,7 @@ def energy(group: Group, layout: Layout) -> Figure:
     figure, axes = panels(len(sizes), layout, height=2.1)
     for axis, size in zip(axes, sizes, strict=True):
         axis.set_title(words.panel(group, size))
-        bars = [(label, e) for label, e in _bars_over_gpus(group, size) if e]
+        bars = [(label, e) for label, e in bars_over_gpus(group, size) if e]
         top = max((e.energy_j for _, e in bars if e.ok and e.energy_j), default=None)
         if top is None:
             empty(axis, "no energy was recorded here")
@@ -318,7 +318,7 @@ def attribution(group: Group, layout: Layout) -> Figure:
     colours = _term_colours([*shown, *(["all else"] if len(shown) < len(names) else [])])
     for axis, size in zip(axes, sizes, strict=True):
         axis.set_title(words.panel(group, size))
-        bars = [bar for bar in _bars_over_gpus(group, size) if bar[1] and bar[1].terms]
+        bars = [bar for bar in bars_over_gpus(group, size) if bar[1] and bar[1].terms]
         if not bars:
             ran = group.best(size) is not None
             empty(axis, "no point here was profiled\n(measure.profile=true)" if ran else "no success here")

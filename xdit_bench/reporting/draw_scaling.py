@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import matplotlib
@@ -21,7 +20,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from xdit_bench.reporting import words
 from xdit_bench.reporting.draw_headline import why_none
-from xdit_bench.reporting.entry import Entry, Size
+from xdit_bench.reporting.entry import Entry, Size, pick
 from xdit_bench.reporting.marks import label_rows, legend, shown_sizes
 from xdit_bench.reporting.study import Group, Speedup
 from xdit_bench.reporting.style import (
@@ -49,10 +48,6 @@ def strategy(entry: Entry) -> str:
     return "Ulysses" if entry.ring == 1 else "ring" if entry.ulysses == 1 else "hybrid"
 
 
-def _is(name: str, entry: Entry) -> bool:
-    return strategy(entry) == name
-
-
 def strategies(group: Group, layout: Layout) -> Figure:
     """Latency over GPUs, a line a strategy (Ulysses, ring, hybrid), a panel a resolution; failures as crosses."""
     sizes = shown_sizes(group)
@@ -72,14 +67,15 @@ def strategies(group: Group, layout: Layout) -> Figure:
 
 def _strategy_panel(axis: Axes, group: Group, size: Size) -> set[str]:
     """Draws the lines; returns what of the legend they need."""
-    single = group.cell(size, 1)
+    splits = group.splits(size)
+    single = pick(e for e in splits if e.gpus == 1)
     values: list[float] = []
     drawn: list[str] = []  # each line's markers are smaller than the last one's: equal times stay visible
     failures = [(1, single)] if single and not single.ok else []
     for name in STRATEGIES:
         points = [(1, single.total_s)] if single and single.total_s else []
         for gpus in group.gpu_counts:
-            entry = group.cell(size, gpus, partial(_is, name))
+            entry = pick(e for e in splits if e.gpus == gpus and strategy(e) == name)
             if entry and entry.total_s:
                 points.append((gpus, entry.total_s))
             elif entry and entry.status != "infeasible":

@@ -23,8 +23,9 @@ NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def export(records: Sequence[Record], folder: Path) -> tuple[list[Path], list[str]]:
-    """Writes records.csv, junit.xml, and records.parquet where pyarrow is there; returns files and remarks."""
-    frame = to_frame(records)
+    """Writes records.csv and junit.xml, the newest record of each point, and records.parquet where pyarrow is there;
+    returns files and remarks."""
+    frame = to_frame(newest(records))
     paths = [folder / "records.csv", folder / "junit.xml"]
     frame.to_csv(paths[0], index=False, lineterminator="\n")
     paths[1].write_bytes(junit(records))

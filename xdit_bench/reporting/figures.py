@@ -167,7 +167,9 @@ def _headline_caption(group: Group) -> str:
         if sizes and len(sizes) == len(kinds):
             held = f"Times {what}."
         elif sizes:
-            held += f" At {words.listing(sizes)} every exact decode failed: times there {what}."
+            tried = {words.px(e.size) for e in group.entries if e.engine == group.engine and e.decode == "exact"}
+            why = "every exact decode failed" if tried & set(sizes) else "no exact decode was run"
+            held += f" At {words.listing(sizes)} {why}: times there {what}."
     others = any(e.engine == group.engine and e.decode != kinds[e.size] for e in group.entries)
     apart = " Points that leave out or tile the decode do not compete with it; see the VAE figure." if others else ""
     kind = "the median's 95 % interval" if group.setting.source == "measured" else "the prediction's interval"

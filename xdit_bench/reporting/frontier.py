@@ -63,6 +63,8 @@ class Limit:
         """`5120px`, `8192px or more`, `nothing tried fits (3072px the smallest)`: what fits, and how sure that is."""
         if self.open:
             return f"{self.fits}px at least (search cut off)" if self.fits else "no size yet (search cut off)"
+        if not self.fits and self.ended and not self.failure:
+            return f"not known ({self.ended.outcome} at {words.px(self.ended.size)})"
         if not self.fits:
             return f"nothing tried fits ({self.smallest}px the smallest)"  # a smaller one may fit
         beyond = "" if self.fails else f" ({self.ended.outcome} above)" if self.ended else " or more"

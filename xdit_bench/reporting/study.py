@@ -24,6 +24,8 @@ from xdit_bench.results.store import newest
 
 SITTING_GAP_S = 600.0  # between the end of one point and the start of the next: more, and another sitting begins
 
+MACHINE_WORD = 32  # characters of a fact that tells two machines apart
+
 
 class Setting(NamedTuple):
     """What has to be equal for two points to share a curve or a speedup."""
@@ -153,6 +155,12 @@ class Group:
         alike = [e for e in tried if best and e.execution == best.execution and e.status != "infeasible"]
         return pick(alike or tried)
 
+    def splits(self, size: Size) -> list[Entry]:
+        """What a figure shows for each factorization that was tried at a size, by GPUs, Ulysses first."""
+        tried = {(e.gpus, -e.ulysses, e.ulysses, e.ring) for e in self._competing if e.size == size}
+        found = (self.split(size, ulysses, ring) for *_, ulysses, ring in sorted(tried))
+        return [entry for entry in found if entry]
+
     def absent(self, size: Size, gpus: int | None = None) -> str:
         """Why nothing of a size, or a count of GPUs, competes: what was run or failed instead, in words."""
         others = [entry for entry in self.entries if entry.size == size and gpus in (None, entry.gpus)]
@@ -229,6 +237,7 @@ class Group:
         fewest = min(e.gpus for e in kin)
         alike = [e for e in kin if e.gpus == fewest]
         alike = [e for e in alike if not e.cold] or alike
+        alike = [e for e in alike if e.attention == entry.attention] or alike
         base = min([e for e in alike if e.vae == entry.vae] or alike, key=seconds_or_inf)
         if base.gpus > 1 and not self._one_failed(entry):
             return None  # one GPU was not tried: a ratio over two would pass for a speedup
@@ -341,7 +350,7 @@ def _group(
     setting: Setting,
     entries: Sequence[Entry],
     earlier: Sequence[Entry],
-    among: Iterable[Setting],
+    among: Mapping[Setting, Sequence[Entry]],
     when: Mapping[str, int],
 ) -> Group:
     whole = tuple(entry for entry in entries if not entry.without)
@@ -351,8 +360,8 @@ def _group(
     return Group(setting, whole, rungs, tuple(earlier), _apart(setting, among), when)
 
 
-def _apart(setting: Setting, among: Iterable[Setting]) -> str:
-    """What tells it from others of the same model, machine, transport and cap."""
+def _apart(setting: Setting, among: Mapping[Setting, Sequence[Entry]]) -> str:
+    """What tells it from others of the same model, topology, transport and cap."""
     said = {
         "steps": f"{setting.steps} step{'s' * (setting.steps != 1)}",
         "text_tokens": f"{setting.text_tokens} text token{'s' * (setting.text_tokens != 1)}",
@@ -365,7 +374,20 @@ def _apart(setting: Setting, among: Iterable[Setting]) -> str:
         return other._replace(**unsaid), other.steps == 0  # type: ignore[arg-type]
 
     alike = [other for other in among if known(other) == known(setting)]
-    return " ".join(word for key, word in said.items() if len({getattr(other, key) for other in alike}) > 1)
+    words = [word for key, word in said.items() if len({getattr(other, key) for other in alike}) > 1]
+    machines = {other.fingerprint: among[other][0].record for other in alike}
+    if setting.source == "measured" and len(machines) > 1:
+        words.append(_machine_apart(machines[setting.fingerprint], list(machines.values())))
+    return " ".join(words)
+
+
+def _machine_apart(record: Record, among: Sequence[Record]) -> str:
+    """`driver 570.1`: the first short fact that tells a machine from others of its topology, else its fingerprint."""
+    for name in ("gpu", "gpus", "driver", "torch", "cpu", "cores"):
+        values = [(other.machine | other.software).get(name) for other in among]
+        if len(set(map(str, values))) == len(values) and all(len(str(value)) <= MACHINE_WORD for value in values):
+            return f"{name} {(record.machine | record.software)[name]}"
+    return f"machine {record.fingerprint[:8]}"
 
 
 def _rank(group: Group) -> tuple[Any, ...]:

@@ -307,7 +307,8 @@ def _bytes(groups: Sequence[Group], group: Group, entry: Entry) -> Cell:
         free = whole_card(groups, group, entry)
         free = None if free is None or entry.cold or free.cold else free
         slower = entry.total_s / free.total_s if entry.total_s and free and free.total_s else None
-        said = [f"{words.times(slower)} the whole card's time"] if slower else []
+        apart = ", in two sittings" if slower and free and group.in_two_sittings(free, entry) else ""
+        said = [f"{words.times(slower)} the whole card's time{apart}"] if slower else []
         if entry.record.source == "measured":
             retries = int(entry.record.memory.get("alloc_retries") or 0)
             said.insert(0, words.plural(retries, "retry", "retries"))

@@ -19,7 +19,7 @@ def test_names_best_configuration_speedup_and_limit_of_memory() -> None:
     assert "3.10 s at 4096px on 8 GPUs" in best
     assert "3.66x at 1024px" in speedup
     assert "over plain diffusers on one GPU" in speedup
-    assert "over 2 GPUs, as fewer failed" in speedup
+    assert "3.85x at 4096px over usp/eager on 2 GPUs (1 GPU failed)" in speedup
     assert "At 4096px stock/eager with vae=single runs out on 1 GPU" in memory
     assert "the largest image run that fits is 4096px" in memory
 
@@ -133,7 +133,7 @@ def test_a_speedup_names_the_execution_that_it_stands_on() -> None:
     small = [record(2.0, execution="graph"), record(1.0, execution="graph", ulysses=2)]
     large = [record(5.42, res=2048, execution="graph"), record(5.55, res=2048), record(2.99, res=2048, ulysses=2)]
     said = head([*small, *large]).sentences[1].text
-    assert said == "2.00x at 1024px over usp/graph on one GPU; 1.86x at 2048px over usp/eager on one GPU."
+    assert said == "2.00x at 1024px over usp/graph on 1 GPU; 1.86x at 2048px over usp/eager on 1 GPU."
     group = group_records([*small, *large])[0]
     lines = [line[1] for size in group.sizes if (line := group.baseline(size))]
     assert lines == ["1 GPU, usp", "1 GPU, usp/graph"], "named where the arrow divides by another execution"
@@ -160,3 +160,21 @@ def test_a_point_that_drifted_when_it_was_measured_again_is_a_warning() -> None:
     assert "1 point measured again" in warnings[0]
     assert "the furthest by +30 %" in warnings[0]
     assert head([quiet]).warnings == ()
+
+
+def test_where_one_gpu_is_the_fastest_no_speedup_is_stated_for_that_reason() -> None:
+    said = head([record(1.0), record(1.2, ulysses=2)]).sentences[1].text
+    assert said == "None: one GPU is the fastest, and plain diffusers has no time beside it."
+
+
+def test_memory_names_the_largest_image_that_fits_whatever_its_steps() -> None:
+    said = head([record(1.0), record(status="oom", res=3072, ulysses=2), record(9.0, res=4096, steps=1)]).sentences[2]
+    assert "the largest image run that fits is 4096px, on 1 GPU" in said.text
+
+
+def test_a_ratio_of_another_section_says_that_it_is_of_two_sittings() -> None:
+    later = {"time": "2026-11-01T15:00:00.000+00:00"}
+    host = [record(2.0, transport="host"), record(1.5, ulysses=2, transport="host", extra=later)]
+    found = head([record(2.0), record(1.0, ulysses=2), record(0.9, ring=2), *host])
+    said = found.elsewhere
+    assert "1.33x over usp/eager on 1 GPU (in two sittings)" in said

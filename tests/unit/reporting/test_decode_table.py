@@ -13,10 +13,18 @@ from xdit_bench.results.schema import Record
 COMMAND = "python -m xdit_bench -m +sweeps=vae_effect study=mine"
 
 
-def decode(seconds: float, peak_gb: float, vae: str, *, off: float | None = None, **point: object) -> Record:
+def decode(
+    seconds: float,
+    peak_gb: float,
+    vae: str,
+    *,
+    off: float | None = None,
+    reference: str = "stock u1r1 eager",
+    **point: object,
+) -> Record:
     """A 2048px image whose decode takes `seconds` and whose peak is `peak_gb`, 34 of them weights."""
     stages = {"text": 0.05, "denoise": 0.6, "vae": seconds, "total": 0.65 + seconds}
-    parity = {} if off is None else {"image_rel_l2": off, "image_max_abs": 18}
+    parity = {} if off is None else {"image_rel_l2": off, "image_max_abs": 18, "reference": reference}
     extra = {
         "latency_s": {name: {"median": value, "samples": [value]} for name, value in stages.items()},
         "memory": {"peak_bytes": peak_gb * 1e9, "parameters_bytes": 34e9, "verdict": "fits"},
@@ -64,6 +72,16 @@ def test_the_goals_are_the_sweeps_that_made_the_record_whatever_its_study() -> N
     assert {len(row) for row in decode_table(group_records(other)).rows} == {9}
 
 
+def test_goals_are_of_their_machine_and_distances_of_plain_diffusers_alone() -> None:
+    elsewhere = [
+        decode(0.4, 44.0, "single", topology="h100_nvlink"),
+        decode(0.1, 37.5, "parallel", topology="h100_nvlink", off=0.0, reference="usp u1r1 eager"),
+    ]
+    table = decode_table(group_records(elsewhere))
+    assert "Goal" not in [column.removeprefix(">") for column in table.columns]
+    assert table.rows[1][-1].text == "–"
+
+
 def test_predictions_are_held_to_no_goal() -> None:
     (group,) = group_records([decode(0.4, 44.0, vae, source="predicted") for vae in ("single", "parallel")])
     assert [row.goal or row.beyond_goal for row in decodes(group)] == [None, None]
@@ -90,5 +108,5 @@ def test_one_mode_alone_is_no_table_and_ratios_of_two_sittings_are_marked() -> N
 
 def test_the_shipped_goals_name_modes_gpus_and_sizes() -> None:
     bounds = shipped_bounds("vae_effect")
-    assert set(bounds) == {"decode", "beyond_gb"}
+    assert set(bounds) == {"topology", "decode", "beyond_gb"}
     assert bounds["decode"]["distvae"][2][4096] == 0.230

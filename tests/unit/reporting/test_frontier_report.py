@@ -67,7 +67,7 @@ def test_of_two_machines_each_limit_says_whose_it_is(search: list[Record]) -> No
 def test_a_crash_is_no_limit_of_memory(search: list[Record]) -> None:
     crash = record(status="crashed", res=6144, steps=0, vae="tiled")
     (row,) = [r for r in frontier_table(group_records([*search, crash])).rows if r[1].text == "tiled"]
-    assert row[4].text == "nothing tried fits (6144px the smallest)"
+    assert row[4].text == "not known (crashed at 6144px)"
     assert "crashed at 6144px: crashed: made up" in row[8].text
 
 
@@ -135,3 +135,10 @@ def test_beside_a_bar_stands_what_the_decode_took_and_whether_it_was_pressed(sea
     assert "8192px or more, 274 s, pressure" in words
     assert "8192px or more, 1.28 s" in words
     assert "vae=single, 1 GPU: 8192px or more fits, 274 s, pressure" in alternative(family)
+
+
+def test_in_a_column_what_is_said_of_nothing_that_fits_has_room() -> None:
+    failures = [oom(res=size, vae="single") for size in (1024, 4096)]
+    (family,) = families(group_records(failures))
+    words = [t.get_text() for axis in draw_frontier.frontier(family, COLUMN).axes for t in axis.texts]
+    assert words == ["OOM", "nothing from 1024px on"]

@@ -629,3 +629,44 @@ def test_a_size_where_one_vae_mode_alone_was_tried_has_no_panel() -> None:
     (group,) = group_records([record(), record(vae="single", res=2048)])
     (figure,) = (figure for figure in group_figures(group, ()) if figure.name == "vae")
     assert figure.why_empty.startswith("needs two VAE modes at one size")
+
+
+def test_two_machines_of_one_topology_are_told_apart_by_what_differs() -> None:
+    newer = {**H200, "driver": "580.9", "fingerprint": "h200-cccc"}
+    groups = group_records([record(1.0), record(1.1, machine=newer)])
+    assert {group.apart for group in groups} == {"driver 570.1", "driver 580.9"}
+    table = best_table(groups)
+    assert len({row[0].text for row in table.rows}) == 2
+    unknown = {**H200, "fingerprint": "h200-cccc"}
+    assert {g.apart for g in group_records([record(1.0), record(1.1, machine=unknown)])} == {
+        "machine h200-aaa",
+        "machine h200-ccc",
+    }
+
+
+def test_scaling_prefers_a_base_of_the_same_attention_kernel() -> None:
+    points = [record(1.0, attention="sdpa"), record(0.6), record(0.5, attention="sdpa", ulysses=2)]
+    (group,) = group_records(points)
+    (two,) = [e for e in group.entries if e.gpus == 2]
+    scaling = group.scaling(two)
+    assert scaling is not None
+    assert scaling.value == pytest.approx(2.0)
+
+
+def test_a_strategys_line_shows_the_failure_that_another_execution_would_hide() -> None:
+    graph = [record(1.0, execution="graph"), record(0.5, execution="graph", ulysses=2)]
+    failed = record(status="crashed", execution="graph", ring=2)
+    (group,) = group_records([*graph, failed, record(2.0, ring=2)])
+    (axis,) = strategies(group, PAGE).axes
+    assert "crashed" in [text.get_text() for text in axis.texts]
+    assert not [line for line in axis.lines if 2.0 in line.get_ydata()]
+    assert alternatives.cells(group) == "1024px: u1r1 1.00 s, u2r1 0.500 s, u1r2 crashed"
+
+
+def test_alternative_texts_tell_of_stock_failures_and_pressure() -> None:
+    tight = {"memory": {"verdict": "pressure", "peak_bytes": 80e9, "alloc_retries": 3}}
+    held = {"memory": {"verdict": "fits", "peak_bytes": 40e9}}
+    stock = record(status="oom", engine="stock", vae="single")
+    (group,) = group_records([stock, record(1.0, extra=tight), record(0.5, ulysses=2, extra=held)])
+    assert alternatives.memory(group) == "1024px: stock on 1 GPU OOM, 1 GPU 80.0 GB, pressure, 2 GPUs 40.0 GB"
+    assert alternatives.engine(group).startswith("1024px: usp/eager on 1 GPU 202 ms a step")
