@@ -77,7 +77,7 @@ def run_study(
     """One study of a plan; True when the newest record of one of its points is ok."""
     cfg = points[0].cfg
     if cfg.run.report:
-        _writable(Path(cfg.reports_dir))
+        _writable(Path(cfg.reports_dir), study)
     with Store.open(Path(cfg.results_dir), study, shared=shared) as store:
         _predict(study, [p for p in points if not p.measured], store, console, command)
         try:
@@ -139,15 +139,19 @@ def _machine(planned: PlannedPoint, machine: dict[str, Any]) -> dict[str, Any]:
     return {**machine, "device": "cpu", "gpus": planned.topology.gpus} if on_cpu else machine
 
 
-def _writable(reports_dir: Path) -> None:
+def _writable(reports_dir: Path, study: str) -> None:
     """Refuses before the sweep what would else end it without its report. Raises ConfigError."""
+    folder = reports_dir
     try:
-        reports_dir.mkdir(parents=True, exist_ok=True)
-        if not os.access(reports_dir, os.W_OK):
+        folder.mkdir(parents=True, exist_ok=True)
+        if (reports_dir / study).exists():
+            folder = reports_dir / study
+            folder.mkdir(exist_ok=True)  # a file of that name says so
+        if not os.access(folder, os.W_OK):
             raise PermissionError("permission denied")
     except OSError as error:
         raise ConfigError(
-            f"reports go to {reports_dir}, which can not be written ({error.strerror or error}); set reports_dir to a "
+            f"reports go to {folder}, which can not be written ({error.strerror or error}); set reports_dir to a "
             f"folder that can, or run.report=false"
         ) from error
 

@@ -124,9 +124,10 @@ def test_a_reports_folder_that_can_not_be_written_stops_the_sweep_before_it_star
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "taken").write_text("a file, not a folder")
-    line = error_line(["reports_dir=taken"], capsys)
-    assert "taken" in line
-    assert "run.report=false" in line
+    for arguments in (["reports_dir=taken"], ["reports_dir=.", "study=taken"]):
+        line = error_line(arguments, capsys)
+        assert "taken" in line
+        assert "run.report=false" in line
     assert not list(here.rglob("records.jsonl"))
 
 
