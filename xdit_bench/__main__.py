@@ -108,8 +108,9 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
         if record.run_id not in current:
             store.append(record)
         said += record.status == "ok" and number < len(points)
-        if record.status != "ok":
-            console.print(f"{record.status:>10}  {planned.point.label}  {record.reason}", soft_wrap=True, markup=False)
+        took = f"{record.total_s:.4g} s {'an image' if planned.point.steps else 'a decode'}" if record.total_s else ""
+        state = "predicted" if record.status == "ok" else record.status
+        console.print(f"{state:>10}  {planned.point.label}  {took or record.reason}", soft_wrap=True, markup=False)
     caution = "predictions never stand in for measurements: calibrate or measure before you buy"
     console.print(f"{said} point{'s' * (said != 1)} predicted; {caution}", soft_wrap=True)
 
@@ -225,7 +226,7 @@ def compose_and_plan(argv: list[str], plan: Plan, command: str) -> None:
         if "Only one of" not in str(error):
             raise
         raise ConfigError(
-            "--cfg and --info show what one point resolves to, and -m asks for many; leave -m out"
+            "--cfg and --info show what one point is composed of, and -m asks for many; leave -m out"
         ) from error
     except RuntimeError as error:
         if not elsewhere:

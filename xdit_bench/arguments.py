@@ -91,6 +91,13 @@ def check_added(argv: list[str]) -> None:
         names = {field.name for field in dataclasses.fields(inside or Config)} | {"sweeps", "hydra"}
         if (second if inside else first) not in names:
             raise ConfigError(_no_knob(added[1]))
+        shown = {"-m", "--multirun", "--cfg", "-c", "--info", "-i"} & {word.partition("=")[0] for word in argv}
+        if first == "sweeps" and not shown:
+            raise ConfigError(f"{added[0]}{_value(argv, added[0])} is a grid: add -m (--multirun) to sweep over it")
+
+
+def _value(argv: list[str], start: str) -> str:
+    return next(word for word in argv if word.startswith(start)).removeprefix(start)
 
 
 def with_topology_files(argv: list[str]) -> list[str]:

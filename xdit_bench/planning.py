@@ -117,6 +117,16 @@ def _topology(cfg: Config, machine: dict[str, Any]) -> Topology:
 
 def _source(cfg: Config, topology: Topology, machine: dict[str, Any]) -> tuple[bool, tuple[str, ...]]:
     """Whether the point is measured, and what a reader must be told about that. Raises UserError."""
+    measured, notes = _measurable(cfg, topology, machine)
+    if not measured and cfg.launch.nnodes > 1:
+        raise ConfigError(
+            f"launch.nnodes={cfg.launch.nnodes} is measured alone, as a topology is of one host; leave "
+            f"launch.nnodes out to predict {topology.name}"
+        )
+    return measured, notes
+
+
+def _measurable(cfg: Config, topology: Topology, machine: dict[str, Any]) -> tuple[bool, tuple[str, ...]]:
     asked = cfg.source.value
     if "measured" not in cfg.engine["sources"]:
         if asked == "measured":
@@ -133,6 +143,11 @@ def _source(cfg: Config, topology: Topology, machine: dict[str, Any]) -> tuple[b
     wrong = match.differences(topology, machine)
     if not wrong:
         return True, ()
+    if asked == "measured" and cfg.topology["name"] == "auto":
+        raise TopologyError(
+            "source=measured needs a GPU, and this machine has none; use topology=cpu model=flux_tiny to try it on CPU "
+            "ranks, or source=predicted (which no search of run.frontier takes)"
+        )
     if asked == "measured":
         raise TopologyError(
             f"source=measured needs the machine that topology={topology.name} names: {'; '.join(wrong)}; "

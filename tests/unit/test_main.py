@@ -93,10 +93,16 @@ def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["topology=a100_nvlink", "source=measured"], ("source=measured", "a100_nvlink", "source=predicted")),
         (["engine=xdit_2024", "source=measured"], ("predictions alone", "source=predicted")),
         (["topology=cpu", "attention=fa3"], ("fa3_fwd_interface", "pip install 'xdit_bench[flash]'")),
+        (["source=measured"], ("source=measured needs a GPU", "topology=cpu model=flux_tiny")),
+        (["+sweeps=documents"], ("+sweeps=documents is a grid", "add -m")),
+        (
+            ["launch=torchrun", "launch.nnodes=2", "launch.node_rank=0", "launch.rdzv_endpoint=h:1", "ulysses=8"],
+            ("launch.nnodes=2 is measured alone", "leave launch.nnodes out"),
+        ),
         (["topology=missing.yaml"], ("missing.yaml",)),
         (["study=../x"], ("study", "letters")),
         (["steps=0", "vae=none"], ("steps=0", "vae=none", "give steps=1")),
-        (["+sweeps=oom_frontier", "topology=cpu", "res=1008"], ("steps of 64", "res=1008", "960 or 1024")),
+        (["-m", "+sweeps=oom_frontier", "topology=cpu", "res=1008"], ("steps of 64", "res=1008", "960 or 1024")),
         (["run.frontier=true", "topology=cpu", "height=640", "width=320"], ("square", "height=640 width=320")),
         (["run.frontier=true", "topology=a100_nvlink"], ("run.frontier", "predicted for a100_nvlink", "topology=cpu")),
     ],
@@ -462,3 +468,13 @@ def test_weights_that_every_rank_of_the_pool_would_load_count_as_often(
         ("flux_tiny", 2): "ok",
     }  # fmt: skip
     assert "a sweep of their own" in found["flux_schnell", 1].reason
+
+
+def test_a_predicted_point_says_its_own_seconds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topology=a100_nvlink", "ulysses=8", "study=s"]) == 0
+    assert main(["topology=a100_nvlink", "ulysses=2", "study=s"]) == 0
+    said = capsys.readouterr().out
+    told = next(line for line in said.splitlines() if "u2r1" in line)
+    assert told.split()[0] == "predicted"
+    two = [r for r in read_records(here / "results" / "s") if r.point["ulysses"] == 2]
+    assert f"{two[0].total_s:.4g} s an image" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -87,3 +88,12 @@ def test_watts_are_of_all_gpus_and_clocks_of_the_slowest() -> None:
     row = to_frame([record(extra={"telemetry": telemetry}), record()]).iloc[0]
     assert (row["watts"], row["sm_mhz"], row["throttled_images"]) == (650.5, 1755.0, 0.0)
     assert to_frame([record()])["watts"].isna().all()
+
+
+def test_a_point_measured_again_by_other_code_is_one_row(tmp_path: Path) -> None:
+    older = record(1.0)
+    with Store.open(tmp_path, "demo") as store:
+        store.append(older)
+        store.append(dataclasses.replace(older, run_id="f" * 16, latency_s={"total": {"median": 2.0}}))
+    assert list(xdit_bench.results.load(tmp_path / "demo")["total_s"]) == [2.0]
+    assert len(xdit_bench.results.load(tmp_path / "demo", all_records=True)) == 2
