@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from xdit_bench.reporting import draw_ladder, draw_parts, draw_peers, words
-from xdit_bench.reporting.entry import Entry, Size, pick
+from xdit_bench.reporting.entry import Entry, Size
 from xdit_bench.reporting.frontier import limits
 from xdit_bench.reporting.marks import shown_sizes
-from xdit_bench.reporting.peers import runner
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group
 
@@ -142,11 +141,8 @@ def engine(group: Group) -> str:
     def say(size: Size) -> str:
         said = []
         for gpus, name in draw_peers.engine_rows(group):
-            alike = [e for e in group.entries if (e.gpus, runner(e), e.size) == (gpus, name, size)]
-            steps = [e.step_s for e in alike if e.ok and e.step_s]
-            failed = pick(alike)
-            taken = f"{words.digits(1e3 * min(steps))} ms a step" if steps else failed.outcome if failed else "not run"
-            said.append(f"{name} on {group.count(gpus)} {taken}")
+            step, told = draw_peers.engine_step(group, size, gpus, name)
+            said.append(f"{name} on {group.count(gpus)} {told}{' ms a step' if step else ''}")
         return ", ".join(said)
 
     return _each(group, say)

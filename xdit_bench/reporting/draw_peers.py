@@ -69,6 +69,15 @@ def engine_rows(group: Group) -> list[tuple[int, str]]:
     return sorted({(e.gpus, runner(e)) for e in group.entries if e.ok and e.step_s})
 
 
+def engine_step(group: Group, size: Size, gpus: int, name: str) -> tuple[float, str]:
+    """Milliseconds of the fastest step of one row (0 where none succeeded), and what is written beside it."""
+    alike = [e for e in group.entries if (e.gpus, runner(e), e.size) == (gpus, name, size)]
+    if steps := [1e3 * e.step_s for e in alike if e.ok and e.step_s]:
+        return min(steps), words.digits(min(steps))
+    failed = pick(alike)
+    return 0.0, failed.outcome if failed else "not run"
+
+
 def engines(group: Group, layout: Layout) -> Figure:
     """One denoising step by GPU count, engine and execution, best factorization; a panel a resolution."""
     rows, sizes = engine_rows(group), shown_sizes(group)
@@ -88,17 +97,12 @@ def _engine_panel(
     axis.grid(visible=False, axis="y")
     peak = 0.0
     for y, ((count, name), colour) in enumerate(zip(rows, colours, strict=True)):
-        alike = [e for e in group.entries if (e.gpus, runner(e), e.size) == (count, name, size)]
-        steps = [1e3 * e.step_s for e in alike if e.ok and e.step_s]
-        if steps:
-            peak = max(peak, min(steps))
-            axis.barh(y, min(steps), 0.74, **bar_style(group, colour))
-            said, at, ink = words.digits(min(steps)), min(steps), INK
-        else:
-            failed = pick(alike)
-            said, at, ink = failed.outcome if failed else "not run", 0.0, MUTED
-        axis.annotate(said, (at, y), (2.5, 0), textcoords="offset points", va="center", fontsize=6, color=ink,
-                      bbox=OVER_GRID)  # fmt: skip
+        at, said = engine_step(group, size, count, name)
+        if at:
+            peak = max(peak, at)
+            axis.barh(y, at, 0.74, **bar_style(group, colour))
+        axis.annotate(said, (at, y), (2.5, 0), textcoords="offset points", va="center", fontsize=6,
+                      color=INK if at else MUTED, bbox=OVER_GRID)  # fmt: skip
     axis.set_yticks(
         range(len(rows)), [f"{count}× {name}" for count, name in rows] if starts_row(axis) else [""] * len(rows)
     )
