@@ -108,9 +108,9 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
         if record.run_id not in current:
             store.append(record)
         said += record.status == "ok" and number < len(points)
-        took = f"{record.total_s:.4g} s {'an image' if planned.point.steps else 'a decode'}" if record.total_s else ""
         state = "predicted" if record.status == "ok" else record.status
-        console.print(f"{state:>10}  {planned.point.label}  {took or record.reason}", soft_wrap=True, markup=False)
+        what = record.took or record.reason
+        console.print(f"{state:>10}  {planned.point.label}  {what}", soft_wrap=True, markup=False)
     caution = "predictions never stand in for measurements: calibrate or measure before you buy"
     console.print(f"{said} point{'s' * (said != 1)} predicted; {caution}", soft_wrap=True)
 

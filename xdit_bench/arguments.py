@@ -85,19 +85,15 @@ def _no_knob(name: str) -> str:
 def check_added(argv: list[str]) -> None:
     """Refuses what `+` or `++` would add and nothing reads: only a sweep and Hydra's own are so. Raises ConfigError."""
     sections: dict[str, Any] = {"measure": MeasureConfig, "run": RunConfig, "launch": LaunchConfig}
-    for added in filter(None, (re.match(r"\+\+?([\w.]+)=", word) for word in argv)):
+    swept = {"-m", "--multirun", "--cfg", "-c", "--info", "-i"} & {word.partition("=")[0] for word in argv}
+    for added in filter(None, (re.match(r"(?s)\+\+?([\w.]+)=.*", word) for word in argv)):
         first, _, second = added[1].partition(".")
         inside = sections.get(first) if second else None
         names = {field.name for field in dataclasses.fields(inside or Config)} | {"sweeps", "hydra"}
         if (second if inside else first) not in names:
             raise ConfigError(_no_knob(added[1]))
-        shown = {"-m", "--multirun", "--cfg", "-c", "--info", "-i"} & {word.partition("=")[0] for word in argv}
-        if first == "sweeps" and not shown:
-            raise ConfigError(f"{added[0]}{_value(argv, added[0])} is a grid: add -m (--multirun) to sweep over it")
-
-
-def _value(argv: list[str], start: str) -> str:
-    return next(word for word in argv if word.startswith(start)).removeprefix(start)
+        if first == "sweeps" and not swept:
+            raise ConfigError(f"{added[0]} is a grid: add -m (--multirun) to sweep over it")
 
 
 def with_topology_files(argv: list[str]) -> list[str]:

@@ -71,8 +71,8 @@ def load(study_dir: str | Path, *, all_records: bool = False) -> DataFrame:
       such rows apart; `attention_chosen` is the kernel that `attention=auto` came to;
     - `samples`: a list of raw seconds of the total, empty for a prediction or a failure.
 
-    A failure is a row with NaN metrics, never a missing one. The newest record of each point on each
-    machine is kept, as in a report; `all_records=True` keeps every line. Raises ResultsError when the folder holds no readable records.
+    A failure is a row with NaN metrics, never a missing one. The newest record of each point on each machine is kept,
+    as in a report; `all_records=True` keeps every line. Raises ResultsError when the folder holds no readable records.
     """
     records = read_records(Path(study_dir))
     return to_frame(records if all_records else newest(records), samples=True)

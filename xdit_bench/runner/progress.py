@@ -53,7 +53,7 @@ class Progress:
         """A point has its record."""
         self.count(cell)
         colour = COLOURS.get(record.status, "red")
-        what = f"{record.total_s:.4g} s {'an image' if cell.point.steps else 'a decode'}" if record.total_s else ""
+        what = record.took
         if record.memory.get("verdict") == "pressure":
             what += f", memory pressure: the allocator asked again {record.memory['alloc_retries']} times"
         what = escape(record.reason) or what
