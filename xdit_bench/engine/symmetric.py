@@ -39,7 +39,7 @@ class _Arrival:
 class SymmetricCarrier(DistributedCarrier):
     """Why no peer overwrites what is still read: a rank writes into a buffer again only after a later barrier of the
     same axis, which the reader enters once its stream has passed the reading. Between two `scatter`s lies a `gather`
-    and the other way round; a ring has no such pair, so its buffers come in two sets that take turns."""
+    and the other way round; a ring has no such pair, so its ranks also meet before they write."""
 
     holds_processors = False
 
@@ -48,7 +48,6 @@ class SymmetricCarrier(DistributedCarrier):
         self.stream = torch.cuda.Stream(mesh.device, priority=-1)  # type: ignore[no-untyped-call]
         self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # recorded anew for each exchange
         self.boxes: dict[tuple[Any, ...], tuple[Any, list[Tensor]]] = {}
-        self.turn = 0
 
     @property
     def held_bytes(self) -> int:
@@ -72,23 +71,21 @@ class SymmetricCarrier(DistributedCarrier):
         return pending
 
     def shift(self, block: Tensor, rows: Sequence[int], hop: int) -> Pending:
-        """See Carrier."""
-        own = self.mesh.ring_rank
-        if hop == 0:
-            self.turn = 1 - self.turn
-        sends = [((own + 1) % self.mesh.ring, 0, block)]
-        name = f"shift {hop} {self.turn}"
-        pending = self._send(name, self.mesh.ring_group, own, (max(rows), *block.shape[1:]), sends, block)
-        pending.received = pending.received[: rows[(own - hop - 1) % self.mesh.ring]]
+        """See Carrier. Two slots take turns: a block is passed on and attended to while the next arrives."""
+        own, slots = self.mesh.ring_rank, min(2, max(1, self.mesh.ring - 1))
+        start, arriving = hop % 2 * max(rows), rows[(own - hop - 1) % self.mesh.ring]
+        sends = [((own + 1) % self.mesh.ring, start, block)]
+        shape = (slots * max(rows), *block.shape[1:])
+        pending = self._send("keys", self.mesh.ring_group, own, shape, sends, block, meet_first=True)
+        pending.received = pending.received.narrow(0, start, arriving)
         return pending
 
     def collect(self, own: Tensor, rows: Sequence[int]) -> Pending:
         """See Carrier."""
         position = self.mesh.ring_rank
-        self.turn = 1 - self.turn
         sends = [(peer, sum(rows[:position]), own) for peer in range(self.mesh.ring)]
         shape = (sum(rows), *own.shape[1:])
-        return self._send(f"collect {self.turn}", self.mesh.ring_group, position, shape, sends, own)
+        return self._send("keys", self.mesh.ring_group, position, shape, sends, own, meet_first=True)
 
     def close(self) -> None:
         """See Carrier."""
@@ -102,8 +99,11 @@ class SymmetricCarrier(DistributedCarrier):
         shape: tuple[int, ...],
         sends: Sequence[tuple[int, int, Tensor]],
         sent: Tensor,
+        *,
+        meet_first: bool = False,
     ) -> Pending:
-        """Puts each (peer, first row, block) into the peers' buffers, farther peers last, and meets them.
+        """Puts each (peer, first row, block) into the peers' buffers, farther peers last, and meets them; arrives a
+        tensor of `shape`.
 
         Eager images of 1024px wait for their host, which issues this 171 times a step: a stream looked up by its
         device's index, set without a context, and an event that is recorded again take a third of what torch's
@@ -117,27 +117,32 @@ class SymmetricCarrier(DistributedCarrier):
         self.stream.wait_event(self._ready)
         torch.cuda.set_stream(self.stream)
         try:
+            if meet_first:
+                handle.barrier(channel=0)
             for peer, start, block in sorted(sends, key=lambda send: (send[0] - own - 1) % len(views)):
                 views[peer].narrow(0, start, block.shape[0]).copy_(block, non_blocking=True)
             handle.barrier(channel=0)
         finally:
             torch.cuda.set_stream(current)
-        return Pending(views[own], sent, [_Arrival(self.stream, self.mesh.device.index)])
+        return Pending(views[own].narrow(0, 0, shape[0]), sent, [_Arrival(self.stream, self.mesh.device.index)])
 
     def _box(
         self, name: str, group: ProcessGroup, shape: tuple[int, ...], dtype: torch.dtype
     ) -> tuple[Any, list[Tensor]]:
-        """This exchange's buffer on every rank of the group; made on first use, by all ranks in step."""
-        key = (name, shape, dtype)
-        if key not in self.boxes:
-            memory = symmetric_memory.empty(*shape, dtype=dtype, device=self.mesh.device)
-            # torch zeroes the buffer's signals on this rank's stream: behind much queued work that would wipe out what
-            # a peer has signalled since, and the barrier would wait for ever
-            torch.cuda.synchronize(self.mesh.device)
-            handle = rendezvous(memory, group)
-            views = [handle.get_buffer(peer, shape, dtype) for peer in range(dist.get_world_size(group))]
-            self.boxes[key] = handle, views
-        return self.boxes[key]
+        """This exchange's buffer on every rank of the group, or a larger one of the same that there is; made on first
+        use, by all ranks in step."""
+        sort = name, shape[1:], dtype
+        for (*other, rows), box in self.boxes.items():
+            if (*other,) == sort and rows >= shape[0]:
+                return box
+        memory = symmetric_memory.empty(*shape, dtype=dtype, device=self.mesh.device)
+        # torch zeroes the buffer's signals on this rank's stream: behind much queued work that would wipe out what
+        # a peer has signalled since, and the barrier would wait for ever
+        torch.cuda.synchronize(self.mesh.device)
+        handle = rendezvous(memory, group)
+        views = [handle.get_buffer(peer, shape, dtype) for peer in range(dist.get_world_size(group))]
+        self.boxes[*sort, shape[0]] = handle, views
+        return handle, views
 
 
 _made = 0  # rendezvous that this process has taken part in

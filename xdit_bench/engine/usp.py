@@ -114,14 +114,15 @@ class UspAttention:
                 self.gathering_is_faster(slabs, half_mlp, beside=True),
                 self.gathering_is_faster(slabs, queries, beside=False),
             )
-            self.carrier.close()  # the buffers of what was not chosen
+            if not any(self.gathered):
+                self.carrier.close()  # what arrived whole; where any does, a hop's block has room there too
         else:
             self.gathered = Gathered(way == "gathered", way == "gathered")
 
     def gathering_is_faster(self, slabs: tuple[Tensor, ...], work: Callable[[], object], *, beside: bool) -> bool:
         """Times an exchange and attention both ways, with a single block's work beside it or a double block's; all
         ranks answer for the slowest."""
-        hops, gathers = slowest([self._time(gathered, slabs, work, beside) for gathered in (False, True)], self.mesh)
+        gathers, hops = slowest([self._time(gathered, slabs, work, beside) for gathered in (True, False)], self.mesh)
         return gathers < hops
 
     def _time(

@@ -123,15 +123,14 @@ def weights_bytes(model: ModelSpec) -> float:
 
 def symmetric_bytes(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> float:
     """Buffers that peers write into (engine.symmetric), whole rows of the rank's tokens: keys with values, queries and
-    the heads that come back; on a ring every hop's and, where it may gather (single blocks mostly do, double blocks do
-    where they are small), all keys and values, in two turns each."""
+    the heads that come back; on a ring keys and values of up to two hops or, where it may gather, of all ranks."""
     if path(topology, point, profile.symmetric) != SYMMETRIC or point.gpus == 1 or not point.steps:
         return 0.0
     ring, row_bytes = point.ring, float(BF16 * model.hidden * Shard.of(point, profile).tokens)
     rows = 4 if point.ulysses > 1 else 0
     if ring > 1:
         gathers = 2 * ring * row_bytes <= profile.gathered_bytes
-        rows += 2 * 2 * (ring - 1 + (ring if gathers else 0))
+        rows += 2 * (ring if gathers else min(2, ring - 1))
     return rows * row_bytes
 
 
