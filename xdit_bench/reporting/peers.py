@@ -68,7 +68,7 @@ class Compared:
 
 def compared(group: Group) -> list[Compared]:
     """Every comparison that a group's points allow; none where it holds no engine beside ours."""
-    held = shipped_bounds(group.entries[0].record.study)
+    held = shipped_bounds(group.entries[0].record.study)  # of `peers` alone, which runs every peer at its best
     rows: list[Compared] = []
     if not any(entry.engine != OURS and entry.ok and entry.step_s for entry in group.entries):
         return rows
