@@ -21,6 +21,7 @@ from xdit_bench.results.store import newest
 
 ALPHA = 0.01  # of the two-sided Mann-Whitney test; the threshold stands beside it, both must be passed
 FEW = 0.11  # the smallest p that so few samples can have, above which not even complete separation is a verdict
+BEYOND_CHANCE = 0.10  # of so few, wholly apart, a verdict all the same: five times what sittings differ
 Z95 = 1.959964
 SLOWER, FASTER, SAME = "slower", "faster", "same"
 NEWLY_FAILING, FIXED, NOT_COMPARABLE = "newly failing", "fixed", "not comparable"
@@ -205,7 +206,8 @@ def judge(base: Record, new: Record, metric: Metric, threshold: float) -> Row:
         ratio, low, high = shift(olds, news)
         p: float | None = mann_whitney(olds, news)
         least = smallest_p(len(olds), len(news))
-        if least > FEW and not 1 / (1 + threshold) <= ratio <= 1 + threshold:
+        clear = _apart(olds, news) and abs(math.log(ratio)) > math.log1p(max(threshold, BEYOND_CHANCE))
+        if least > FEW and not clear and not 1 / (1 + threshold) <= ratio <= 1 + threshold:
             few = f"{len(olds)} and {len(news)} samples tell no chance from a change; measure.repeats=5 would"
             return Row(
                 new.point, new.source, NOT_COMPARABLE, before, after, ratio, samples=(len(olds), len(news)), note=few
@@ -240,6 +242,10 @@ def shift(base: Sequence[float], new: Sequence[float]) -> tuple[float, float, fl
     spread = Z95 * math.sqrt(count * (len(base) + len(new) + 1) / 12)
     cut = max(0, min((count - 1) // 2, math.floor(count / 2 - spread) - 1))
     return math.exp(middle), math.exp(logs[cut]), math.exp(logs[count - 1 - cut])
+
+
+def _apart(base: Sequence[float], new: Sequence[float]) -> bool:
+    return min(new) > max(base) or max(new) < min(base)
 
 
 def mann_whitney(base: Sequence[float], new: Sequence[float]) -> float:

@@ -112,8 +112,9 @@ def _goal(value: float | None, goal: float | None, form: str, unit: float = 1.0)
 
 
 def _off(entry: Entry) -> Cell:
-    off, most = (number(entry.record.parity.get(key)) for key in ("image_rel_l2", "image_max_abs"))
-    if not str(entry.record.parity.get("reference")).startswith("stock"):
+    parity = entry.record.parity
+    off, most = (number(parity.get(key)) for key in ("image_rel_l2", "image_max_abs"))
+    if not str(parity.get("image_reference", parity.get("reference"))).startswith("stock"):
         off = None  # plain diffusers did not run, or another engine's image was there before
     return (
         Cell(words.MISSING)

@@ -26,7 +26,7 @@ from xdit_bench.engine.mesh import Mesh, build_mesh
 from xdit_bench.measure.collectives import probe_collectives, probe_link
 from xdit_bench.measure.launch import BlockLaunch
 from xdit_bench.measure.memory import MemoryWatch
-from xdit_bench.measure.parity import compare, finite, from_truth, save_result
+from xdit_bench.measure.parity import add_image, compare, finite, from_truth, save_result
 from xdit_bench.measure.profile import profile_step
 from xdit_bench.measure.timers import ImageTimer, Timing, synchronize
 from xdit_bench.runner.failure import brief, describe, drop_locals, forget_frames
@@ -231,9 +231,8 @@ class Rank:
             return truth
         reference = Path(command["reference"])
         found = compare(latents, image, reference, dtype=point.dtype, exact_image=exact)
-        held_to_none = exact and image is not None and "image_max_abs" not in found  # a point without one made it
-        if held_to_none and found["ok"]:
-            save_result(reference, latents, image, made_by)
+        if exact and image is not None and found["ok"] and "image_max_abs" not in found:  # a point without one made it
+            add_image(reference, image, made_by)
         return found | truth
 
     def _profile(self, command: Message, backend: Backend, mesh: Mesh, point: Point) -> dict[str, Any]:

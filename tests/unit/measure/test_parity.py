@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xdit_bench.measure.parity import compare, finite, relative_l2, save_result
+from xdit_bench.measure.parity import ROW_BOUND, add_image, compare, finite, relative_l2, save_result
 
 
 @pytest.fixture
@@ -107,8 +107,34 @@ def test_a_bf16_image_is_held_to_its_contrast_not_to_its_brightness(tmp_path: Pa
     draw = torch.Generator().manual_seed(0)
     latents, image = torch.randn(1, 4, 64), torch.randint(180, 221, (32, 32, 3), generator=draw, dtype=torch.uint8)
     save_result(tmp_path / "r.safetensors", latents, image, "stock")
-    noise = torch.randint(-4, 5, image.shape, generator=draw)  # a fifth of the contrast, then all of it
-    for scale, ok in ((1, True), (5, False)):
+    noise = torch.randint(-2, 3, image.shape, generator=draw)  # an eighth of the contrast, then a quarter
+    for scale, ok in ((1, True), (2, False)):
         near = (image.int() + scale * noise).clamp(0, 255).to(torch.uint8)
         verdict = compare(latents, near, tmp_path / "r.safetensors", dtype="bf16", exact_image=True)
         assert verdict["ok"] is ok, verdict
+
+
+@pytest.mark.parametrize(("rows", "ok"), [(0, True), (1, False), (8, False)])
+def test_a_bf16_image_that_is_wrong_in_a_few_rows_is_wrong(tmp_path: Path, rows: int, ok: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    latents, image = torch.randn(1, 4, 64), torch.randint(0, 256, (512, 32, 3), generator=draw, dtype=torch.uint8)
+    save_result(tmp_path / "r.safetensors", latents, image, "stock")
+    seam = image.clone()
+    seam[255 : 255 + rows] = image[100 : 100 + rows]
+    verdict = compare(latents, seam, tmp_path / "r.safetensors", dtype="bf16", exact_image=True)
+    assert verdict["ok"] is ok
+    assert (verdict["image_worst_row"] > ROW_BOUND) is not ok
+    if rows:
+        assert "of the worst row 1." in verdict["reason"]
+    assert compare(latents, seam, tmp_path / "r.safetensors", dtype="bf16", exact_image=False)["ok"] is True
+
+
+def test_an_image_that_comes_later_leaves_the_latents_and_their_maker(tmp_path: Path) -> None:
+    path, draw = tmp_path / "r.safetensors", torch.Generator().manual_seed(0)
+    latents, image = torch.randn(1, 4, 64), torch.randint(0, 256, (8, 8, 3), generator=draw, dtype=torch.uint8)
+    save_result(path, latents, None, "stock u1r1 eager")
+    add_image(path, image, "usp u1r2 eager")
+    verdict = compare(latents, image.flip(0), path, dtype="fp32", exact_image=True)
+    assert (verdict["latents_rel_l2"], verdict["reference"]) == (0.0, "stock u1r1 eager")
+    assert verdict["image_reference"] == "usp u1r2 eager"
+    assert "differ from usp u1r2 eager" in verdict["reason"]

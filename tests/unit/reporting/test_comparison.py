@@ -75,7 +75,15 @@ def test_three_samples_a_side_that_stand_wholly_apart_are_a_regression() -> None
     assert smallest_p(3, 3) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("samples", [([1.0], [1.5]), ([1.0, 1.01], [1.5, 1.51]), ([1.0], [1.5, 1.5, 1.5])])
+@pytest.mark.parametrize("samples", [([1.0], [3.0]), ([1.0, 1.01], [1.12, 1.13]), ([3.0], [1.0, 1.5, 1.5])])
+def test_few_samples_that_are_apart_by_more_than_chance_are_a_verdict(samples: tuple[list[float], list[float]]) -> None:
+    (row,) = compare([record(samples=samples[0])], [record(samples=samples[1])])
+    assert row.verdict == ("slower" if samples[0] < samples[1] else "faster")
+    assert (row.low, row.high) == (None, None)
+    assert "make no interval" in row.note
+
+
+@pytest.mark.parametrize("samples", [([1.0], [1.09]), ([1.0, 1.2], [1.15, 1.6]), ([1.0], [1.05, 1.09, 1.09])])
 def test_fewer_samples_than_three_a_side_are_no_verdict(samples: tuple[list[float], list[float]]) -> None:
     few, slow = (record(samples=side) for side in samples)
     (row,) = compare([few], [slow])

@@ -1,7 +1,8 @@
-"""What a rank's record counts as its memory."""
+"""What a rank does around a point: memory it counts, weights it keeps, references it judges by."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,9 @@ import yaml
 
 from xdit_bench import data_dir
 from xdit_bench.config import ModelSpec, Point
+from xdit_bench.engine.mesh import Mesh
 from xdit_bench.measure.memory import MemoryWatch
+from xdit_bench.measure.parity import save_result
 from xdit_bench.runner import rank as ranks
 from xdit_bench.runner.rank import Rank, _with_symmetric
 
@@ -62,6 +65,24 @@ def test_weights_that_did_not_come_back_are_loaded_anew(monkeypatch: pytest.Monk
     with pytest.raises(torch.OutOfMemoryError):
         run(monkeypatch, rank, "single", fails)
     assert rank._modules is None
+
+
+def test_an_engine_that_brings_the_first_image_leaves_the_reference_its_latents(tmp_path: Any) -> None:
+    path, latents = tmp_path / "reference.safetensors", torch.randn(1, 16, 64)
+    image = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8)
+    save_result(path, latents, None, "stock u1r1 eager")
+    rank, mesh = Rank(0, CPU, lambda *_: None), Mesh(1, 1, 0, CPU)
+
+    def judged(engine: str, latents: torch.Tensor) -> dict[str, Any]:
+        backend: Any = SimpleNamespace(gather=lambda latents: latents)
+        timing: Any = SimpleNamespace(latents=latents, image=image)
+        return rank._judge({"reference": str(path)}, backend, mesh, replace(POINT, ulysses=1, engine=engine), timing)
+
+    near = latents * (1 + 5e-5)
+    assert "image_max_abs" not in judged("usp", near)
+    found = judged("diffusers", latents * (1 - 6e-5))
+    assert found["ok"], "6e-5 from plain diffusers, 1.1e-4 from the engine whose image it is"
+    assert (found["reference"], found["image_reference"]) == ("stock u1r1 eager", "usp u1r1 eager")
 
 
 def test_buffers_that_peers_write_into_count_towards_peak_and_reservation() -> None:
