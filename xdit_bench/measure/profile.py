@@ -17,17 +17,20 @@ Interval = tuple[float, float]
 
 # parts of kernel names (GPU) and operator names (CPU); the first class with a part in the name has it
 CLASSES = (
+    ("elementwise", ("triton_poi_", "triton_red_", "triton_per_", "cpp_fused_")),  # Inductor names what stood beside it
     ("communication", ("nccl", "gloo:", "c10d::", "memcpy ptop", "symm_mem", "multimem")),
     ("attention", ("flash", "fmha", "attention", "sdpa", "attn")),
     ("gemm", ("gemm", "cutlass", "cublas", "nvjet", "xmma", "aten::mm", "aten::addmm", "aten::bmm", "mkldnn_linear",
-              "aten::baddbmm", "splitk")),
+              "aten::baddbmm", "splitk", "triton_tem_")),
 )  # fmt: skip
 
 
-def profile_step(denoise: Callable[[], Any], device: torch.device, steps: int, *, ranks: int = 1) -> dict[str, float]:
+def profile_step(
+    denoise: Callable[[], Any], device: torch.device, steps: int, *, to_peers: bool = False
+) -> dict[str, float]:
     """Runs `denoise` once under the profiler. Seconds a step by class; they add up to the profiled step.
 
-    Of several ranks what is copied from device to device goes to peers' memory, by which `usp` exchanges.
+    `to_peers`: what is copied from device to device goes to peers' memory, as where `usp` exchanges through it.
 
     `communication_s` is what no computation hides, `launch_s` is when the device did nothing. On a CPU the classes
     are those of the operators the rank's own thread ran, and `launch_s` is the rest: Python, and waiting for peers.
@@ -42,7 +45,7 @@ def profile_step(denoise: Callable[[], Any], device: torch.device, steps: int, *
             torch.cuda.synchronize(device)
     if on_gpu:
         kernels = [e for e in profiler.events() or [] if e.device_type.name == "CUDA"]
-        spans = [(_named(e.name, ranks), (e.time_range.start * 1e-6, e.time_range.end * 1e-6)) for e in kernels]
+        spans = [(_named(e.name, to_peers), (e.time_range.start * 1e-6, e.time_range.end * 1e-6)) for e in kernels]
         return {f"{name}_s": seconds / steps for name, seconds in attribute(spans).items()}
     found = dict.fromkeys(("gemm", "attention", "communication", "elementwise"), 0.0)
     for row in profiler.key_averages():
@@ -51,9 +54,9 @@ def profile_step(denoise: Callable[[], Any], device: torch.device, steps: int, *
     return {f"{name}_s": seconds / steps for name, seconds in found.items()}
 
 
-def _named(name: str, ranks: int) -> str:
+def _named(name: str, to_peers: bool) -> str:
     """A copy's name with where it goes: the profiler calls it device to device where a peer's memory is mapped."""
-    return name.replace("DtoD", "PtoP") if ranks > 1 else name
+    return name.replace("DtoD", "PtoP") if to_peers else name
 
 
 def classify(name: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xdit_bench.config import Point
-from xdit_bench.measure.stats import summarise
+from xdit_bench.measure.stats import STEADY, steady, summarise
 from xdit_bench.results.schema import STATUSES, Record
 from xdit_bench.runner.board import place
 from xdit_bench.runner.pool import Answer, killed_by
@@ -140,6 +140,11 @@ def _fill(record: Record, members: list[Answer], point: Point) -> None:
         if first.get(name):
             record.telemetry[name] = first[name]
     record.telemetry["warmup_s"] = first["warmup"]
+    if first["warmup"] and not steady([*first["warmup"], samples["total"][0]]):
+        record.warnings.append(
+            f"no two images in a row had taken as long, within {100 * STEADY:.0f} %, when timing began "
+            f"(telemetry.warmup_s): its times may hold what a process's first images do"
+        )
     record.telemetry["rank_total_s"] = [statistics.median(a.body["own_total"]) for a in members]
     issued = [a.body["block_launches_s"] for a in members if a.body.get("block_launches_s")]
     if issued:

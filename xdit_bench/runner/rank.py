@@ -246,7 +246,8 @@ class Rank:
         embeddings = backend.encode()
         if mesh.rank == 0:
             try:
-                return profile_step(lambda: backend.denoise(embeddings), self.device, point.steps, ranks=mesh.size)
+                to_peers = getattr(backend, "symmetric_bytes", 0) > 0
+                return profile_step(lambda: backend.denoise(embeddings), self.device, point.steps, to_peers=to_peers)
             except RuntimeError as error:
                 if mesh.size > 1:  # the other ranks are in step with this one no more
                     raise

@@ -17,14 +17,17 @@ from xdit_bench.measure.profile import _named, attribute, classify, length, prof
     ("Memcpy PtoP (Device -> Device)", "communication"),
     ("Memcpy DtoD (Device -> Device)", "elementwise"),
     ("triton_poi_fused_add_mul_3", "elementwise"),
+    ("triton_red_fused__scaled_dot_product_cudnn_attention_cat_mul_rsqrt_1", "elementwise"),
+    ("triton_poi_fused_addmm_gelu_2", "elementwise"),
+    ("triton_tem_fused_addmm_4", "gemm"),
 ])  # fmt: skip
 def test_kernels_are_classed_by_name(name: str, kind: str) -> None:
     assert classify(name) == kind
 
 
-def test_a_copy_between_devices_is_communication_where_there_are_several() -> None:
+def test_a_copy_between_devices_is_communication_where_engines_exchange_so() -> None:
     copy = "Memcpy DtoD (Device -> Device)"
-    assert [classify(_named(copy, ranks)) for ranks in (1, 2)] == ["elementwise", "communication"]
+    assert [classify(_named(copy, to_peers)) for to_peers in (False, True)] == ["elementwise", "communication"]
 
 
 def test_communication_counts_where_nothing_hides_it_and_gaps_are_launch() -> None:

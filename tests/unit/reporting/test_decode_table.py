@@ -25,7 +25,9 @@ def decode(
 ) -> Record:
     """A 2048px image whose decode takes `seconds` and whose peak is `peak_gb`, 34 of them weights."""
     stages = {"text": 0.05, "denoise": 0.6, "vae": seconds, "total": 0.65 + seconds}
-    parity: dict[str, object] = {} if off is None else {"image_rel_l2": off, "image_max_abs": 18, "reference": reference}
+    parity: dict[str, object] = (
+        {} if off is None else {"image_rel_l2": off, "image_max_abs": 18, "reference": reference}
+    )
     if image:
         parity["image_reference"] = image
     extra = {

@@ -23,7 +23,7 @@ def result(rank: int, **body: object) -> Answer:
               "verdict": "pressure" if rank else "fits"}  # fmt: skip
     samples = {"text": [0.1, 0.1], "denoise": [0.4, 0.6], "vae": [0.2, 0.2], "total": [0.7, 0.9]}
     return Answer(rank, "result", {"member": True, "memory": memory, "own_total": [0.7, 0.9], "parity": {"ok": True},
-                                   "samples": samples, "warmup": [1.0], "spans": [], **body})  # fmt: skip
+                                   "samples": samples, "warmup": [0.7], "spans": [], **body})  # fmt: skip
 
 
 def error(rank: int, after_s: float, kind: str = "exception", message: str = "boom", **body: object) -> Answer:
@@ -55,6 +55,14 @@ def test_slowest_host_of_the_moment_is_the_records() -> None:
     assert to_record(judge(outside, 60), POINT, "id", "s").telemetry["block_launch_s"] == 0.002
     untaken = to_record(judge([result(0, block_launches_s=[])], 60), POINT, "id", "s").telemetry
     assert not {"block_launch_s", "block_launches_s"} & set(untaken)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "said"), [([], False), ([0.72], False), ([1.0, 0.67], False), ([0.7, 0.9], True), ([1.0], True)]
+)
+def test_a_point_that_never_became_steady_says_so(warmup: list[float], said: bool) -> None:
+    record = to_record(judge([result(0, warmup=warmup)], 60), POINT, "id", "s")
+    assert [("had taken as long, within 5 %" in warning) for warning in record.warnings] == [True] * said
 
 
 def test_out_of_memory_is_the_cause_whatever_came_before_it() -> None:
