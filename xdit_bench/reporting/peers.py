@@ -8,6 +8,7 @@ Owns which points are compared and the bounds they are held to; whether a bound 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 from xdit_bench import data_dir
+from xdit_bench.predict.advice import SITTING_ERROR
 from xdit_bench.reporting.entry import Entry, Size, number
 from xdit_bench.reporting.study import Group
 from xdit_bench.rungs import ENGINE
@@ -64,6 +66,13 @@ class Compared:
         if self.bound is None or self.value is None:
             return None
         return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    @property
+    def near(self) -> bool:
+        """Whether a ratio of times is as near to its bound as two sittings of one point are to each other."""
+        if self.key not in TIMED or not self.bound or not self.value:
+            return False
+        return abs(math.log(self.value / self.bound)) <= SITTING_ERROR
 
 
 def compared(group: Group) -> list[Compared]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from xdit_bench.predict.advice import SITTING_ERROR
 from xdit_bench.reporting import words
 from xdit_bench.reporting.cells import (
     TWO_SITTINGS,
@@ -26,7 +27,7 @@ from xdit_bench.reporting.decode_table import decode_table
 from xdit_bench.reporting.entry import Entry
 from xdit_bench.reporting.frontier import families, limits
 from xdit_bench.reporting.ladder_tables import ladder_table, rungs_table
-from xdit_bench.reporting.peers import Compared, compared
+from xdit_bench.reporting.peers import TIMED, Compared, compared
 from xdit_bench.reporting.published import Match
 from xdit_bench.reporting.study import Group, Speedup, whole_card
 
@@ -137,12 +138,14 @@ def _remarks(entry: Entry, tie: Entry | None) -> str:
 def peers_table(groups: Sequence[Group]) -> Table:
     """Our best step over the best peer's, ring over Ulysses, scaling and memory, each with the bound it is held to."""
     rows = tuple(_compared_row(groups, group, row) for group in groups for row in compared(group))
-    columns = ("Group", "Size", ">GPUs", "Compared", "Ours", "With", ">Ours is", ">The other", ">Result", ">Bound",
-               "Met")  # fmt: skip
+    columns = ("Group", "Size", ">GPUs", "Compared", "Ours", "With", ">Ours is", ">The other", ">Images", ">Result",
+               ">Bound", "Met")  # fmt: skip
     note = (
         "Step: ours over the best of the peers' executions and splits, below 1 is faster. Peers as installed: xfuser "
-        "finds no FlashAttention-3. Distances are relative L2; ours is that of the farthest point. Bounds are goals "
-        "from the study's sweep file; what is met is as measured."
+        "finds no FlashAttention-3, which ours takes where it is; the kernel that auto took is named. Images: timed of "
+        "each. Distances are relative L2; ours is that of the farthest point. Bounds are goals from the study's sweep file; "
+        f"what is met is as measured, narrowly where it is nearer to the bound than sittings differ, "
+        f"{100 * SITTING_ERROR:.0f} %."
     )
     return Table("peers", "Beside the peers", columns, rows, note + of_two_sittings(rows))
 
@@ -158,13 +161,15 @@ def _compared_row(groups: Sequence[Group], group: Group, row: Compared) -> tuple
         return milliseconds(entry.step_s if entry else None)
 
     sides = [side(entry) for entry in (row.ours, row.theirs)]
-    met = {True: "yes", False: "no", None: ""}[row.met]
+    met = {True: "yes", False: "no", None: ""}[row.met] + ", narrowly" * row.near
+    timed = [str(len(entry.record.step_s.get("samples", []))) for entry in (row.ours, row.theirs) if entry]
+    images = ", ".join(timed) if row.key in TIMED and row.ours.record.source == "measured" else ""
     result = words.MISSING if row.value is None else _measure(row.value, memory)
     bound = "" if row.bound is None else f"{'≥' if row.at_least else '≤'} {_measure(row.bound, memory)}"
     return (
         *_where(group, row.ours), text(row.what), text(_run(row.ours)),
         text(_run(row.theirs) if row.theirs else "every peer failed"), *sides,
-        Cell(result + TWO_SITTINGS * row.two_sittings, row.value),
+        text(images), Cell(result + TWO_SITTINGS * row.two_sittings, row.value),
         Cell(bound, row.bound), text(met),
     )  # fmt: skip
 
@@ -202,7 +207,7 @@ def _measure(value: float, memory: bool) -> str:
 
 
 def _run(entry: Entry) -> str:
-    kernel = "" if entry.attention == "auto" else f", {entry.attention}"
+    kernel = "" if entry.kernel == "auto" else f", {entry.kernel.removeprefix('auto: ')}"
     return f"{entry.runner} {entry.factors}{kernel}"
 
 
