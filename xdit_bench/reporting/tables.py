@@ -143,8 +143,8 @@ def peers_table(groups: Sequence[Group]) -> Table:
     note = (
         "Step: ours over the best of the peers' executions and splits, below 1 is faster. Peers as installed: xfuser "
         "finds no FlashAttention-3, which ours takes where it is; the kernel that auto took is named. Images: timed of "
-        "each. Distances are relative L2; ours is that of the farthest point. Bounds are goals from the study's sweep file; "
-        f"what is met is as measured, narrowly where it is nearer to the bound than sittings differ, "
+        "each. Distances are relative L2; ours is that of the farthest point. Bounds are goals from the study's sweep "
+        "file; what is met is as measured, narrowly where it is nearer to the bound than sittings differ, "
         f"{100 * SITTING_ERROR:.0f} %."
     )
     return Table("peers", "Beside the peers", columns, rows, note + of_two_sittings(rows))
