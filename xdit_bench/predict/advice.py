@@ -12,20 +12,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from xdit_bench.config import ModelSpec, Point
 from xdit_bench.errors import OutOfMemory, PointFailure
 from xdit_bench.predict.model import Prediction, predict
 from xdit_bench.predict.step import largest_part
 from xdit_bench.results.schema import Record, interval
+from xdit_bench.results.store import sittings
 from xdit_bench.topology.specs import Topology
 
 MODEL_ERROR = 0.02  # what two predictions of one machine err apart by, whatever they have in common
 # of a time from sitting to sitting, one standard deviation: 31 points above 1024px that several of our studies hold
 # differ by 1.4 % in graphs, 59 by 2.3 % eager; images up to 1024px, which a host may bind, by more
 SITTING_ERROR = 0.02
+FEW_ERROR = 0.01  # of a median of so few images that it has no interval, beyond their range
 Z95 = 1.96
 
 
@@ -104,10 +107,11 @@ def advise(
 
     A topology with nothing to predict from has its measured records alone.
     """
+    taken = [record for record in measured if record.status != "skipped"]
+    of_sitting = sittings(taken)
     known: dict[tuple[object, ...], list[Record]] = {}
-    for record in measured:
-        if record.status in ("ok", "oom"):
-            known.setdefault(_key(Point.from_dict(record.point)), []).append(record)
+    for record in taken:
+        known.setdefault(_key(Point.from_dict(record.point)), []).append(record)
     options: list[Option] = []
     failures: dict[str, str] = {}
     for ulysses, ring in splits(gpus or topology.gpus):
@@ -115,18 +119,47 @@ def advise(
             continue
         candidate = dataclasses.replace(point, ulysses=ulysses, ring=ring)
         try:
-            taken = known.get(_key(candidate), [])
-            if taken and taken[-1].status == "oom":
-                raise OutOfMemory(f"measured: {taken[-1].reason}")
-            sittings = [record for record in taken if record.status == "ok"]
+            ran = [record for record in known.get(_key(candidate), []) if record.status == "ok"]
+            if why_not := _measured_failure(candidate, taken, known.get(_key(candidate), [])):
+                raise OutOfMemory(why_not)
             options.append(
-                from_record(*reversed(sittings))
-                if sittings
+                from_record(*reversed(ran), sitting=of_sitting[ran[-1].time])
+                if ran
                 else from_prediction(predict(candidate, model, topology, ulysses_inner=ulysses_inner))
             )
         except PointFailure as failure:
             failures[f"u{ulysses}r{ring}"] = str(failure)
     return Advice(tuple(sorted(options, key=lambda option: option.counted_s)), failures)
+
+
+def _measured_failure(point: Point, measured: Iterable[Record], same: Sequence[Record]) -> str | None:
+    """Why a point can not be advised: what was measured last of its memory is that there is too little, or every run of
+    the point itself failed. `measured` in the order of their times, `same` those of the very point."""
+    last: Record | None = None
+    for record in measured:
+        other = Point.from_dict(record.point)
+        if (record.status == "oom" and needs_no_more(other, point)) or (
+            record.status == "ok" and needs_no_more(point, other)
+        ):
+            last = record
+    if last and last.status == "oom":
+        other = Point.from_dict(last.point)
+        return f"measured: {last.reason}" + ("" if _key(other) == _key(point) else f" ({other.label})")
+    if same and not any(record.status == "ok" for record in same):
+        return f"measured: {same[-1].status}, {same[-1].reason}"
+    return None
+
+
+def needs_no_more(one: Point, other: Point) -> bool:
+    """Whether a point needs no more memory a GPU than another of the same engine and decode, steps and prompt whatever:
+    no larger an image on no fewer GPUs below no smaller a cap, op by op where the other is a graph."""
+    free = ("height", "width", "ulysses", "ring", "memory_cap_gb", "seed", "prompt", "steps", "execution", "attention")
+    if (one.steps == 0) != (other.steps == 0):  # a decode alone needs less, and holds more of the weights
+        return False
+    alike = dataclasses.replace(one, **{name: getattr(other, name) for name in free}) == other
+    smaller = one.height <= other.height and one.width <= other.width and one.gpus >= other.gpus
+    looser = (one.memory_cap_gb or math.inf) >= (other.memory_cap_gb or math.inf)
+    return alike and smaller and looser and one.execution in ("eager", other.execution)
 
 
 def from_prediction(prediction: Prediction) -> Option:
@@ -138,19 +171,17 @@ def from_prediction(prediction: Prediction) -> Option:
     )  # fmt: skip
 
 
-def from_record(record: Record, *before: Record) -> Option:
-    """The option of a record; a measured one errs by the interval of its median and from sitting to sitting, of which
-    the records `before` of the same point are others."""
+def from_record(record: Record, *before: Record, sitting: int = 0) -> Option:
+    """The option of a record; a measured one errs by where its median may lie and from sitting to sitting, of which
+    the records `before` of the same point are others. `sitting` tells those of one machine apart."""
     total = record.latency_s["total"]
     median = float(total["median"])
-    taken = [float(sample) for sample in total.get("samples") or [median]]  # spread, if too few for more
-    ends = zip(interval(total), (min(taken), max(taken)), strict=True)
-    low, high = (end if said is None else float(said) for said, end in ends)
+    low, high = ends(total)
     errors = record.telemetry.get("errors_s") or {}
     if record.source == "measured":
         times = [median, *(one.total_s for one in before if one.total_s)]
-        sitting = max(SITTING_ERROR * median, statistics.stdev(times) if len(times) > 1 else 0.0)
-        errors = {"run": (high - low) / (2 * Z95), f"sitting of {record.study}": sitting}
+        apart = max(SITTING_ERROR * median, statistics.stdev(times) if len(times) > 1 else 0.0)
+        errors = {f"run {record.run_id}": (high - low) / (2 * Z95), f"sitting {sitting}": apart}
         spread = math.exp(Z95 * math.hypot(*errors.values()) / median)
         low, high = min(median / spread, *times), max(median * spread, *times)
     parts = {
@@ -163,6 +194,15 @@ def from_record(record: Record, *before: Record) -> Option:
         float(record.memory.get("peak_bytes") or 0.0), str(record.memory.get("verdict", "")),
         largest_part(parts) if parts else "", record.source,
     )  # fmt: skip
+
+
+def ends(total: Mapping[str, Any]) -> tuple[float, float]:
+    """Where a median of seconds may lie: its interval, or of too few images for one their range and `FEW_ERROR`."""
+    low, high = interval(total)
+    if low is not None and high is not None:
+        return float(low), float(high)
+    taken = [float(sample) for sample in total.get("samples") or [total["median"]]]
+    return min(taken) * (1 - FEW_ERROR), max(taken) * (1 + FEW_ERROR)
 
 
 def ties(one: Option, other: Option) -> bool:

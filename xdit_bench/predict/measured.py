@@ -34,7 +34,6 @@ IMAGES = 2  # at least, for a time that such a host binds: the same image took 0
 OTHER_WEIGHTS = 0.03  # of a rank's weights: farther from the plan's, another engine held them
 MINUTE_S = 60.0
 OUTSIDE = 2  # takes of a launch cost that lie outside a point's images, before and after
-NEAR = 0.05  # of the capacity: closer than that, either verdict may come true
 
 
 def compare_study(folder: Path, records: Iterable[Record]) -> Iterator[tuple[Set, Set]]:
@@ -187,7 +186,7 @@ def with_link(topology: Topology, transport: str, taken: dict[str, dict[str, flo
 
 def verdict(plan: MemoryPlan, ran_out: bool) -> str:
     """Whether the plan says of a point what happened to it: `right`, `wrong`, or `near` the capacity."""
-    if abs(max(plan.needed_bytes, plan.loading_bytes) / plan.cap_bytes - 1) <= NEAR:
+    if plan.near:
         return "near"
     return "right" if (plan.verdict == "oom") is ran_out else "wrong"
 

@@ -37,6 +37,7 @@ LEAST_RESERVED = 1.09
 SLAB_HOLDS = 8  # ranks whose slabs have room for all keys and values of the mid block (engine.vae_memory)
 INDEX_LIMIT = 2**31 - 1  # elements of a tensor that cuDNN before 9.3 could address
 TILE_OVERLAP = 0.25  # diffusers' tiled decode
+NEAR = 0.05  # of the capacity: closer than that, either verdict may come true
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class MemoryPlan:
     def peak_bytes(self) -> int:
         """Peak of the fullest rank."""
         return max(self.peak_bytes_per_rank)
+
+    @property
+    def near(self) -> bool:
+        """Whether what is needed is so near to what there is that it may fit or not."""
+        return abs(max(self.needed_bytes, self.loading_bytes) / self.cap_bytes - 1) <= NEAR
 
 
 def plan_memory(point: Point, model: ModelSpec, topology: Topology, profile: EngineProfile) -> MemoryPlan:

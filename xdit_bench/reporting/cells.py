@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from xdit_bench.predict.advice import SITTING_ERROR
 from xdit_bench.reporting import words
-from xdit_bench.reporting.study import SITTING_GAP_S
+from xdit_bench.results.store import SITTING_GAP_S
 
 ESCAPES = (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("[", "\\["), ("`", "\\`"))
 

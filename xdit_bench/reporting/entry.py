@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xdit_bench.errors import ResultsError
+from xdit_bench.predict.advice import ends
 from xdit_bench.predict.utilisation import utilisation
 from xdit_bench.results.schema import STAGES, Record, interval
 
@@ -96,6 +97,11 @@ class Entry:
     def ok(self) -> bool:
         """A time that may be compared: the point ran, and its image is right."""
         return self.status == "ok" and self.total_s is not None
+
+    @property
+    def ends_s(self) -> tuple[float, float]:
+        """Where the median of a success may lie: see `predict.advice.ends`."""
+        return ends(self.record.latency_s["total"])
 
     @property
     def cold(self) -> bool:

@@ -13,16 +13,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from xdit_bench.predict.advice import SITTING_ERROR, from_record, ties
 from xdit_bench.reporting.entry import Entry, Size, number, pick, seconds_or_inf
 from xdit_bench.results.schema import Record
-from xdit_bench.results.store import newest
-
-SITTING_GAP_S = 600.0  # between the end of one point and the start of the next: more, and another sitting begins
+from xdit_bench.results.store import newest, sittings
 
 MACHINE_WORD = 32  # characters of a fact that tells two machines apart
 
@@ -182,9 +179,9 @@ class Group:
         return fastest if fastest.engine != entry.engine and seconds_or_inf(fastest) < seconds_or_inf(entry) else None
 
     def tie(self, entry: Entry) -> Entry | None:
-        """Another factorization of the same GPU count whose interval overlaps that of the best, or which differs by no
-        more than sittings do where it was another; of predictions one that differs by less than their errors do, as
-        what is common to both cancels."""
+        """Another factorization of the same GPU count whose interval overlaps that of the best (or whose images, where
+        there are too few for one), or which differs by no more than sittings do where it was another; of predictions
+        one that differs by less than their errors do, as what is common to both cancels."""
         others = [e for e in self._cells[entry.size, entry.gpus] if e.ok and e.factors != entry.factors]
         runner_up = min(others, key=seconds_or_inf, default=None)
         if runner_up and all("errors_s" in e.record.telemetry for e in (entry, runner_up)):
@@ -192,9 +189,7 @@ class Group:
         if runner_up and self.in_two_sittings(entry, runner_up):
             nearer = math.log(seconds_or_inf(runner_up) / seconds_or_inf(entry)) <= math.hypot(*[SITTING_ERROR] * 2)
             return runner_up if nearer else None
-        if runner_up and runner_up.low_s is not None and entry.high_s is not None and runner_up.low_s <= entry.high_s:
-            return runner_up
-        return None
+        return runner_up if runner_up and runner_up.ends_s[0] <= entry.ends_s[1] else None
 
     @cached_property
     def _stock(self) -> dict[tuple[Size, str], Entry]:
@@ -274,22 +269,6 @@ class Group:
         if entry.total_s is None or base.total_s is None or entry.cold or base.cold:
             return None
         return Speedup(base.total_s / entry.total_s, base, over, self.in_two_sittings(entry, base))
-
-
-def sittings(records: Iterable[Record]) -> dict[str, int]:
-    """Which sitting each record of one machine is of, by its time: points that were run one after another are of one,
-    whatever groups a report puts them in."""
-    found: dict[str, int] = {}
-    ended, last = -math.inf, -1
-    for record in sorted(records, key=_ended_s):
-        spent = number((record.telemetry.get("spent_s") or {}).get("whole")) or 0.0
-        last += _ended_s(record) - spent - ended > SITTING_GAP_S
-        found[record.time], ended = last, _ended_s(record)
-    return found
-
-
-def _ended_s(record: Record) -> float:
-    return datetime.fromisoformat(record.time).timestamp()
 
 
 def spread(sizes: Sequence[Size], count: int) -> list[Size]:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +26,7 @@ from xdit_bench.errors import ResultsError
 from xdit_bench.results.schema import Record
 
 RECORDS = "records.jsonl"
+SITTING_GAP_S = 600.0  # between the end of one point and the start of the next: more, and another sitting begins
 
 
 def _finite(value: Any) -> Any:
@@ -109,6 +112,24 @@ def newest(records: Iterable[Record]) -> list[Record]:
             continue
         found[json.dumps([record.point, record.source, record.fingerprint], sort_keys=True, default=str)] = record
     return list(found.values())
+
+
+def sittings(records: Iterable[Record]) -> dict[str, int]:
+    """Which sitting each record of one machine is of, by its time: points that were run one after another are of one,
+    whatever groups a report puts them in."""
+    found: dict[str, int] = {}
+    ended, last = -math.inf, -1
+    for record in sorted(records, key=_ended_s):
+        whole = (record.telemetry.get("spent_s") or {}).get("whole")
+        spent = whole if isinstance(whole, int | float) and math.isfinite(whole) else 0.0
+        last += _ended_s(record) - spent - ended > SITTING_GAP_S
+        found[record.time], ended = last, _ended_s(record)
+    return found
+
+
+def _ended_s(record: Record) -> float:
+    return datetime.fromisoformat(record.time).timestamp()
+
 
 
 class Store:

@@ -21,10 +21,11 @@ from xdit_bench.reporting.ladder import ladder as climb
 from xdit_bench.reporting.ladder_tables import ladder_table, rungs_table
 from xdit_bench.reporting.page import write_report
 from xdit_bench.reporting.peers import compared, shipped_bounds
-from xdit_bench.reporting.study import Group, group_records, sittings
+from xdit_bench.reporting.study import Group, group_records
 from xdit_bench.reporting.tables import best_table, failures_table, points_table
 from xdit_bench.results.frame import to_frame
 from xdit_bench.results.schema import Record
+from xdit_bench.results.store import sittings
 from xdit_bench.rungs import RUNGS, checked
 
 
