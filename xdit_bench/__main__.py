@@ -38,6 +38,7 @@ from xdit_bench.topology.probe import fingerprint, probe, software
 from xdit_bench.topology.specs import Topology
 
 NO_POINT_OK, BAD_INPUT = 1, 2
+GOES_ON = "what was done is kept, the same command goes on from there"
 
 
 def run(plan: Plan, console: Console, command: str, *, shared: bool = False) -> int:
@@ -98,7 +99,7 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
 
     for note in dict.fromkeys(note for planned in points for note in planned.notes):
         console.print(f"[bold yellow]PREDICTED[/] {note}", soft_wrap=True)
-    said = 0
+    said, warned = 0, dict.fromkeys(note for planned in points for note in planned.notes)
     # others were predicted from other numbers, and do not count any more
     current = {record.run_id for record in newest(store.records)}
     for number, planned in enumerate([*points, *predicted_baselines(points)]):
@@ -111,6 +112,9 @@ def _predict(study: str, points: list[PlannedPoint], store: Store, console: Cons
         state = "predicted" if record.status == "ok" else record.status
         what = record.took or record.reason
         console.print(f"{state:>10}  {planned.point.label}  {what}", soft_wrap=True, markup=False)
+        for warning in (one for one in record.warnings if one not in warned and number < len(points)):
+            console.print(f"{'warning':>10}  {warning}", soft_wrap=True, markup=False)
+            warned[warning] = None
     caution = "predictions never stand in for measurements: calibrate or measure before you buy"
     console.print(f"{said} point{'s' * (said != 1)} predicted; {caution}", soft_wrap=True)
 
@@ -264,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     # Hydra takes its own flags before all knobs alone
     given = sorted(given, key=lambda argument: "=" in argument and not argument.startswith("-"))
     command = reproducible(given)
-    console = Console(stderr=False, highlight=False)
+    console = Screen(stderr=False, highlight=False)
     plan = Plan(machine=probe())
     try:
         compose_and_plan(with_topology_files(given), plan, command)
@@ -280,8 +284,19 @@ def main(argv: list[str] | None = None) -> int:
         Console(stderr=True, highlight=False).print(f"error: {error}", soft_wrap=True, markup=False)
         return NO_POINT_OK
     except (KeyboardInterrupt, keys.Terminated) as told:
-        Console(stderr=True).print("interrupted; what was done is kept, the same command goes on from there")
+        Console(stderr=True).print(f"interrupted; {GOES_ON}")
         return told.code if isinstance(told, keys.Terminated) else keys.INTERRUPTED
+    except BrokenPipeError:
+        Console(stderr=True).print(f"nobody reads these lines any more, which ends the sweep; {GOES_ON}")
+        raise
+
+
+class Screen(Console):
+    """Rich's, which would end the process with 1, the code of a sweep without a success, where its reader is gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises BrokenPipeError."""
+        raise BrokenPipeError
 
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ SLIPS = (
     (r"is not Optional", "a value, not null"),
     (r"expected one of \[([^\]]*)\]", "one of {0}"),
 )
+SECTIONS: dict[str, Any] = {"measure": MeasureConfig, "run": RunConfig, "launch": LaunchConfig}
+OTHER_WORDS = {  # for what a knob of ours says
+    "gpus": "their number is ulysses x ring: ulysses=4 ring=2 are 8",
+    "resolution": "a square image is res=2048, another height=720 width=1280",
+    "size": "a square image is res=2048, another height=720 width=1280",
+}
 VERBS = ("report", "compare", "probe", "calibrate", "validate", "recommend")
 GRAMMAR = "override_grammar"  # the page that Hydra points to where it can not read a value
 YAML = (".yaml", ".yml")
@@ -78,17 +84,22 @@ def one_line(error: Exception) -> str:
 
 
 def _no_knob(name: str) -> str:
-    hint = did_you_mean(name, [field.name for field in dataclasses.fields(Config)])
+    if name in OTHER_WORDS:
+        return f"there is no knob {name!r}; {OTHER_WORDS[name]}"
+    top = [field.name for field in dataclasses.fields(Config)]
+    inner = {field.name: f"{section}.{field.name}" for section, kind in SECTIONS.items()
+             for field in dataclasses.fields(kind)}  # fmt: skip
+    last = name.rpartition(".")[2]
+    hint = f"; did you mean {inner[last]}?" if last in inner else did_you_mean(name, [*top, *inner.values()])
     return f"there is no knob {name!r}{hint or ';'} python -m xdit_bench --help lists them all"
 
 
 def check_added(argv: list[str]) -> None:
     """Refuses what `+` or `++` would add and nothing reads: only a sweep and Hydra's own are so. Raises ConfigError."""
-    sections: dict[str, Any] = {"measure": MeasureConfig, "run": RunConfig, "launch": LaunchConfig}
     swept = {"-m", "--multirun", "--cfg", "-c", "--info", "-i"} & {word.partition("=")[0] for word in argv}
     for added in filter(None, (re.match(r"(?s)\+\+?([\w.]+)=.*", word) for word in argv)):
         first, _, second = added[1].partition(".")
-        inside = sections.get(first) if second else None
+        inside = SECTIONS.get(first) if second else None
         names = {field.name for field in dataclasses.fields(inside or Config)} | {"sweeps", "hydra"}
         if (second if inside else first) not in names:
             raise ConfigError(_no_knob(added[1]))
@@ -108,6 +119,8 @@ def with_topology_files(argv: list[str]) -> list[str]:
 
     def choice(given: str) -> str:
         if not given.endswith(YAML):
+            if "/" in given:
+                raise TopologyError(f"topology={given} is a path, and no file of a topology: those end in .yaml")
             return given
         files.append(Path(given).expanduser())
         return f"file_{len(files)}"

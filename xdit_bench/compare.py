@@ -5,7 +5,8 @@
 
 BASE and NEW are folders of studies (results/h200x2) or records files. The comparison is Markdown on stdout, and the
 same without escapes on a terminal.
-Exit codes: 0 no regression, 2 bad input, 3 regression (slower, or failing where it did not), 4 nothing comparable.
+Exit codes: 0 no regression, 2 bad input, 3 regression (slower, or failing where it did not), 4 nothing comparable, or
+a point whose machines are not alike.
 """
 
 from __future__ import annotations
@@ -21,13 +22,22 @@ from xdit_bench.errors import ConfigError, ResultsError, UserError, did_you_mean
 from xdit_bench.keys import command
 from xdit_bench.reporting import words
 from xdit_bench.reporting.cells import escape, unescape
-from xdit_bench.reporting.comparison import MACHINE, MACHINE_FIELDS, NOT_COMPARABLE, VERDICTS, Row, compare, label
+from xdit_bench.reporting.comparison import (
+    DIFFERS,
+    MACHINE,
+    MACHINE_FIELDS,
+    NOT_COMPARABLE,
+    VERDICTS,
+    Row,
+    compare,
+    label,
+)
 from xdit_bench.reporting.entry import number
 from xdit_bench.results.schema import METRICS, Metric, Record
 from xdit_bench.results.store import read_records
 
 GATED = tuple(name for name in METRICS if name != "parity_l2")  # parity has its own bound, and 0 is its best
-BAD_INPUT, REGRESSION, NOTHING_COMPARABLE = 2, 3, 4
+BAD_INPUT, REGRESSION, NOT_COMPARED = 2, 3, 4
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,8 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: the comparison goes to {options.out}, which can not be written ({error})", file=sys.stderr)
             return BAD_INPUT
     if all(row.verdict == NOT_COMPARABLE for row in rows) or not _both(rows):
-        return NOTHING_COMPARABLE
-    return REGRESSION if options.fail_on == "regression" and any(row.regression for row in rows) else 0
+        return NOT_COMPARED
+    if options.fail_on == "never":
+        return 0
+    return REGRESSION if any(row.regression for row in rows) else NOT_COMPARED if _unlike(rows) else 0
 
 
 def _check_allowed(fields: Sequence[str], records: Sequence[Record]) -> None:
@@ -142,12 +154,19 @@ def _both(rows: Sequence[Row]) -> bool:
     return any(row.verdict != NOT_COMPARABLE and row.note != "no record in NEW" for row in rows)
 
 
+def _unlike(rows: Sequence[Row]) -> int:
+    """How many points both sides hold, but of machines that are not alike: a gate does not pass on them."""
+    return sum(row.verdict == NOT_COMPARABLE and row.note.startswith(DIFFERS) for row in rows)
+
+
 def render(rows: Sequence[Row], base: str, new: str, metric: Metric, threshold: float) -> str:
     """The comparison as Markdown: one line of counts, then a table, the worst first."""
     counts = Counter(row.verdict for row in rows)
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     bad = sum(row.regression for row in rows)
     head = words.plural(bad, "regression") if bad else "No regression"
+    unlike = _unlike(rows)
+    head = f"{head}, and {words.plural(unlike, 'point')} of unlike machines" if unlike else head
     head = head if _both(rows) else "Nothing comparable"
     lines = [
         f"# {escape(base)} -> {escape(new)}", "",

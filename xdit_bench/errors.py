@@ -82,7 +82,9 @@ class RankCrashed(PointFailure):
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`; did you mean a100_nvlink?` for a message that ends in what was given; empty where nothing is near."""
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.4)
+    names = list(known)
+    begun = [name for name in names if given and name.startswith(given)]
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6) or begun
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -50,6 +50,16 @@ def test_exits_4_when_nothing_is_comparable(tmp_path: Path, capsys: pytest.Captu
     assert "device cuda" in capsys.readouterr().out
 
 
+def test_a_gate_does_not_pass_on_a_point_of_unlike_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = keep(tmp_path / "a", [record(), record(res=2048)])
+    new = keep(tmp_path / "b", [record(), record(res=2048, machine=CPU)])
+    assert main([base, new]) == 4
+    assert "**No regression, and 1 point of unlike machines** in 2 points" in capsys.readouterr().out
+    assert main([base, new, "--fail-on", "never"]) == 0
+    slow = keep(tmp_path / "c", [record(samples=history(2, median=1.3)), record(res=2048, machine=CPU)])
+    assert main([keep(tmp_path / "d", [record(samples=history(1)), record(res=2048)]), slow]) == 3
+
+
 def test_an_ok_record_without_a_time_fails_its_point_and_hides_no_other(tmp_path: Path) -> None:
     base = keep(tmp_path / "a", [record(res=1024), record(res=2048)])
     new = tmp_path / "b" / "records.jsonl"

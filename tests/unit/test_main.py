@@ -63,6 +63,11 @@ def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["-m", "res=1024,,2048"], ("res=1024,,2048 can not be read", "single commas")),
         (["prompt=a (b"], ("a (b can not be read", "quoted whole")),
         (["prompt=hello, world"], ("a comma separates the values of a sweep", "'prompt=\"hello, world\"'")),
+        (["gpus=8"], ("no knob 'gpus'; their number is ulysses x ring",)),
+        (["resolution=1024"], ("no knob 'resolution'; a square image is res=2048",)),
+        (["repeats=3"], ("no knob 'repeats'; did you mean measure.repeats?",)),
+        (["measure.repeat=3"], ("no knob 'measure.repeat'; did you mean measure.repeats?",)),
+        (["topology=./mine"], ("topology=./mine is a path", "end in .yaml")),
         (["ulyses=2"], ("no knob 'ulyses'", "did you mean ulysses?")),
         (["-m", "sweeps=quickstart"], ("+sweeps=<name>",)),
         (["-m", "hydra/launcher=submitit_slurm", "ulysses=1,2"], ("launcher can not submit here", "docs/clusters.md")),
@@ -477,4 +482,24 @@ def test_a_predicted_point_says_its_own_seconds(here: Path, capsys: pytest.Captu
     told = next(line for line in said.splitlines() if "u2r1" in line)
     assert told.split()[0] == "predicted"
     two = [r for r in read_records(here / "results" / "s") if r.point["ulysses"] == 2]
-    assert f"{two[0].total_s:.4g} s an image" in told
+    total = two[0].latency_s["total"]
+    assert f"{two[0].total_s:.4g} s an image ({total['low']:.3g} to {total['high']:.3g})" in told
+
+
+def test_a_prediction_that_has_a_caution_says_it_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-m", "topology=l40_pcie", "ulysses=1,2", "res=4096", "study=s"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("outside the 4096 to 16384 that l40_pcie was calibrated for") == 1
+    assert "near to what the card allows it may run out of memory" in said
+
+
+def test_a_reader_that_stops_ends_a_sweep_as_sigpipe_does(here: Path) -> None:
+    command = [sys.executable, "-m", "xdit_bench", "-m", "topology=a100_nvlink", "ulysses=1,2,4,8", "study=s"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        said = child.stderr.read()
+    assert child.returncode == 141
+    assert "the same command goes on from there" in " ".join(said.split())
+    assert "Traceback" not in said

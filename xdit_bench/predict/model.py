@@ -124,9 +124,10 @@ def predict(point: Point, model: ModelSpec, topology: Topology, *, ulysses_inner
         for name in ("vae", "total"):  # a decode's reserve alone can press
             stages[name] = replace(stages[name], high=stages[name].high + longer * vae)
     if memory.near:
+        needed = max(memory.needed_bytes, memory.loading_bytes)
         warnings.append(
-            f"it needs {max(memory.needed_bytes, memory.loading_bytes) / 1e9:.1f} of {memory.cap_bytes / 1e9:.1f} GB: so "
-            "near to what the card allows it may run out of memory; measure it before you rely on it"
+            f"it needs {needed / 1e9:.1f} of {memory.cap_bytes / 1e9:.1f} GB: so near to what the card allows it may "
+            "run out of memory; measure it before you rely on it"
         )
     return Prediction(
         point=point,

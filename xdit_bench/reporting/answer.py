@@ -51,7 +51,8 @@ def answer(groups: Sequence[Group], records: Iterable[Record]) -> Head:
     capped = families(images)[0][1:] if images else []
     # a step takes as long whatever their number, and large images are timed with one
     alike = [g for g in images if g.setting._replace(steps=images[0].setting.steps) == images[0].setting]
-    sentences = _sentences(alike, capped) if images else ()
+    steps = {group.setting.steps for group in images}
+    sentences = _sentences(alike, capped, said_steps=len(steps) > 1) if images else ()
     searched = [family for family in families(groups) if family[0].decode_alone]
     for family in searched:
         place = f"On {words.machine(family[0])}: " if len(searched) > 1 else ""
@@ -115,7 +116,9 @@ def _banners(groups: Sequence[Group]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _sentences(alike: Sequence[Group], capped: Sequence[Group] = ()) -> tuple[Sentence, ...]:
+def _sentences(
+    alike: Sequence[Group], capped: Sequence[Group] = (), *, said_steps: bool = False
+) -> tuple[Sentence, ...]:
     """Of the first group; memory and peers also of those that differ in the number of steps alone."""
     group = alike[0]
     if not any(entry.ok for entry in group.entries):
@@ -124,7 +127,7 @@ def _sentences(alike: Sequence[Group], capped: Sequence[Group] = ()) -> tuple[Se
         return (Sentence("", f"No point succeeded: {said}. The table of failures says why and what to do."),)
     sizes = [size for size in group.sizes if group.best(size)]
     return (
-        Sentence("Best configuration", _best(group, sizes)),
+        Sentence("Best configuration", _best(group, sizes, said_steps=said_steps)),
         Sentence("Speedup", _speedup(group, sizes)),
         Sentence("Memory", " ".join(filter(None, [_memory(alike), *map(_capped, capped)]))),
         *(Sentence("Beside the peers", said) for said in _peers(alike)),
@@ -136,7 +139,7 @@ def _more(left: int, noun: str) -> str:
     return f"; the report's tables hold {words.plural(left, f'more {noun}')}" if left > 0 else ""
 
 
-def _best(group: Group, sizes: Sequence[Size]) -> str:
+def _best(group: Group, sizes: Sequence[Size], *, said_steps: bool) -> str:
     said = []
     for size in spread(sizes, SHOWN):
         entry = group.best(size)
@@ -150,7 +153,8 @@ def _best(group: Group, sizes: Sequence[Size]) -> str:
     verb = "is predicted to take" if group.setting.source == "predicted" else "took"
     more = _more(len(sizes) - SHOWN, "size")
     place = f"on {words.machine(group)}".replace(" by the performance model", "")
-    return f"{place[:1].upper()}{place[1:]} one {group.setting.model} image {verb} {words.listing(said)}{more}."
+    image = f"{group.setting.model} image" + f" of {words.plural(group.setting.steps, 'step')}" * said_steps
+    return f"{place[:1].upper()}{place[1:]} one {image} {verb} {words.listing(said)}{more}."
 
 
 def _speedup(group: Group, sizes: Sequence[Size]) -> str:
@@ -176,8 +180,11 @@ def _speedup(group: Group, sizes: Sequence[Size]) -> str:
     if gains:
         parts.append(_over(gains, f"plain diffusers on one {_one(group)}"))
     parts += [_over(said, over) for over, said in scalings.items()]
-    if not parts and any(e.gpus == 1 and group.best(e.size) is e and not e.cold for e in group.entries):
-        return f"None: one {_one(group)} is the fastest, and plain diffusers has no time beside it."
+    alone = [e for e in group.entries if e.gpus == 1 and group.best(e.size) is e and not e.cold]
+    if not parts and alone:
+        more = any(e.ok and e.gpus > 1 and e.size == one.size for one in alone for e in group.entries)
+        best = f"one {_one(group)} is the fastest" if more else f"no more than one {_one(group)} has a time"
+        return f"None: {best}, and plain diffusers has no time beside it."
     if not parts:
         beside = "one-GPU point of this group succeeded beside another"
         cold = any(entry.cold for entry in group.entries)

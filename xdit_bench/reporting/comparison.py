@@ -25,6 +25,7 @@ BEYOND_CHANCE = 0.10  # of so few, wholly apart, a verdict all the same: five ti
 Z95 = 1.959964
 SLOWER, FASTER, SAME = "slower", "faster", "same"
 NEWLY_FAILING, FIXED, NOT_COMPARABLE = "newly failing", "fixed", "not comparable"
+DIFFERS = "differs: "  # begins the note of a point that both sides hold of unlike machines
 VERDICTS = (NEWLY_FAILING, SLOWER, "larger", FASTER, "smaller", FIXED, SAME, NOT_COMPARABLE)
 REGRESSIONS = (NEWLY_FAILING, SLOWER, "larger")
 # what the fingerprint is made of; only these can make two machines unequal
@@ -117,6 +118,10 @@ def _join(
     """Rows of one point: each machine with itself, then with one of its topology, then with any that `allow` lets it.
     `elsewhere` is a topology that the new side holds the point on."""
     rows = []
+    # a results folder that is kept holds BASE's own records: beside newer ones they say nothing of what was measured
+    own = {(record.run_id, record.time) for record in base}
+    latest = max((record.time for record in new), default="")
+    new = [record for record in new if (record.run_id, record.time) not in own or record.time == latest]
     left, waiting, across = list(base), list(new), MACHINE in allow
     for near in (_one_machine, _one_topology, _any_machine):
         for record in list(waiting):
@@ -127,7 +132,7 @@ def _join(
                 rows.append(_pair(partner, record, metric, threshold, across=across))
     for record in waiting:
         unlike = differences(base[-1], record, allow) if base else ["no record in BASE"]
-        note = f"{'differs: ' if base else ''}{'; '.join(unlike)}" if unlike else "BASE has it of fewer machines"
+        note = f"{DIFFERS if base else ''}{'; '.join(unlike)}" if unlike else "BASE has it of fewer machines"
         rows.append(Row(record.point, record.source, NOT_COMPARABLE, new=_value(record, metric), note=note))
     for record in left if len(left) > len(waiting) else ():
         value, verdict = _value(record, metric), NOT_COMPARABLE

@@ -68,10 +68,10 @@ def _class(entry: Entry) -> str:
 
 def _name(entry: Entry) -> str:
     height, width = entry.size
-    cap = entry.record.point.get("memory_cap_gb")
+    point = entry.record.point
     parts = [f"{width}x{height}", entry.factors, entry.execution, f"vae={entry.vae}", f"attention={entry.attention}"]
-    parts += [f"without={entry.without}"] * bool(entry.without)
-    parts += [f"transport={entry.record.point['transport']}"] + ([f"cap={cap}"] if cap is not None else [])
+    parts += [f"{key}={point[key]}" for key in ("steps", "text_tokens", "dtype", "seed", "transport")]
+    parts += [f"{key}={point[key]}" for key in ("without", "memory_cap_gb") if point.get(key)]
     return " ".join(parts)
 
 

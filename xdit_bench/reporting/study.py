@@ -380,6 +380,8 @@ def _rank(group: Group) -> tuple[Any, ...]:
         setting.transport != "p2p",
         -succeeded,
         setting.topology,
+        -setting.steps,  # nearer to what is served than fewer
+        -setting.text_tokens,
         tuple(str(part) for part in setting),
     )
 

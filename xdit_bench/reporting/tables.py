@@ -123,7 +123,7 @@ def best_table(groups: Sequence[Group]) -> Table:
 
 def _tied(sources: set[str]) -> str:
     """The rule of `Group.tie` in words: predictions have errors in common, which their intervals hold."""
-    said = ["the intervals overlap"] if "measured" in sources else []
+    said = ["the intervals overlap (of fewer than five images: their ranges and 1 %)"] if "measured" in sources else []
     if "predicted" in sources:
         said.append(f"the difference {'of predictions ' if said else ''}is within the model's error")
     return "; ".join(said)

@@ -114,8 +114,12 @@ class Record:
 
     @property
     def took(self) -> str:
-        """`0.3427 s an image`, for a line of progress; empty where the point has no time."""
-        return f"{self.total_s:.4g} s {'an image' if self.point['steps'] else 'a decode'}" if self.total_s else ""
+        """`0.3427 s an image`, for a line of progress, a prediction with its span; empty where the point has no time."""
+        if not self.total_s:
+            return ""
+        low, high = interval(self.latency_s["total"]) if self.source == "predicted" else (None, None)
+        span = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
+        return f"{self.total_s:.4g} s {'an image' if self.point['steps'] else 'a decode'}{span}"
 
     @property
     def fits(self) -> bool | None:

@@ -165,6 +165,16 @@ def test_a_point_that_drifted_when_it_was_measured_again_is_a_warning() -> None:
 def test_where_one_gpu_is_the_fastest_no_speedup_is_stated_for_that_reason() -> None:
     said = head([record(1.0), record(1.2, ulysses=2)]).sentences[1].text
     assert said == "None: one GPU is the fastest, and plain diffusers has no time beside it."
+    for other in ([], [record(1.2, ulysses=2, res=2048)], [record(status="crashed", ulysses=2)]):
+        said = head([record(1.0), *other]).sentences[1].text
+        assert said == "None: no more than one GPU has a time, and plain diffusers has no time beside it."
+
+
+def test_of_equal_sections_the_head_speaks_of_most_steps_and_says_so() -> None:
+    one, four = record(1.0, steps=1), record(4.0)
+    for records in ([one, four], [four, one], [record(0.9, text_tokens=256), one, four]):
+        assert "image of 4 steps took 4.00 s" in head(records).sentences[0].text
+    assert "image took 1.00 s" in head([one]).sentences[0].text
 
 
 def test_memory_names_the_largest_image_that_fits_whatever_its_steps() -> None:

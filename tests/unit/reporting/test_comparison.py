@@ -200,6 +200,17 @@ def test_beside_another_machine_each_is_paired_with_itself_first_and_no_record_i
     assert [row.verdict for row in compare(base[1:], small, allow=["machine"])] == ["not comparable"]
 
 
+def test_a_folder_that_was_kept_is_judged_by_what_was_measured_since() -> None:
+    old = record(1.0, extra={"time": "2026-11-01T12:00:00.000+00:00"})
+    upgraded = H200 | {"fingerprint": "upgraded"}
+    new = record(1.5, machine=upgraded,
+                 extra={"time": "2026-11-02T12:00:00.000+00:00", "software": {"torch": "2.14.0"}})  # fmt: skip
+    assert verdict(old, old) == "same"
+    assert [row.verdict for row in compare([old], [old, new], allow=["torch"])] == ["slower"]
+    (row,) = compare([old], [old, new])
+    assert (row.verdict, row.note[:9]) == ("not comparable", "differs: ")
+
+
 def test_versions_of_software_count_as_the_machine_but_our_own_code_does_not() -> None:
     new = record(machine=H200 | {"fingerprint": "other"}, extra={"software": {"torch": "2.14.0", "code": "beef"}})
     assert differences(record(), new) == ["torch 2.13.0 -> 2.14.0"]

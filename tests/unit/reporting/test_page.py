@@ -190,7 +190,7 @@ def test_a_command_of_the_records_stands_on_the_page(tmp_path: Path) -> None:
 def test_one_of_a_kind_is_written_as_one(tmp_path: Path) -> None:
     groups = [record(steps=1, text_tokens=1), record(text_tokens=2)]
     groups[0].warnings += ["a", "b", "c"]
-    groups[0].parity = {"ok": True, "latents_rel_l2": 0.01}
+    groups[1].parity = {"ok": True, "latents_rel_l2": 0.01}
     write_report([*groups, oom(res=2048)], "demo", tmp_path)
     text, plain = ((tmp_path / "demo" / name).read_text() for name in ("index.html", "report.md"))
     assert "1 step, 1 text token, bf16" in plain

@@ -308,15 +308,14 @@ def said(records: list[Record]) -> str:
 
 def test_the_rule_of_a_tie_is_told_as_it_is_of_measurements_and_of_predictions() -> None:
     measured, predicted = record(), record(source="predicted", machine={"fingerprint": "p"})
+    overlap = "the intervals overlap (of fewer than five images: their ranges and 1 %)"
 
     def rule(*records: Record) -> str:
         return best_table(group_records(records)).note.split("A tie: ")[1]
 
-    assert rule(measured) == "the intervals overlap."
+    assert rule(measured) == f"{overlap}."
     assert rule(predicted) == "the difference is within the model's error."
-    assert rule(measured, predicted) == (
-        "the intervals overlap; the difference of predictions is within the model's error."
-    )
+    assert rule(measured, predicted) == f"{overlap}; the difference of predictions is within the model's error."
 
 
 def test_the_note_of_cpu_ranks_speaks_of_no_gpu() -> None:
@@ -325,12 +324,21 @@ def test_the_note_of_cpu_ranks_speaks_of_no_gpu() -> None:
     assert "GPU" not in note
 
 
-def test_a_point_of_one_image_has_no_interval_and_no_tie() -> None:
-    groups = group_records([record(1.0, ulysses=2, samples=[1.0]), record(1.001, ring=2), record(2.0)])
+@pytest.mark.parametrize(("images", "tied"), [([1.001], True), ([1.03], False), ([1.0, 1.02, 1.04], True)])
+def test_a_point_of_few_images_has_no_interval_and_ties_within_one_percent_of_their_range(
+    images: list[float], tied: bool
+) -> None:
+    (group,) = group_records([record(1.0, ulysses=2, samples=[1.0]), record(images[-1], ring=2, samples=images)])
+    best = group.best((1024, 1024))
+    assert best is not None
+    assert (group.tie(best) is not None) is tied
+
+
+def test_a_point_of_one_image_has_no_interval() -> None:
+    groups = group_records([record(1.0, ulysses=2, samples=[1.0]), record(1.03, ring=2), record(2.0)])
     best = groups[0].best((1024, 1024))
     assert best is not None
     assert (best.low_s, best.high_s) == (None, None)
-    assert groups[0].tie(best) is None
     row = next(row for row in best_table(groups).rows if row[5].text == "u2r1")
     assert row[7].text == "one image"
     thrice = best_table(group_records([record(1.0, samples=[1.0, 1.01, 1.02])])).rows[0][7]
@@ -534,7 +542,7 @@ def test_tables_name_a_group_by_what_sets_it_apart_in_that_report() -> None:
 
     assert named([record(), record(memory_cap_gb=48.0)], "best")[0] == ["no cap", "cap 48 GB"]
     two = [record(topology="h100_nvlink"), record(steps=1), record(steps=1, topology="h100_nvlink")]
-    assert named(two, "best")[0] == ["h100_nvlink 1 step", "h100_nvlink 4 steps", "h200_nvlink"]
+    assert named(two, "best")[0] == ["h100_nvlink 4 steps", "h100_nvlink 1 step", "h200_nvlink"]
     models = [record(), record(model="flux_dev")]
     assert sorted(named(models, "best")[0]) == ["flux_dev", "flux_schnell"]
     assert named([record()], "best")[0] == []
