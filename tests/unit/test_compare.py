@@ -179,3 +179,21 @@ def test_a_few_samples_make_no_interval_and_say_so() -> None:
     (row,) = compare([record(1.0, samples=[1.0])], [record(1.01, samples=[1.01])])
     assert (row.verdict, row.low, row.high) == ("same", None, None)
     assert row.note == "1 and 1 samples make no interval; measure.repeats=5 would"
+
+
+def test_a_row_reads_from_base_to_new_in_the_metrics_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fat = {"memory": {"peak_bytes": 30e9}}
+    base = keep(tmp_path / "a", [record(samples=history(1), extra=fat)])
+    new = keep(tmp_path / "b", [record(samples=history(2, median=1.5), extra={"memory": {"peak_bytes": 45e9}})])
+    assert main([base, new]) == 3
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith("| **slower**"))
+    _, _, _, was, now, ratio, interval, *_ = (cell.strip() for cell in row.split("|"))
+    assert 0.9 < float(was) < 1.1 < 1.4 < float(now) < 1.6
+    low, high = map(float, interval.split(" to "))
+    assert 1.4 < low < float(ratio) < high < 1.6
+    assert "threshold 2 %." in out
+    assert "larger: flux_schnell 1024px" in out
+    assert "30.0 GB -> 45.0 GB" in out
+    assert main([base, new, "--metric", "peak_bytes"]) == 3
+    assert "| 30.0 GB | 45.0 GB | 1.500 |" in capsys.readouterr().out

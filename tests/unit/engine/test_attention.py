@@ -172,6 +172,18 @@ def test_a_ring_may_gather_keys_and_values_of_a_gibibyte_where_that_is_faster(
     assert usp.gathered == Gathered(True, True), "what was asked for is not timed"
 
 
+def test_single_and_double_blocks_each_take_their_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    kv = torch.empty(1, 1, 1, 2, 24, 128, dtype=torch.bfloat16, device="meta").as_subclass(OnGpu)
+    usp = UspAttention(Mesh(1, 2, 0, CPU), share_tokens(1024, 1024, 512, 2), exact)
+    monkeypatch.setattr(usp, "_time", lambda gathered, slabs, work, beside: 1.0 if gathered is beside else 1.1)
+    usp.choose_keys("auto", (kv, kv), lambda: None, lambda: None)
+    assert usp.gathered == Gathered(beside=True, alone=False)
+    assert [usp.start((), beside=beside).gathered for beside in (True, False)] == [True, False]
+
+
 def test_cpu_has_the_exact_kernel_alone() -> None:
     assert available(CPU, torch.float32) == ["sdpa"]
     assert choose("auto", *shapes()) == (KERNELS["sdpa"], {})

@@ -153,3 +153,24 @@ def test_a_point_without_an_image_still_tells_who_else_was_there(monkeypatch: py
     assert report["processes_per_gpu"] == [10]
     assert report["cores"] >= 1
     assert "watts" not in report
+
+
+def test_clocks_and_heat_are_each_of_their_own_reading() -> None:
+    found = summarise_samples([samples({0.9: 0x20})], [(0.0, 2.0)])
+    assert (found["sm_mhz"], found["memory_mhz"], found["celsius"]) == ([1500.0], [2600.0], [42.0])
+    assert found["throttle_reasons"] == ["software thermal slowdown"]
+
+
+def test_a_reading_is_in_joules_and_degrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = SimpleNamespace(
+        NVML_CLOCK_SM=1, NVML_CLOCK_MEM=2, NVML_TEMPERATURE_GPU=0, NVMLError=OSError,
+        nvmlDeviceGetClockInfo=lambda _, kind: 1000 * kind, nvmlDeviceGetTemperature=lambda _, __: 55,
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda _: 0x4,
+        nvmlDeviceGetTotalEnergyConsumption=lambda _: 7_000,  # mJ, NVML's reference
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setattr(nvml, "_watts", lambda _: (650.0, True))
+    found = nvml._sample(object())
+    assert {name: found[name] for name in ("sm_mhz", "memory_mhz", "celsius", "joules", "watts", "reasons")} == {
+        "sm_mhz": 1000.0, "memory_mhz": 2000.0, "celsius": 55.0, "joules": 7.0, "watts": 650.0, "reasons": 4.0,
+    }  # fmt: skip

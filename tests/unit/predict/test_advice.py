@@ -186,3 +186,18 @@ def test_what_limits_a_measured_point_is_a_part_of_its_step(schnell: ModelSpec) 
 def test_options_whose_intervals_are_far_apart_do_not_tie() -> None:
     slow, fast = option(0.45, {"host": 0.3}), option(0.07, {"compute": 0.003})
     assert not ties(slow, fast)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"transport": "host"}, {"memory_cap_gb": 80.0}, {"vae": "single"}, {"attention": "cudnn"}, {"steps": 8},
+        {"text_tokens": 256}, {"execution": "graph"}, {"engine": "stock"},
+    ],
+)  # fmt: skip
+def test_a_record_of_another_point_is_no_measurement_of_this_one(other: dict[str, Any], schnell: ModelSpec) -> None:
+    point = make_point(schnell, topology="h200_nvlink", execution="eager", vae="parallel")
+    (found,) = advised(point, schnell, measured_record(dataclasses.replace(point, **other), "ok")).options
+    assert found.source == "predicted"
+    (found,) = advised(point, schnell, measured_record(dataclasses.replace(point, seed=7, prompt="x"), "ok")).options
+    assert (found.source, found.seconds) == ("measured", 6.4)

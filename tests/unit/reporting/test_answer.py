@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from synthetic import CPU, H200, record, study
+from synthetic import CPU, H200, oom, record, study
 
 from xdit_bench.reporting.answer import Head, answer
 from xdit_bench.reporting.study import group_records
@@ -188,3 +188,28 @@ def test_a_ratio_of_another_section_says_that_it_is_of_two_sittings() -> None:
     found = head([record(2.0), record(1.0, ulysses=2), record(0.9, ring=2), *host])
     said = found.elsewhere
     assert "1.33x over usp/eager on 1 GPU (in two sittings)" in said
+
+
+def test_memory_speaks_of_the_first_that_ran_out_and_else_of_the_fullest() -> None:
+    def memory(*records: Record) -> str:
+        return head(list(records)).sentences[2].text
+
+    fits = [record(1.0, extra={"memory": {"peak_bytes": 30e9}}),
+            record(2.0, res=2048, extra={"memory": {"peak_bytes": 40e9}})]  # fmt: skip
+    assert "the fullest device held 40.0 GB" in memory(*fits)
+    out = [oom(res=4096), oom(res=3072)]
+    assert memory(*fits, *out).startswith("At 3072px usp/eager with vae=parallel runs out on 1 GPU")
+    pressed = [
+        record(1.0, res=res, extra={"memory": {"peak_bytes": 40e9, "verdict": "pressure"}}) for res in (4096, 3072)
+    ]
+    assert "scarce, and slowed the decode, from 3072px on" in memory(*fits, *pressed)
+
+
+def test_a_point_that_was_faster_the_second_time_is_drift_too() -> None:
+    (warning,) = head([record(extra={"telemetry": {"recheck": {"drift": -0.3}}})]).warnings
+    assert "the furthest by -30 %" in warning
+
+
+def test_predictions_are_no_second_machine() -> None:
+    banners = head([record(), record(source="predicted", machine={"fingerprint": "p"})]).banners
+    assert not any("unequal machines" in banner for banner in banners)

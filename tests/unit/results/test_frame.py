@@ -97,3 +97,24 @@ def test_a_point_measured_again_by_other_code_is_one_row(tmp_path: Path) -> None
         store.append(dataclasses.replace(older, run_id="f" * 16, latency_s={"total": {"median": 2.0}}))
     assert list(xdit_bench.results.load(tmp_path / "demo")["total_s"]) == [2.0]
     assert len(xdit_bench.results.load(tmp_path / "demo", all_records=True)) == 2
+
+
+def test_every_column_holds_the_field_that_it_is_named_after() -> None:
+    stages = {name: {"median": seconds} for name, seconds in (("text", 1.0), ("denoise", 2.0), ("vae", 3.0))}
+    total = {"median": 6.0, "p10": 5.0, "p90": 7.0, "ci95": [5.5, 6.5], "samples": 5 * [6.0]}
+    item = record(extra={
+        "latency_s": {**stages, "total": total}, "step_s": {"median": 0.5},
+        "memory": {"peak_bytes": 11.0, "parameters_bytes": 12.0, "cap_bytes": 13.0, "alloc_retries": 14.0},
+        "telemetry": {"watts": [400.0, 300.0], "sm_mhz": [1500.0, 1400.0], "throttled_images": 15.0},
+        "parity": {"latents_rel_l2": 16.0, "image_max_abs": 17.0, "fp32_rel_l2": 18.0},
+        "comm": {"seconds_per_step": 19.0, "bytes_per_step": 20.0}, "attribution": {"utilisation": 21.0},
+    })  # fmt: skip
+    (row,) = to_frame([item]).to_dict("records")
+    wanted = {
+        "text_s": 1.0, "denoise_s": 2.0, "vae_s": 3.0, "total_s": 6.0, "step_s": 0.5, "total_p10_s": 5.0,
+        "total_p90_s": 7.0, "total_low_s": 5.5, "total_high_s": 6.5, "peak_bytes": 11.0, "parameters_bytes": 12.0,
+        "cap_bytes": 13.0, "alloc_retries": 14.0, "watts": 700.0, "sm_mhz": 1400.0, "throttled_images": 15.0,
+        "parity_l2": 16.0, "image_max_abs": 17.0, "fp32_l2": 18.0, "comm_s_per_step": 19.0,
+        "comm_bytes_per_step": 20.0, "utilisation": 21.0,
+    }  # fmt: skip
+    assert {name: row[name] for name in wanted} == wanted

@@ -170,3 +170,17 @@ def test_traces_name_files_as_they_are_imported(monkeypatch: pytest.MonkeyPatch)
     assert [line.split('"')[1] for line in shown.splitlines() if '"' in line] == [
         "torch/nn/conv.py", "xdit_bench/a.py", "b.py",
     ]  # fmt: skip
+
+
+def test_memory_and_times_are_of_each_rank_and_sums_of_the_fullest() -> None:
+    def answer(rank: int, retries: int, weights: int, reserved: int, own: list[float]) -> Answer:
+        found = result(rank, own_total=own, attribution={"communication_s": 0.25})
+        found.body["memory"] |= {"alloc_retries": retries, "parameters_bytes": weights, "reserved_bytes": reserved}
+        return found
+
+    ranks = [answer(0, 3, 9, 210, [0.7, 0.8, 0.9]), answer(1, 1, 7, 205, [0.5, 0.6, 0.7])]
+    record = to_record(judge(ranks, 60), POINT, "id", "s")
+    assert (record.memory["alloc_retries"], record.memory["parameters_bytes"]) == (3, 9)
+    assert record.memory["reserved_bytes_per_rank"] == [210, 205]
+    assert record.telemetry["rank_total_s"] == [0.8, 0.6]
+    assert record.comm["seconds_per_step"] == 0.25, "a profile is of a step already"

@@ -130,6 +130,7 @@ def ran_out(point: Point) -> Record:
     ("other", "why"),
     [
         (at(1, 1, 1024, steps=0), "a decode alone holds other things than an image"),
+        (replace(BASE, height=4096, width=512), "a side of it is longer, for all that it has fewer pixels"),
         (replace(BASE, height=512, width=4096), "a side of it is longer, for all that it has fewer pixels"),
         (at(1, 1, 1024, model="flux_dev"), "another model"),
         (at(1, 1, 1024, dtype="fp32"), "another number format"),

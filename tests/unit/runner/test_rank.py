@@ -85,6 +85,23 @@ def test_an_engine_that_brings_the_first_image_leaves_the_reference_its_latents(
     assert (found["reference"], found["image_reference"]) == ("stock u1r1 eager", "usp u1r1 eager")
 
 
+def test_nobody_is_held_to_an_approximate_decode_nor_is_it_held_to_an_exact_one(tmp_path: Any) -> None:
+    rank, mesh, latents = Rank(0, CPU, lambda *_: None), Mesh(1, 1, 0, CPU), torch.randn(1, 16, 64)
+    exact, tiles = (torch.full((64, 64, 3), value, dtype=torch.uint8) for value in (90, 120))
+    exact[0], tiles[0] = 0, 255
+    backend: Any = SimpleNamespace(gather=lambda latents: latents)
+
+    def judged(vae: str, image: torch.Tensor, **where: str) -> dict[str, Any]:
+        timing: Any = SimpleNamespace(latents=latents, image=image)
+        return rank._judge(where, backend, mesh, replace(POINT, ulysses=1, vae=vae), timing)
+
+    path = str(tmp_path / "reference.safetensors")
+    judged("tiled", tiles, save_reference=path)
+    assert judged("single", exact, reference=path)["ok"], "there is no image to be held to"
+    assert judged("tiled", tiles, reference=path)["ok"]
+    assert not judged("single", tiles, reference=path)["ok"], "the exact one is there now"
+
+
 def test_buffers_that_peers_write_into_count_towards_peak_and_reservation() -> None:
     seen = {"peak_bytes": 10, "reserved_bytes": 20, "alloc_retries": 0, "verdict": "fits"}
     engine: Any = SimpleNamespace(symmetric_bytes=5)
