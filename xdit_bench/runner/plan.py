@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from xdit_bench.config import LaunchConfig, MeasureConfig, ModelSpec, Point, RunConfig, infeasible, run_id
+from xdit_bench.predict.advice import needs_no_more
 from xdit_bench.results.schema import Record
 
 FAKE = "fake"  # tests' engine; it has no plain diffusers to be compared with
@@ -86,14 +87,8 @@ def doomed(cell: Cell, records: Iterable[Record]) -> str | None:
         other = Point.from_dict(record.point)
         if point.engine == FAKE and point.prompt != other.prompt:  # its prompt is the fault
             continue
-        # all that memory depends on is equal, but size, GPUs and cap
-        free = {"height", "width", "ulysses", "ring", "memory_cap_gb", "seed", "prompt", "steps"}
-        if (point.steps == 0) != (other.steps == 0):  # a decode alone needs less, and holds more of the weights
-            continue
-        alike = replace(other, **{name: getattr(point, name) for name in free}) == point
-        larger = point.height >= other.height and point.width >= other.width and point.image_tokens > other.image_tokens
-        capped = (point.memory_cap_gb or float("inf")) <= (other.memory_cap_gb or float("inf"))
-        if alike and larger and point.gpus <= other.gpus and capped:
+        same = (point.execution, point.attention) == (other.execution, other.attention)
+        if same and needs_no_more(other, point) and point.image_tokens > other.image_tokens:
             return (
                 f"{other.label} already ran out of memory on {other.gpus} GPU{'s' if other.gpus > 1 else ''} "
                 f"(run {record.run_id}); run.probe_all=true tries all the same"
